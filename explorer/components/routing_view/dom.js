@@ -1,0 +1,72 @@
+// Small helpers to build the page out of text nodes; nothing here takes HTML.
+
+function make(tag, className, text) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+// A number or word with an explanation, shown on hover and on focus.
+function explained(tag, className, text, hint) {
+  const node = make(tag, className, text);
+  node.dataset.tip = hint;
+  node.tabIndex = 0;
+  return node;
+}
+
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+function badge(expert) {
+  const node = make('span', 'badge', expert.letter);
+  node.style.setProperty('--expert', expert.colour);
+  return node;
+}
+
+const FRACTIONS = { digits: '⁰¹²³⁴⁵⁶⁷⁸⁹', lower: '₀₁₂₃₄₅₆₇₈₉' };
+
+function partMark(token) {
+  if (token.parts === 1) return '';
+  return `${[...String(token.part)].map((digit) => FRACTIONS.digits[digit]).join('')}⁄`
+    + `${[...String(token.parts)].map((digit) => FRACTIONS.lower[digit]).join('')}`;
+}
+
+// A token as one visible string: whitespace as marks, an empty token as ∅.
+function visibleText(token) {
+  const text = token.text.replace(/\n/g, '↵').replace(/\t/g, '→').replace(/\r/g, '␍');
+  const shown = text.trim() === '' ? text.replace(/ /g, '·') : text.trim();
+  return (shown || '∅') + partMark(token);
+}
+
+// One tip for the whole component; it follows its number when focus or the wheel scrolls the page.
+function attachTips(root) {
+  const tip = root.querySelector('.tip');
+  let current = null;
+
+  function place() {
+    if (!current) return;
+    const box = current.getBoundingClientRect();
+    const own = tip.getBoundingClientRect();
+    const above = box.top - own.height - 6;
+    tip.style.left = `${Math.min(Math.max(8, box.left), window.innerWidth - own.width - 8)}px`;
+    tip.style.top = `${above > 4 ? above : box.bottom + 6}px`;
+  }
+
+  function show(target) {
+    current = target;
+    tip.hidden = !target;
+    if (!target) return;
+    setText(tip, target.dataset.tip);
+    place();
+  }
+
+  const over = (event) => show(event.target.closest('[data-tip]'));
+  const leave = () => show(null);
+  root.addEventListener('mouseover', over);
+  root.addEventListener('focusin', over);
+  root.addEventListener('mouseleave', leave);
+  root.addEventListener('focusout', leave);
+  window.addEventListener('scroll', place, { passive: true, capture: true });
+}

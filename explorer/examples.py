@@ -1,0 +1,59 @@
+"""The example prompts: two that cross domains, and one for each single domain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ExamplePrompt:
+    """A prompt that one press puts into the prompt box.
+
+    Attributes:
+        key: short name; a recorded trace refers to it.
+        label: text of its button.
+        prompt: the prompt itself.
+    """
+
+    key: str
+    label: str
+    prompt: str
+
+
+EXAMPLES = (
+    ExamplePrompt(
+        "math-medical",
+        "Math–Medical",
+        "A patient weighs 62 kg and needs 15 mg of amoxicillin per kg each day, split into three doses. "
+        "How many mg is each dose, and what side effects should be watched for?",
+    ),
+    ExamplePrompt(
+        "math-coding",
+        "Math–Coding",
+        "A loan of 12,000 dollars grows by 3 percent a year. Work out what is owed after two years, then write a "
+        "Python function that returns the amount owed after n years.",
+    ),
+    ExamplePrompt(
+        "math",
+        "Math",
+        "A baker sells 48 loaves in the morning and half as many in the afternoon. Each loaf costs 3 dollars. "
+        "How much money does the baker earn that day?",
+    ),
+    ExamplePrompt("medical", "Medical", "What are the symptoms of iron deficiency anemia, and how is it treated?"),
+    ExamplePrompt(
+        "code",
+        "Code",
+        "Write a Python function that returns the second largest number in a list, or None when there is none.",
+    ),
+    ExamplePrompt(
+        "language",
+        "Language",
+        "Is this sentence grammatically acceptable? The committee have gave their answer before the meeting began.",
+    ),
+)
+"""In the order of their buttons; the first is on the page when it opens."""
+
+
+def find_example(key: str) -> ExamplePrompt:
+    """The example of that key; KeyError when there is none."""
+    return {example.key: example for example in EXAMPLES}[key]

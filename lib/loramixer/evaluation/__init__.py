@@ -1,0 +1,1 @@
+"""Evaluation: loss, accuracy and routing per domain, with intervals."""

@@ -1,0 +1,64 @@
+"""The expert × domain matrix: test loss of the backbone and of every expert alone, on every domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loramixer.backbones import load_backbone
+from loramixer.data import held_out_examples
+from loramixer.evaluation.harness import DomainResult, Progress, evaluate
+
+
+def expert_matrix(
+    experts: dict[str, str | Path],
+    domains: Sequence[str],
+    *,
+    backbone: str = "smollm2-135m",
+    count: int = 100,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+) -> dict[str, list[DomainResult]]:
+    """Evaluate the backbone (``"backbone"``) and each expert alone on held-out rows of each domain.
+
+    Args:
+        experts: expert name → PEFT LoRA folder.
+        domains: names of :data:`loramixer.data.RECIPES`.
+        backbone: what :func:`loramixer.load_backbone` takes.
+        count: test rows per domain.
+        seed: chooses the rows.
+        dtype: type of the backbone.
+        progress: receives ``(done, total)`` rows over the whole matrix.
+    """
+    from peft import PeftModel
+
+    rows = [row for domain in domains for row in held_out_examples(domain, count, seed)]
+    model, tokenizer = load_backbone(backbone, dtype=dtype)
+    total = len(rows) * (1 + len(experts))
+    results: dict[str, list[DomainResult]] = {}
+
+    def measure(name: str, subject: Any) -> None:
+        before = len(rows) * len(results)
+        step: Progress | None = None
+        if progress is not None:
+            report = progress
+
+            def step(done: int, _: int) -> None:
+                report(before + done, total)
+
+        results[name] = evaluate(subject, tokenizer, rows, routing=False, progress=step)
+
+    measure("backbone", model)
+    peft_model: Any = None
+    for name, folder in experts.items():
+        if peft_model is None:
+            peft_model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+        else:
+            peft_model.load_adapter(str(folder), adapter_name=name)
+        peft_model.set_adapter(name)
+        measure(name, peft_model)
+    return results

@@ -1,0 +1,196 @@
+"""LoRA checkpoints on disk or on the Hub, read and checked, ready to be concatenated along the rank.
+
+Only safetensors are read. What a rank-concatenated mixture cannot represent exactly is refused, with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loramixer.errors import ExpertError
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+_LORA_KEY = re.compile(r"^(?:base_model\.model\.)?(?P<site>.+)\.lora_(?P<part>[AB])(?:\.[^.]+)?\.weight$")
+
+
+@dataclass(frozen=True)
+class SiteWeights:
+    """The update of one expert at one site: y += scaling · B A x.
+
+    Attributes:
+        A: ``[rank, in_features]``.
+        B: ``[out_features, rank]``.
+        scaling: lora_alpha / r, or lora_alpha / √r with rsLoRA.
+    """
+
+    A: torch.Tensor
+    B: torch.Tensor
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        """Rank r of the update at this site."""
+        return self.A.shape[0]
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One LoRA expert read from disk.
+
+    Attributes:
+        name: its name in the mixture.
+        source: where it was read from: a folder or a Hub id, ``organisation/name`` or ``organisation/name@revision``.
+        sha256: digest of its weights file.
+        backbone: the backbone that its configuration names, or None.
+        sites: update per module name of the backbone.
+    """
+
+    name: str
+    source: str
+    sha256: str
+    backbone: str | None
+    sites: dict[str, SiteWeights]
+
+
+def read_expert(name: str, source: str | Path) -> Expert:
+    """Read a plain PEFT LoRA checkpoint.
+
+    Args:
+        name: what the mixture calls it.
+        source: a folder, or a Hub id with an optional ``@revision``.
+
+    Raises:
+        ExpertError: not found, no safetensors, corrupt, no LoRA, or a LoRA that cannot be mixed exactly.
+    """
+    folder = expert_folder(name, str(source))
+    config = _read_config(name, folder)
+    _refuse_inexact(name, config)
+    tensors = _read_tensors(name, folder)
+    sites: dict[str, dict[str, torch.Tensor]] = {}
+    leftover = []
+    for key, tensor in tensors.items():
+        if match := _LORA_KEY.match(key):
+            sites.setdefault(match["site"], {})[match["part"]] = tensor
+        else:
+            leftover.append(key)
+    if leftover or not sites:
+        what = f"holds {leftover[0]}" if leftover else "holds no LoRA weights"
+        raise ExpertError(
+            f"Expert '{name}' in {folder} {what}; only LoRA A and B matrices of linear layers can be mixed."
+        )
+    return Expert(
+        name=name,
+        source=str(source),
+        sha256=file_sha256(folder / WEIGHTS_FILE),
+        backbone=config.get("base_model_name_or_path"),
+        sites={site: _site_weights(name, site, parts, config) for site, parts in sites.items()},
+    )
+
+
+def expert_folder(name: str, source: str) -> Path:
+    """The local folder of an expert; downloads it when ``source`` is a Hub id."""
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / WEIGHTS_FILE).is_file() and list(folder.glob("*.bin")):
+            raise ExpertError(
+                f"Expert '{name}' in {folder} has pickled weights (.bin), which are never opened; convert it to "
+                f"{WEIGHTS_FILE}, for example by loading and saving it with PEFT."
+            )
+        missing = [file for file in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / file).is_file()]
+        if missing:
+            raise ExpertError(f"Expert '{name}' in {folder} lacks {' and '.join(missing)}; give a PEFT LoRA folder.")
+        return folder
+    hub_id, _, revision = source.partition("@")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", hub_id):
+        raise ExpertError(f"Expert '{name}': there is no folder {source}; give a PEFT LoRA folder or a Hub id.")
+    return _download(name, hub_id, revision or None)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file as hexadecimal text."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(name: str, hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        for file in (CONFIG_FILE, WEIGHTS_FILE):
+            path = hf_hub_download(hub_id, file, revision=revision, etag_timeout=5)
+    except Exception as error:  # the client raises many types; the sentence keeps the first line of what it said
+        raise ExpertError(
+            f"Expert '{name}': {hub_id} is no local folder and the Hub did not give it "
+            f"({str(error).strip().splitlines()[0][:160]}); check the name, the revision and the connection."
+        ) from error
+    return Path(path).parent
+
+
+def _read_config(name: str, folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExpertError(f"Expert '{name}': {folder / CONFIG_FILE} cannot be read ({error}).") from error
+    if config.get("peft_type") != "LORA":
+        raise ExpertError(
+            f"Expert '{name}' in {folder} is of PEFT type {config.get('peft_type')!r}; only plain LORA can be mixed."
+        )
+    return config
+
+
+def _refuse_inexact(name: str, config: dict[str, Any]) -> None:
+    reasons = {
+        "use_dora": "DoRA rescales the whole weight",
+        "modules_to_save": "it replaces whole modules",
+        "trainable_token_indices": "it changes embeddings",
+        "alora_invocation_tokens": "it is active for a part of the tokens only",
+        "lora_bias": "it adds a bias to B",
+    }
+    found = [f"{field} ({why})" for field, why in reasons.items() if config.get(field)]
+    if config.get("bias", "none") != "none":
+        found.append(f"bias='{config['bias']}' (it changes the backbone's biases)")
+    if found:
+        raise ExpertError(f"Expert '{name}' cannot be mixed exactly: it uses {', '.join(found)}.")
+
+
+def _read_tensors(name: str, folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(folder / WEIGHTS_FILE)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ExpertError(
+            f"Expert '{name}': {folder / WEIGHTS_FILE} is damaged or no safetensors file ({error}); fetch it again."
+        ) from error
+
+
+def _site_weights(name: str, site: str, parts: dict[str, torch.Tensor], config: dict[str, Any]) -> SiteWeights:
+    if set(parts) != {"A", "B"} or any(part.dim() != 2 for part in parts.values()):
+        raise ExpertError(
+            f"Expert '{name}' at {site} is no pair of matrices A and B; only linear layers can be mixed."
+        )
+    A, B = parts["A"], parts["B"]
+    if A.shape[0] != B.shape[1]:
+        raise ExpertError(f"Expert '{name}' at {site} has A of rank {A.shape[0]} but B of rank {B.shape[1]}.")
+    alpha = _by_pattern(config.get("alpha_pattern"), site, config.get("lora_alpha", 8))
+    scaling = alpha / (math.sqrt(A.shape[0]) if config.get("use_rslora") else A.shape[0])
+    return SiteWeights(A, B, scaling)
+
+
+def _by_pattern(patterns: dict[str, float] | None, site: str, default: float) -> float:
+    """PEFT's rule: the first pattern that matches the end of the module name wins."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", site):
+            return value
+    return default

@@ -1,0 +1,75 @@
+"""From router logits to gates. Pure functions of tensors.
+
+Shapes: ``[..., E]`` with E experts in the last axis; any leading axes. Logits of an expert that is absent from a site
+are minus infinity, so it never receives weight.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+
+from loramixer.errors import RoutingError
+
+GateMode = Literal["soft", "top_k"]
+GATE_MODES: tuple[str, ...] = get_args(GateMode)
+
+DEFAULT_TOP_K = 3
+"""Number of experts per token in the paper (A.6); fewer where a mixture has fewer experts."""
+
+
+def soft_gates(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """All experts, weighted by softmax(logits / temperature) (paper, Eq. 4). Shape and dtype of ``logits``."""
+    return torch.softmax(logits / temperature, dim=-1)
+
+
+def top_k_gates(logits: torch.Tensor, k: int, temperature: float = 1.0, renormalize: bool = True) -> torch.Tensor:
+    """The k most likely experts, the others exactly 0 (paper, section 3.3 and A.6).
+
+    Args:
+        logits: ``[..., E]``.
+        k: experts per token, 1…E.
+        temperature: divides the logits.
+        renormalize: whether the chosen weights sum to 1 (as Mixtral does) or keep their share of the full softmax.
+
+    Returns:
+        Gates ``[..., E]``; gradients reach the chosen experts only.
+
+    Raises:
+        RoutingError: k outside 1…E.
+    """
+    check_k(k, logits.shape[-1])
+    chosen, indices = logits.topk(k, dim=-1)
+    if renormalize:
+        weights = torch.softmax(chosen / temperature, dim=-1)
+    else:
+        weights = soft_gates(logits, temperature).gather(-1, indices)
+    return torch.zeros_like(logits).scatter(-1, indices, weights)
+
+
+def gates(
+    logits: torch.Tensor, mode: GateMode, k: int, temperature: float = 1.0, renormalize: bool = True
+) -> torch.Tensor:
+    """Gates in the given mode; k counts in mode ``top_k`` only."""
+    if mode == "soft":
+        return soft_gates(logits, temperature)
+    return top_k_gates(logits, k, temperature, renormalize)
+
+
+def check_k(k: int, experts: int) -> None:
+    """Raise a RoutingError unless ``k`` is a whole number in 1…experts."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= experts:
+        raise RoutingError(f"k is {k!r}; with {experts} experts a whole number from 1 to {experts} is needed.")
+
+
+def check_gate_mode(mode: str) -> None:
+    """Raise a RoutingError unless ``mode`` is known."""
+    if mode not in GATE_MODES:
+        raise RoutingError(f"The gate mode is '{mode}'; it can be {' or '.join(GATE_MODES)}.")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise a RoutingError unless ``temperature`` is a positive number."""
+    if not temperature > 0:
+        raise RoutingError(f"The gate temperature is {temperature!r}; a number above 0 is needed.")

@@ -1,0 +1,458 @@
+"""`RoutingTrace`: every gate of every token at every site, captured while a model reads and writes.
+
+This is the only place where model code meets view code: capturing needs torch, everything that a trace can do
+afterwards needs numpy and pandas only.
+
+Shapes: S sites (layer × projection), T tokens, E experts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import zipfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from loramixer.data import EncodedPrompt, encode_prompt
+from loramixer.errors import TraceError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Role = Literal["template", "prompt", "generated"]
+
+FORMAT_VERSION = 1
+MAX_PROMPT_TOKENS = 1024
+"""Longest prompt, in tokens with its template, that is traced unless the caller allows more."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a router decides.
+
+    Attributes:
+        layer: index of the block, from 0.
+        projection: name of the projection inside the block, such as ``q_proj``.
+        module: full module name in the backbone.
+    """
+
+    layer: int
+    projection: str
+    module: str
+
+
+@dataclass(frozen=True)
+class TraceTokens:
+    """The tokens of a trace.
+
+    Attributes:
+        text: the whole text, template, prompt and answer.
+        ids: int64 ``[T]``.
+        spans: int64 ``[T, 2]``, character span of each token in ``text``; tokens that share a span are parts of one
+            character that the tokenizer split into bytes.
+        roles: for each token ``template``, ``prompt`` or ``generated``.
+        special: bool ``[T]``, whether the tokenizer calls it special.
+    """
+
+    text: str
+    ids: np.ndarray
+    spans: np.ndarray
+    roles: tuple[Role, ...]
+    special: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, position: int) -> str:
+        """The text of one token."""
+        start, end = self.spans[position]
+        return self.text[start:end]
+
+
+@dataclass(frozen=True)
+class RoutingTrace:
+    """What every router decided for every token.
+
+    Attributes:
+        tokens: the tokens, in order.
+        sites: the routed sites, in the order of the model.
+        experts: expert names; index E of the arrays.
+        logits: float32 ``[S, T, E]``, router outputs; minus infinity where an expert is absent from a site.
+        gates: float32 ``[S, T, E]``, the weights that multiplied the experts; rows sum to 1.
+        provenance: what produced the trace: backbone and revision, hashes of experts and router, gate mode, k, seed,
+            dtype, library versions.
+
+    Raises:
+        TraceError: arrays of unequal shape, a site that was not captured, or gates whose rows do not sum to 1.
+    """
+
+    tokens: TraceTokens
+    sites: tuple[Site, ...]
+    experts: tuple[str, ...]
+    logits: np.ndarray
+    gates: np.ndarray
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = (len(self.sites), len(self.tokens), len(self.experts))
+        for name in ("logits", "gates"):
+            if (found := getattr(self, name).shape) != shape:
+                raise TraceError(
+                    f"The trace's {name} have shape {found}, expected sites × tokens × experts = {shape}."
+                )
+        sums = self.gates.sum(axis=-1)
+        if self.provenance.get("renormalize", True):
+            faulty = ~(np.abs(sums - 1) < 1e-3)
+        else:
+            faulty = ~((sums > 0) & (sums < 1 + 1e-3))
+        if faulty.any():
+            site, token = np.argwhere(faulty)[0]
+            raise TraceError(
+                f"The gates of {self.sites[site].module} at token {token} sum to {sums[site, token]:.4f}, not to 1; "
+                "the trace was not captured from a whole forward pass."
+            )
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Names of the routed projections, in the order of the model."""
+        return tuple(dict.fromkeys(site.projection for site in self.sites))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Indices of the routed layers."""
+        return tuple(sorted({site.layer for site in self.sites}))
+
+    def select(
+        self,
+        *,
+        layers: Sequence[int] | None = None,
+        projections: Sequence[str] | None = None,
+        roles: Sequence[Role] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Boolean masks ``(sites [S], tokens [T])`` of a part of the trace; None means all."""
+        site_mask = np.array(
+            [
+                (layers is None or site.layer in layers) and (projections is None or site.projection in projections)
+                for site in self.sites
+            ]
+        )
+        token_mask = np.array([roles is None or role in roles for role in self.tokens.roles])
+        return site_mask, token_mask
+
+    def to_frame(self) -> pd.DataFrame:
+        """A tidy table with one row per site, token and expert.
+
+        Columns: ``token`` (position), ``text``, ``role``, ``layer``, ``projection``, ``expert``, ``logit``, ``gate``.
+        """
+        import pandas as pd
+
+        sites, tokens, experts = (len(self.sites), len(self.tokens), len(self.experts))
+        site_index, token_index, expert_index = np.indices((sites, tokens, experts)).reshape(3, -1)
+        token_texts = np.array([self.tokens[position] for position in range(tokens)], dtype=object)
+        return pd.DataFrame(
+            {
+                "token": token_index,
+                "text": token_texts[token_index],
+                "role": np.array(self.tokens.roles, dtype=object)[token_index],
+                "layer": np.array([site.layer for site in self.sites])[site_index],
+                "projection": np.array([site.projection for site in self.sites], dtype=object)[site_index],
+                "expert": np.array(self.experts, dtype=object)[expert_index],
+                "logit": self.logits.reshape(-1),
+                "gate": self.gates.reshape(-1),
+            }
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the trace as one compressed ``.npz`` file (arrays and a JSON header; nothing is pickled)."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        header = {
+            "format": FORMAT_VERSION,
+            "text": self.tokens.text,
+            "roles": self.tokens.roles,
+            "sites": [[site.layer, site.projection, site.module] for site in self.sites],
+            "experts": self.experts,
+            "provenance": self.provenance,
+        }
+        scratch = path.with_name(path.name + ".tmp")
+        with scratch.open("wb") as file:
+            np.savez_compressed(
+                file,
+                header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
+                ids=self.tokens.ids,
+                spans=self.tokens.spans,
+                special=self.tokens.special,
+                logits=self.logits,
+                gates=self.gates,
+            )
+        os.replace(scratch, path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> RoutingTrace:
+        """Read a trace written by :meth:`save`.
+
+        Raises:
+            TraceError: no such file, or a file that is no whole trace of this format.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                header = json.loads(arrays["header"].tobytes().decode())
+                if header["format"] != FORMAT_VERSION:
+                    raise TraceError(
+                        f"{path} is a trace of format {header['format']}; this version reads format {FORMAT_VERSION}."
+                    )
+                return cls(
+                    tokens=TraceTokens(
+                        text=header["text"],
+                        ids=arrays["ids"],
+                        spans=arrays["spans"],
+                        roles=tuple(header["roles"]),
+                        special=arrays["special"],
+                    ),
+                    sites=tuple(Site(*site) for site in header["sites"]),
+                    experts=tuple(header["experts"]),
+                    logits=arrays["logits"],
+                    gates=arrays["gates"],
+                    provenance=header["provenance"],
+                )
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            if isinstance(error, TraceError):
+                raise
+            raise TraceError(
+                f"{path} is no routing trace ({error}); give a file that `loramixer trace` wrote."
+            ) from error
+
+
+def trace(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    max_new_tokens: int = 0,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    chat: bool = True,
+    max_prompt_tokens: int = MAX_PROMPT_TOKENS,
+) -> RoutingTrace:
+    """Run a prompt through a mixture and record every router, for the prompt and for what the model writes.
+
+    Args:
+        model: a PEFT model that holds a LoRA-Mixer mixture.
+        tokenizer: its fast tokenizer.
+        prompt: plain text; the chat template is added unless ``chat`` is false.
+        max_new_tokens: how much the model writes; 0 records the prompt only.
+        temperature: 0 decodes greedily, above 0 samples.
+        seed: of the sampling.
+        chat: whether the prompt goes through the tokenizer's chat template.
+        max_prompt_tokens: longest prompt that is accepted.
+
+    Raises:
+        TraceError: an empty or too long prompt, or a site that was not captured.
+    """
+    (last,) = deque(
+        stream_trace(
+            model,
+            tokenizer,
+            prompt,
+            max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            chat=chat,
+            max_prompt_tokens=max_prompt_tokens,
+        ),
+        maxlen=1,
+    )
+    return last
+
+
+def stream_trace(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    max_new_tokens: int = 0,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    chat: bool = True,
+    max_prompt_tokens: int = MAX_PROMPT_TOKENS,
+    stop: threading.Event | None = None,
+) -> Iterator[RoutingTrace]:
+    """Like :func:`trace`, but yields the growing trace: after the prompt, then after every token that was routed.
+
+    The model runs in a thread of its own through the ordinary ``generate``, so any decoding that it supports works.
+    Setting ``stop``, or leaving the loop, ends generation after the current token; what was yielded stays valid.
+    """
+    encoded = _checked_prompt(tokenizer, prompt, chat, max_prompt_tokens)
+    stop = stop or threading.Event()
+    steps: queue.Queue[_Step | BaseException | None] = queue.Queue()
+    worker = threading.Thread(
+        target=_generate,
+        args=(model, tokenizer, encoded, max_new_tokens, temperature, seed, stop, steps),
+        daemon=True,
+    )
+    worker.start()
+    assembly = _Assembly(model, tokenizer, encoded, {"max_new_tokens": max_new_tokens, "seed": seed})
+    assembly.provenance["temperature"] = temperature
+    try:
+        while (step := steps.get()) is not None:
+            if isinstance(step, BaseException):
+                raise step
+            yield assembly.add(step)
+    finally:
+        stop.set()
+        worker.join()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Newly routed tokens: their ids, and logits and gates ``[S, t, E]``."""
+
+    ids: list[int]
+    logits: np.ndarray
+    gates: np.ndarray
+
+
+def _checked_prompt(tokenizer: Any, prompt: str, chat: bool, max_prompt_tokens: int) -> EncodedPrompt:
+    if not prompt.strip():
+        raise TraceError("The prompt is empty; type a question or an instruction.")
+    encoded = encode_prompt(tokenizer, prompt, chat)
+    if len(encoded.ids) > max_prompt_tokens:
+        raise TraceError(
+            f"The prompt has {len(encoded.ids):,} tokens with its template, at most {max_prompt_tokens:,} are allowed "
+            "here; shorten it."
+        )
+    return encoded
+
+
+def _generate(
+    model: Any,
+    tokenizer: Any,
+    encoded: EncodedPrompt,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    stop: threading.Event,
+    steps: queue.Queue[_Step | BaseException | None],
+) -> None:
+    """Thread body: feeds ``steps`` with what was routed, ends it with None or with the exception that was raised."""
+    import torch
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    from loramixer.tuner.runtime import capture_routing
+
+    class Listener(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+            logits, gates = capture.take()
+            # Only tokens that went through the model have a routing; the newest one has not yet.
+            routed = input_ids[0, -1 - logits.shape[1] : -1].tolist()
+            steps.put(_Step(routed, logits, gates))
+            return torch.full((len(input_ids),), stop.is_set(), dtype=torch.bool, device=input_ids.device)
+
+    try:
+        device = next(model.parameters()).device
+        input_ids = torch.tensor([encoded.ids], device=device)
+        mask = torch.ones_like(input_ids)
+        was_training = model.training
+        model.eval()
+        with torch.inference_mode(), capture_routing(model) as capture:
+            if max_new_tokens == 0:
+                model(input_ids=input_ids, attention_mask=mask)
+                steps.put(_Step(encoded.ids, *capture.take()))
+            else:
+                torch.manual_seed(seed)
+                sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+                output = model.generate(
+                    input_ids=input_ids,
+                    attention_mask=mask,
+                    max_new_tokens=max_new_tokens,
+                    pad_token_id=tokenizer.pad_token_id
+                    if tokenizer.pad_token_id is not None
+                    else tokenizer.eos_token_id,
+                    stopping_criteria=StoppingCriteriaList([Listener()]),
+                    return_dict_in_generate=True,
+                    **sampling,
+                )
+                last = output.sequences[:, -1:]
+                cache = getattr(output, "past_key_values", None)
+                if cache is not None:
+                    model(input_ids=last, past_key_values=cache, use_cache=True)
+                else:  # backbones whose state is no key-value cache: read the whole text once more
+                    model(input_ids=output.sequences, use_cache=False)
+                logits, gates = capture.take()
+                steps.put(_Step(last[0].tolist(), logits[:, -1:], gates[:, -1:]))
+        model.train(was_training)
+        steps.put(None)
+    except BaseException as error:  # handed to the thread that reads the stream
+        steps.put(error)
+
+
+class _Assembly:
+    """Builds the growing trace out of steps."""
+
+    generated_role: Role = "generated"
+
+    def __init__(self, model: Any, tokenizer: Any, encoded: EncodedPrompt, settings: dict[str, Any]) -> None:
+        from loramixer.tuner.runtime import describe_mixture
+
+        self.tokenizer = tokenizer
+        self.encoded = encoded
+        self.ids: list[int] = []
+        self.logits: list[np.ndarray] = []
+        self.gates: list[np.ndarray] = []
+        description = describe_mixture(model)
+        self.sites: tuple[Site, ...] = tuple(Site(*site) for site in description.pop("sites"))
+        self.experts: tuple[str, ...] = tuple(description.pop("experts"))
+        self.provenance: dict[str, Any] = {**description, **settings}
+        self.prompt_roles: tuple[Role, ...] = tuple("prompt" if own else "template" for own in encoded.is_own())
+        self.special_ids = set(tokenizer.all_special_ids)
+
+    def add(self, step: _Step) -> RoutingTrace:
+        self.ids += step.ids
+        self.logits.append(step.logits)
+        self.gates.append(step.gates)
+        return RoutingTrace(
+            tokens=self._tokens(),
+            sites=self.sites,
+            experts=self.experts,
+            logits=np.concatenate(self.logits, axis=1),
+            gates=np.concatenate(self.gates, axis=1),
+            provenance=self.provenance,
+        )
+
+    def _tokens(self) -> TraceTokens:
+        prompt_length = len(self.encoded.ids)
+        written = self.ids[prompt_length:]
+        answer, answer_spans = _spans_of_generated(self.tokenizer, written)
+        offset = len(self.encoded.text)
+        spans = [*self.encoded.offsets, *((start + offset, end + offset) for start, end in answer_spans)]
+        return TraceTokens(
+            text=self.encoded.text + answer,
+            ids=np.array(self.ids, dtype=np.int64),
+            spans=np.array(spans, dtype=np.int64).reshape(-1, 2),
+            roles=(*self.prompt_roles, *(self.generated_role for _ in written)),
+            special=np.array([token in self.special_ids for token in self.ids]),
+        )
+
+
+def _spans_of_generated(tokenizer: Any, ids: list[int]) -> tuple[str, list[tuple[int, int]]]:
+    """Text of generated tokens and the character span of each; bytes of one split character share its span."""
+    spans: list[tuple[int, int]] = []
+    text = ""
+    waiting = 0
+    for count in range(1, len(ids) + 1):
+        decoded = tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        waiting += 1
+        if decoded.endswith("\N{REPLACEMENT CHARACTER}") and count < len(ids):
+            continue  # the character is not complete yet
+        spans += [(len(text), len(decoded))] * waiting
+        text, waiting = decoded, 0
+    return text, spans

@@ -1,0 +1,45 @@
+"""`RunLog`: what one training run did, as one small JSON file that figures and the explorer read."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class RunLog:
+    """One training run.
+
+    Attributes:
+        settings: everything that is needed to repeat the run: command, data, seed, loss, versions.
+        steps: one row per logged step; always ``step`` and ``loss``, for routers also the terms of the routing loss,
+            ``token_entropy`` and ``load_entropy`` in nats, and ``own_expert_share`` per domain.
+        summary: seconds, tokens and tokens per second of the whole run, filled when it ends.
+    """
+
+    settings: dict[str, Any]
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    FILE_NAME = "run_log.json"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``run_log.json`` into a folder; a crash while writing leaves the former file whole."""
+        path = Path(folder) / self.FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(
+            json.dumps({"settings": self.settings, "summary": self.summary, "steps": self.steps}, indent=1) + "\n"
+        )
+        os.replace(scratch, path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> RunLog:
+        """Read a log from its file or from the folder that holds it."""
+        path = Path(path)
+        data = json.loads((path / cls.FILE_NAME if path.is_dir() else path).read_text())
+        return cls(settings=data["settings"], steps=data["steps"], summary=data["summary"])

@@ -1,0 +1,150 @@
+"""`LoraMixerConfig`: what a mixture is. Saved as ``adapter_config.json``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from peft import PeftConfig
+
+from loramixer.errors import MixerError
+from loramixer.losses import Entropy, Reduction, Scale, Usage
+from loramixer.routing import GateMode, check_gate_mode, check_temperature
+
+RoutingLoss = Literal["rsl", "load_balance", "none"]
+
+
+class MixerPeftType(str, Enum):
+    """The PEFT type of a mixture."""
+
+    LORA_MIXER = "LORA_MIXER"
+
+
+@dataclass
+class LoraMixerConfig(PeftConfig):
+    """What a mixture of LoRA experts is, and how its routers are trained.
+
+    Args:
+        experts: expert name → folder or Hub id (``organisation/name[@revision]``) of a plain PEFT LoRA. After
+            injection each value is a description (source, SHA-256, rank and scaling per site) instead.
+        gate: gate mode in inference: ``top_k`` or ``soft`` (all experts).
+        training_gate: gate mode in training. The paper says soft in section 3.3 and top-3 in A.6; soft by default.
+        top_k: experts per token; 3 by default, or all where there are fewer.
+        renormalize: whether the weights of the chosen experts sum to 1.
+        temperature: divides the router logits.
+        dropout: on the input of the experts, in training.
+        router_init_std: standard deviation of the routers' initial weights.
+        train_experts: whether the experts train together with the routers; frozen by default.
+        routing_loss: what is added to the task loss: ``rsl``, ``load_balance`` or ``none``.
+        balance_weight: α, of the balance term.
+        entropy_weight: λ, of the token entropy (``rsl`` only).
+        entropy: ``sharpen`` (+λ) or ``flatten`` (−λ, as Eq. 5 is printed).
+        usage: how the balance term counts use: ``top_k``, ``top_1`` or ``soft``.
+        scale: form of the balance term: ``unit`` (1 when even) or ``paper`` (1/K when even).
+        reduction: routers one by one (``per_site``) or concatenated (``pooled``).
+        save_experts: whether a saved folder holds the experts too; otherwise it names them and checks their hashes.
+        expert_order: names in the order of the gates; PEFT saves dictionaries sorted. Filled by itself.
+        target_modules: filled at injection: the sites that at least one expert changes.
+        title: a short name for people.
+        tasks: expert name → data sets that belong to it; evaluation uses it to know a row's own expert.
+    """
+
+    experts: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Expert name → folder or Hub id of a plain PEFT LoRA."}
+    )
+    gate: GateMode = field(default="top_k", metadata={"help": "Gate mode in inference: top_k or soft."})
+    training_gate: GateMode = field(default="soft", metadata={"help": "Gate mode in training: top_k or soft."})
+    top_k: int | None = field(default=None, metadata={"help": "Experts per token; None is min(3, experts)."})
+    renormalize: bool = field(default=True, metadata={"help": "Whether the chosen weights sum to 1."})
+    temperature: float = field(default=1.0, metadata={"help": "Divides the router logits."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the experts, in training."})
+    router_init_std: float = field(default=0.02, metadata={"help": "Standard deviation of initial router weights."})
+    train_experts: bool = field(default=False, metadata={"help": "Whether experts train together with the routers."})
+    routing_loss: RoutingLoss = field(default="none", metadata={"help": "rsl, load_balance or none."})
+    balance_weight: float = field(default=1.0, metadata={"help": "α: weight of the balance term."})
+    entropy_weight: float = field(default=0.05, metadata={"help": "λ: weight of the token entropy (rsl only)."})
+    entropy: Entropy = field(default="sharpen", metadata={"help": "sharpen (+λ) or flatten (−λ)."})
+    usage: Usage = field(default="top_k", metadata={"help": "How use is counted: top_k, top_1 or soft."})
+    scale: Scale = field(default="unit", metadata={"help": "Balance term: unit (1 when even) or paper (1/K)."})
+    reduction: Reduction = field(default="per_site", metadata={"help": "per_site or pooled."})
+    save_experts: bool = field(default=True, metadata={"help": "Whether saved folders hold the experts too."})
+    expert_order: list[str] = field(
+        default_factory=list, metadata={"help": "Names in the order of the gates; filled by itself."}
+    )
+    target_modules: list[str] | str | None = field(default=None, metadata={"help": "Filled at injection."})
+    title: str = field(default="", metadata={"help": "A short name for people."})
+    tasks: dict[str, list[str]] = field(
+        default_factory=dict, metadata={"help": "Expert name → data sets that belong to it."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = MixerPeftType.LORA_MIXER  # type: ignore[assignment]
+        check_gate_mode(self.gate)
+        check_gate_mode(self.training_gate)
+        check_temperature(self.temperature)
+        for name, allowed in (
+            ("routing_loss", RoutingLoss),
+            ("entropy", Entropy),
+            ("usage", Usage),
+            ("scale", Scale),
+            ("reduction", Reduction),
+        ):
+            if (given := getattr(self, name)) not in get_args(allowed):
+                raise MixerError(f"{name} is '{given}'; it can be {', '.join(get_args(allowed))}.")
+        if not self.experts:
+            raise MixerError("A mixture needs experts; pass experts={'name': 'folder or Hub id of a LoRA', …}.")
+        for name in self.experts:
+            if not isinstance(name, str) or not name or "." in name:
+                raise MixerError(f"{name!r} is no expert name; use a short text without dots.")
+        self.expert_order = self.expert_order or list(self.experts)
+        if sorted(self.expert_order) != sorted(self.experts):
+            raise MixerError(f"expert_order is {self.expert_order}; it must name each of {list(self.experts)} once.")
+        self.experts = {name: self.experts[name] for name in self.expert_order}
+
+    @property
+    def loss_text(self) -> str:
+        """The routing loss in one line, with its coefficients and the form that they belong to."""
+        form = "K Σ p̄ f̄" if self.scale == "unit" else "Σ p̄ f̄"
+        if self.routing_loss == "none":
+            return "task loss only"
+        if self.routing_loss == "load_balance":
+            return f"load balance: {self.balance_weight:g} · {form}"
+        sign = "+" if self.entropy == "sharpen" else "−"
+        return f"RSL {self.entropy}: {self.balance_weight:g} · {form} {sign} {self.entropy_weight:g} · E[H(p)]"
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save; the sources of experts that are local folders are written relative to ``save_directory``."""
+        original = self.experts
+        here = Path(save_directory).resolve()
+        self.experts = {
+            name: {**value, "source": _relative_source(value["source"], here)} if isinstance(value, dict) else value
+            for name, value in original.items()
+        }
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.experts = original
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> LoraMixerConfig:
+        """Load; relative sources of experts are resolved against the folder that the configuration came from."""
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        folder = Path(pretrained_model_name_or_path, subfolder or "")
+        if folder.is_dir():
+            for value in config.experts.values():
+                if isinstance(value, dict) and value["source"].startswith("."):
+                    value["source"] = os.path.normpath(folder / value["source"])
+        return config
+
+
+def _relative_source(source: str, folder: Path) -> str:
+    if not Path(source).is_dir():
+        return source  # a Hub id
+    relative = os.path.relpath(Path(source).resolve(), folder)
+    return relative if relative.startswith(".") else f"./{relative}"

@@ -1,0 +1,335 @@
+"""`LoraMixerModel`: puts mixtures into a backbone, adds the routing loss, and knows how to save and load them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+
+from loramixer.errors import ExpertError, MixerError
+from loramixer.experts import Expert, expert_folder, file_sha256, read_expert
+from loramixer.losses import (
+    load_balance,
+    load_entropy,
+    mean_over_tokens,
+    pool_routers,
+    reduce_over_routers,
+    rsl,
+    token_entropy,
+)
+from loramixer.routing import DEFAULT_TOP_K, GateMode, check_k
+from loramixer.tuner.config import LoraMixerConfig
+from loramixer.tuner.layer import LoraMixerLayer
+from loramixer.tuner.runtime import GateSettings, MixtureRuntime
+
+IGNORED_LABEL = -100
+
+
+class LoraMixerModel(BaseTuner):
+    """The tuner behind ``get_peft_model(backbone, LoraMixerConfig(experts=…))``.
+
+    In training, ``forward`` adds the routing loss of the configuration to the task loss that the backbone returns.
+    ``routing_statistics`` then holds the terms of the last forward, detached.
+    """
+
+    prefix: str = "lora_mixer_"
+    tuner_layer_cls = LoraMixerLayer
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    def _prepare_adapter_config(self, peft_config: LoraMixerConfig, model_config: dict[str, Any]) -> LoraMixerConfig:
+        """Read the experts that are given by source, and describe all of them in the configuration."""
+        self._ensure_state()
+        name = next(name for name, config in self.peft_config.items() if config is peft_config)
+        read = {
+            expert: read_expert(expert, value)
+            for expert, value in peft_config.experts.items()
+            if not isinstance(value, dict)
+        }
+        if read and len(read) < len(peft_config.experts):
+            raise MixerError("A mixture takes all experts from sources or all from a saved mixture, not some of each.")
+        if read:
+            self._check_backbone(read, peft_config)
+            peft_config.experts = {expert: _describe(found) for expert, found in read.items()}
+        self._experts_to_inject[name] = read
+        peft_config.target_modules = sorted(
+            {site for value in peft_config.experts.values() for site in value["sites"]}
+        )
+        peft_config.top_k = (
+            min(DEFAULT_TOP_K, len(peft_config.experts)) if peft_config.top_k is None else peft_config.top_k
+        )
+        check_k(peft_config.top_k, len(peft_config.experts))
+        self._refuse_misfits(peft_config)
+
+        def settings(mode: GateMode) -> GateSettings:
+            assert peft_config.top_k is not None  # settled above
+            return GateSettings(mode, peft_config.top_k, peft_config.temperature, peft_config.renormalize)
+
+        self.runtimes[name] = MixtureRuntime(
+            experts=tuple(peft_config.experts),
+            config=peft_config,
+            inference=settings(peft_config.gate),
+            training=settings(peft_config.training_gate),
+            experts_loaded=bool(read),
+        )
+        return peft_config
+
+    def _ensure_state(self) -> None:
+        # BaseTuner injects from its constructor, so there is no earlier place for these.
+        if "runtimes" not in self.__dict__:
+            self.runtimes: dict[str, MixtureRuntime] = {}
+            self._experts_to_inject: dict[str, dict[str, Expert]] = {}
+            self.routing_statistics: dict[str, torch.Tensor] = {}
+            self.loss_warmup = 1.0
+
+    def _check_backbone(self, experts: dict[str, Expert], config: LoraMixerConfig) -> None:
+        """Experts of another backbone are refused where both names are public ones."""
+        files = getattr(self.model, "backbone_files", None)
+        here = files.name if files else getattr(self.model.config, "_name_or_path", "")
+        for expert in experts.values():
+            there = expert.backbone
+            if there and _is_hub_id(there) and here and _is_hub_id(here) and there != here:
+                raise ExpertError(f"Expert '{expert.name}' was trained on {there}; this backbone is {here}.")
+
+    def _refuse_misfits(self, config: LoraMixerConfig) -> None:
+        """Raise one error that lists the sites which the backbone lacks or which have other shapes."""
+        modules = dict(self.model.named_modules())
+        problems = []
+        for expert, description in config.experts.items():
+            for site, (_, _, in_features, out_features) in description["sites"].items():
+                module = modules.get(site)
+                if isinstance(module, BaseTunerLayer):
+                    module = module.get_base_layer()
+                if module is None:
+                    problems.append(f"{expert} changes {site}, which the backbone does not have")
+                    continue
+                found = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+                if None not in found and found != (in_features, out_features):
+                    problems.append(f"{expert} at {site} is {in_features}→{out_features}, here {found[0]}→{found[1]}")
+        if problems:
+            more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+            raise ExpertError(f"The experts do not fit this backbone: {'; '.join(problems[:3])}{more}.")
+
+    def _create_and_replace(
+        self,
+        peft_config: LoraMixerConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        runtime = self.runtimes[adapter_name]
+        site = len(runtime.sites)
+        runtime.sites.append(current_key)
+        descriptions = [value["sites"].get(current_key) for value in peft_config.experts.values()]
+        read = self._experts_to_inject[adapter_name]
+        layer = target if isinstance(target, LoraMixerLayer) else LoraMixerLayer(target)
+        layer.update_layer(
+            adapter_name,
+            runtime,
+            site,
+            ranks=[found[0] if found else 0 for found in descriptions],
+            scalings=[found[1] if found else 0.0 for found in descriptions],
+            weights=[expert.sites.get(current_key) for expert in read.values()] if read else None,
+        )
+        if layer is not target:
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)
+            self._replace_module(parent, target_name, layer, target)
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: LoraMixerConfig, key: str) -> bool:  # type: ignore[override]
+        # The experts decide; PEFT shortens `target_modules` to suffixes, which can match more than they change.
+        return any(key in description["sites"] for description in peft_config.experts.values())
+
+    def forward(self, *args: Any, expert_index: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """The backbone's forward; in training the routing loss is added to its loss.
+
+        Args:
+            *args: as the backbone's.
+            expert_index: int64 ``[B]``, the own expert of each row (negative: none); only for the statistics.
+            **kwargs: as the backbone's.
+        """
+        runtime = self.runtimes.get(self.active_adapters[0]) if self.active_adapters else None
+        wanted = self.training and torch.is_grad_enabled() and runtime is not None and kwargs.get("labels") is not None
+        if not wanted or runtime is None:
+            return self.model(*args, **kwargs)
+        runtime.recorded = {}
+        try:
+            outputs = self.model(*args, **kwargs)
+            recorded = runtime.recorded
+        finally:
+            runtime.recorded = None
+        if outputs.loss is not None and recorded:
+            p_SNE = torch.stack([recorded[site] for site in sorted(recorded)])
+            attention_mask = kwargs.get("attention_mask")
+            mask_N = attention_mask.flatten().bool() if attention_mask is not None else None
+            routing = _routing_loss(runtime.config, p_SNE, mask_N)
+            share = _share_of_step(kwargs)
+            self.routing_statistics = _statistics(runtime.config, p_SNE.detach(), mask_N, expert_index)
+            # Under accumulation the task loss is a share of the step's; dividing restores this forward's mean.
+            self.routing_statistics["task_loss"] = outputs.loss.detach() / share
+            self.routing_statistics["routing_loss"] = routing.detach()
+            outputs.loss = outputs.loss + self.loss_warmup * share * routing
+        return outputs
+
+    @classmethod
+    def _get_adapter_state_dict(  # type: ignore[override]
+        cls,
+        model: nn.Module,
+        config: LoraMixerConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        """All of the mixture, or its routers only when the configuration says that experts are not saved."""
+        found = super()._get_adapter_state_dict(
+            model=model,
+            config=config,
+            adapter_name=adapter_name,
+            state_dict=state_dict,
+            unwanted_adapter_names=unwanted_adapter_names,
+        )
+        if config.save_experts:
+            return found
+        return {key: value for key, value in found.items() if ".lora_mixer_router." in key}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(  # type: ignore[override]
+        cls, model: nn.Module, config: LoraMixerConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Also adds the experts of a router-only checkpoint, so that they can never be missing silently."""
+        layers = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, LoraMixerLayer) and adapter_name in module.runtimes
+        }
+        if not any(".lora_mixer_A" in key for key in state_dict):
+            runtime = next(iter(layers.values())).runtimes[adapter_name]
+            experts = None if runtime.experts_loaded else _read_named_experts(config)
+            for name, layer in layers.items():
+                A, B = layer.lora_mixer_A[adapter_name], layer.lora_mixer_B[adapter_name]
+                if experts is not None:
+                    A, B = _concatenated(experts, runtime.sites[layer._sites[adapter_name]])
+                state_dict[f"{name}.lora_mixer_A"], state_dict[f"{name}.lora_mixer_B"] = A.detach(), B.detach()
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        _check_complete(layers, adapter_name, remapped)
+        for layer in layers.values():
+            layer.runtimes[adapter_name].experts_loaded = True
+        return remapped
+
+    def _check_merge_allowed(self) -> None:
+        raise MixerError(
+            "A token-routed mixture has no fixed weights to merge; keep it as an adapter, or unload it with unload()."
+        )
+
+
+def _routing_loss(config: LoraMixerConfig, p_SNE: torch.Tensor, mask_N: torch.Tensor | None) -> torch.Tensor:
+    """The routing loss of one forward: S sites, N = batch × tokens, E experts."""
+    if config.reduction == "pooled":
+        p_SNE, mask_N = pool_routers(p_SNE, mask_N)
+    k = config.top_k or 1
+    if config.routing_loss == "rsl":
+        per_router = rsl(
+            p_SNE,
+            mask_N,
+            balance_weight=config.balance_weight,
+            entropy_weight=config.entropy_weight,
+            entropy=config.entropy,
+            usage=config.usage,
+            k=k,
+            scale=config.scale,
+        )
+    elif config.routing_loss == "load_balance":
+        balance = load_balance(p_SNE, mask_N, usage=config.usage, k=k, scale=config.scale)
+        per_router = config.balance_weight * balance
+    else:
+        per_router = p_SNE.new_zeros(p_SNE.shape[0])
+    return reduce_over_routers(per_router)
+
+
+def _statistics(
+    config: LoraMixerConfig, p_SNE: torch.Tensor, mask_N: torch.Tensor | None, expert_index_B: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    """Terms of one forward for the run log; entropies in nats, ``own_share`` ``[E]`` with NaN for absent domains."""
+    found = {
+        "token_entropy": token_entropy(p_SNE, mask_N).mean(),
+        "load_entropy": load_entropy(p_SNE, mask_N).mean(),
+        "balance": load_balance(p_SNE, mask_N, usage=config.usage, k=config.top_k or 1).mean(),
+    }
+    if expert_index_B is not None:
+        batch = len(expert_index_B)
+        p_BTE = p_SNE.mean(dim=0).unflatten(0, (batch, -1))
+        mask_BT = None if mask_N is None else mask_N.view(batch, -1)
+        share_BE = mean_over_tokens(p_BTE, mask_BT)
+        experts = range(p_SNE.shape[-1])
+        found["own_share"] = torch.stack([share_BE[expert_index_B == expert, expert].mean() for expert in experts])
+    return found
+
+
+def _describe(expert: Expert) -> dict[str, Any]:
+    """What a saved configuration keeps of an expert: source, hash, and per site rank, scaling, in and out features."""
+    return {
+        "source": expert.source,
+        "sha256": expert.sha256,
+        "sites": {
+            site: [weights.rank, weights.scaling, weights.A.shape[1], weights.B.shape[0]]
+            for site, weights in expert.sites.items()
+        },
+    }
+
+
+def _read_named_experts(config: LoraMixerConfig) -> list[Expert]:
+    """Read the experts that a router-only mixture names, and check that they are the ones it was trained with."""
+    experts = []
+    for name, description in config.experts.items():
+        source = description["source"]
+        folder = expert_folder(name, source)
+        digest = file_sha256(folder / "adapter_model.safetensors")
+        if digest != description["sha256"]:
+            raise ExpertError(
+                f"Expert '{name}' in {folder} has changed since the routers were trained (SHA-256 {digest[:12]}…, "
+                f"expected {description['sha256'][:12]}…); restore it or train the routers again."
+            )
+        experts.append(read_expert(name, source))
+    return experts
+
+
+def _concatenated(experts: list[Expert], site: str) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = [expert.sites[site] for expert in experts if site in expert.sites]
+    return torch.cat([part.A.float() for part in parts]), torch.cat([part.B.float() for part in parts], dim=1)
+
+
+def _check_complete(layers: dict[str, LoraMixerLayer], adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
+    expected = {
+        f"{name}.{part}"
+        for name in layers
+        for part in (
+            f"lora_mixer_A.{adapter_name}",
+            f"lora_mixer_B.{adapter_name}",
+            f"lora_mixer_router.{adapter_name}.weight",
+        )
+    }
+    if missing := sorted(expected - set(state_dict)):
+        raise MixerError(f"The saved mixture lacks {len(missing)} of {len(expected)} tensors, such as {missing[0]}.")
+
+
+def _share_of_step(kwargs: dict[str, Any]) -> torch.Tensor | float:
+    """The weight of this forward within an optimiser step.
+
+    The Trainer does not divide by the number of accumulated forwards when the model takes ``num_items_in_batch``, so
+    a term that is a mean must be weighted by its share of the step's labels, or it would count that many times.
+    """
+    items = kwargs.get("num_items_in_batch")
+    if items is None:
+        return 1.0
+    valid = (kwargs["labels"][..., 1:] != IGNORED_LABEL).sum()
+    return valid / items
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None

@@ -1,0 +1,257 @@
+"""The events of the page, called directly over invented traces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from explorer.examples import EXAMPLES
+from explorer.handlers import Handlers
+from explorer.payload import ROLES
+from explorer.recordings import INDEX, Recordings
+from explorer.settings import ALL_EXPERTS
+from tests.app.synthetic import FakeSource
+from tests.app.synthetic_app import make_recordings
+
+RSL = "smollm2-135m/rsl"
+BALANCE = "smollm2-135m/load-balance"
+
+
+def session(name: str = "one") -> Any:
+    return SimpleNamespace(session_hash=name)
+
+
+@pytest.fixture
+def handlers(tmp_path: Path) -> Handlers:
+    return Handlers(FakeSource(), make_recordings(tmp_path))
+
+
+def press_generate(
+    handlers: Handlers,
+    prompt: str,
+    *,
+    mixer: str | None = RSL,
+    gate: str = "3",
+    tokens: int = 16,
+    stop_after: int | None = None,
+) -> list[tuple[Any, ...]]:
+    number, *_ = handlers.announce(prompt, tokens, session())
+    frames = []
+    for frame in handlers.run(prompt, mixer, gate, tokens, number, session()):
+        frames.append(frame)
+        if len(frames) == stop_after:
+            handlers.stop(session())
+    return frames
+
+
+@pytest.fixture(autouse=True)
+def every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("explorer.handlers.SECONDS_BETWEEN_FRAMES", 0)
+
+
+def is_skip(value: Any) -> bool:
+    return value == gr.skip()
+
+
+def generated(payload: dict[str, Any]) -> int:
+    return sum(token[1] == ROLES.index("generated") for token in payload["tokens"])
+
+
+def test_the_page_opens_with_a_recording(handlers: Handlers) -> None:
+    payload, shown = handlers.opening()
+    assert payload["state"] == "recorded"
+    assert shown == {"mixer": RSL, "gate": "3"}
+
+
+def test_the_page_opens_without_recordings(tmp_path: Path) -> None:
+    assert Handlers(FakeSource(), Recordings(tmp_path)).opening() == (None, {})
+
+
+def test_broken_recordings_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "bad.npz").write_bytes(b"no trace")
+    (tmp_path / INDEX).write_text('{"traces": [{"example": "math", "file": "bad.npz"}]}')
+    assert Recordings(tmp_path).payload("math") is None
+    (tmp_path / INDEX).write_text("not json")
+    assert Recordings(tmp_path).payload("math") is None
+
+
+def test_a_run_streams_and_finishes(handlers: Handlers) -> None:
+    frames = press_generate(handlers, "How many mg?")
+    counts = [generated(frame[0]) for frame in frames]
+    assert counts == sorted(counts)
+    assert counts[-1] == 16
+    view, line, shown, generate, stop = frames[-1]
+    assert view["state"] == "finished"
+    assert line == {"kind": "quiet", "text": "Done: 16 tokens written."}
+    assert shown == {"mixer": RSL, "gate": "3"}
+    assert (generate.interactive, stop.interactive) == (True, False)
+    assert not handlers.tickets.is_open("one")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [("", "prompt is empty"), (" \n\t", "prompt is empty"), ("x" * 20_000, "20,000 characters")],
+)
+def test_unusable_prompts_are_refused_at_once(handlers: Handlers, prompt: str, words: str) -> None:
+    number, line, *_ = handlers.announce(prompt, 16, session())
+    assert number == 0
+    assert line["kind"] == "error"
+    assert words in line["text"]
+    assert press_generate(handlers, prompt) == [(gr.skip(),) * 5]
+
+
+def test_an_expected_error_is_shown_as_its_sentence(handlers: Handlers) -> None:
+    view, line, shown, generate, _ = press_generate(handlers, "TOO-LONG")[-1]
+    assert is_skip(view)
+    assert is_skip(shown)
+    assert line["text"].startswith("The prompt has 4,012 tokens")
+    assert generate.interactive
+
+
+def test_an_unexpected_error_keeps_what_was_written(handlers: Handlers, caplog: pytest.LogCaptureFixture) -> None:
+    view, line, *_ = press_generate(handlers, "CRASH")[-1]
+    assert view["state"] == "failed"
+    assert generated(view) == 2
+    assert "RuntimeError" in line["text"]
+    assert "an invented fault" not in line["text"]
+    assert "an invented fault" in caplog.text
+    assert press_generate(handlers, "and again")[-1][0]["state"] == "finished"
+
+
+def test_stop_keeps_the_partial_result(handlers: Handlers) -> None:
+    view, line, *_ = press_generate(handlers, "How many mg?", stop_after=4)[-1]
+    assert view["state"] == "stopped"
+    assert generated(view) == 3
+    assert line["text"] == "Stopped after 3 tokens."
+
+
+def test_stop_while_waiting_never_starts(handlers: Handlers) -> None:
+    number, *_ = handlers.announce("How many mg?", 16, session())
+    handlers.stop(session())
+    frames = list(handlers.run("How many mg?", RSL, "3", 16, number, session()))
+    assert is_skip(frames[0][0])
+    assert "Stopped before" in frames[0][1]["text"]
+    assert handlers.source.requests == []  # type: ignore[attr-defined]
+
+
+def test_stop_reaches_only_its_own_session(handlers: Handlers) -> None:
+    number, *_ = handlers.announce("How many mg?", 4, session("one"))
+    handlers.stop(session("two"))
+    handlers.leave(session("two"))
+    frames = list(handlers.run("How many mg?", RSL, "3", 4, number, session("one")))
+    assert frames[-1][0]["state"] == "finished"
+
+
+def test_a_second_press_replaces_the_first(handlers: Handlers) -> None:
+    first, *_ = handlers.announce("first", 4, session())
+    second, *_ = handlers.announce("second", 4, session())
+    assert list(handlers.run("first", RSL, "3", 4, first, session())) == [(gr.skip(),) * 5]
+    assert list(handlers.run("second", RSL, "3", 4, second, session()))[-1][0]["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("mixer", "gate", "words"),
+    [
+        ("nobody/knows", "3", "'nobody/knows' is no known router; known are smollm2-135m/rsl"),
+        (None, "3", "no known router"),
+        (RSL, "0", "choose a number from 1 to 4"),
+        (RSL, "5", "choose a number from 1 to 4"),
+        (RSL, "many", "choose a number from 1 to 4"),
+    ],
+)
+def test_impossible_settings_are_one_sentence(handlers: Handlers, mixer: str, gate: str, words: str) -> None:
+    line = press_generate(handlers, "How many mg?", mixer=mixer, gate=gate)[-1][1]
+    assert line["kind"] == "error"
+    assert words in line["text"]
+
+
+def test_new_settings_leave_the_view_and_say_so(handlers: Handlers) -> None:
+    shown = {"mixer": RSL, "gate": "3"}
+    assert handlers.settings_note(RSL, "3", shown)["text"] == ""
+    note = handlers.settings_note(BALANCE, ALL_EXPERTS, shown)
+    assert note["kind"] == "note"
+    assert "still shows smollm2-135m/rsl with top 3" in note["text"]
+
+
+def test_the_soft_gate_reaches_the_model(handlers: Handlers) -> None:
+    press_generate(handlers, "How many mg?", mixer=BALANCE, gate=ALL_EXPERTS)
+    asked = handlers.source.requests[-1]  # type: ignore[attr-defined]
+    assert (asked.mixer, asked.gate) == (BALANCE, "soft")
+
+
+def test_an_example_shows_its_recording(handlers: Handlers) -> None:
+    prompt, payload, shown, line = handlers.choose_example("math-coding", RSL, "3", {}, session())
+    assert prompt == EXAMPLES[1].prompt
+    assert payload["state"] == "recorded"
+    assert shown["mixer"] == RSL
+    assert line["text"] == ""
+
+
+def test_an_example_without_recording_keeps_the_view(handlers: Handlers) -> None:
+    prompt, payload, _, line = handlers.choose_example("language", RSL, "3", {}, session())
+    assert prompt
+    assert is_skip(payload)
+    assert "press Generate" in line["text"]
+
+
+def test_an_example_does_not_disturb_a_run(handlers: Handlers) -> None:
+    handlers.announce("How many mg?", 4, session())
+    assert is_skip(handlers.choose_example("math-coding", RSL, "3", {}, session())[1])
+
+
+def test_the_model_line_says_what_is_on_screen(tmp_path: Path) -> None:
+    loading = Handlers(FakeSource(seconds_to_load=60), Recordings(tmp_path))
+    assert loading.model_status(True)["text"].endswith("You are looking at a recording meanwhile.")
+    assert "recording" not in loading.model_status(False)["text"]
+    line, timer = Handlers(FakeSource(), Recordings(tmp_path)).poll({})
+    assert line["text"] == "Model ready."
+    assert timer.active is False
+
+
+def test_public_endpoints_give_plain_numbers(handlers: Handlers) -> None:
+    routed = handlers.route("How many mg?")
+    assert routed["text"] == ""
+    assert sum(routed["load"].values()) == pytest.approx(1, abs=1e-3)
+    assert {token["role"] for token in routed["tokens"]} == {"prompt"}
+    answered = handlers.generate("How many mg?", max_new_tokens=4)
+    assert answered["text"] == " Each dose is 310"
+    assert 0 <= answered["specialised"] <= answered["balanced"] <= 1
+    with pytest.raises(gr.Error, match="choose a number from 1 to 4"):
+        handlers.generate("How many mg?", k=9)
+    with pytest.raises(gr.Error, match="prompt is empty"):
+        handlers.route("")
+
+
+def test_only_two_endpoints_are_public(handlers: Handlers) -> None:
+    from explorer.layout import build
+
+    demo = build(handlers.source, handlers.recordings)
+    public = {
+        dependency["api_name"]: dependency["api_description"]
+        for dependency in demo.get_config_file()["dependencies"]
+        if dependency["api_visibility"] == "public"
+    }
+    assert set(public) == {"route", "generate"}
+
+
+def test_recorded_examples_can_be_shown(tmp_path: Path) -> None:
+    from explorer.record import record
+
+    trace = record(FakeSource(), EXAMPLES[0], RSL, 3, 8)
+    assert trace.tokens.roles.count("generated") == 8
+    trace.save(tmp_path / "one.npz")
+    (tmp_path / INDEX).write_text('{"traces": [{"example": "math-medical", "file": "one.npz"}]}')
+    payload = Recordings(tmp_path).payload("math-medical")
+    assert payload is not None
+    assert payload["state"] == "recorded"
+
+
+def test_a_full_queue_gives_the_buttons_back(handlers: Handlers) -> None:
+    handlers.announce("How many mg?", 4, session())
+    line, generate, stop = handlers.refused(session())
+    assert line["kind"] == "error"
+    assert (generate.interactive, stop.interactive) == (True, False)

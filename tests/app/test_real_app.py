@@ -1,0 +1,109 @@
+"""The real page with the router that ships: a Math–Medical prompt, real tokens, a cell, the card."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from explorer.recordings import Recordings
+from explorer.settings import DEFAULT_MIXER
+from loramixer import list_mixers
+from tests.app.conftest import Watched
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        DEFAULT_MIXER not in {mixer.name for mixer in list_mixers()},
+        reason=f"the router {DEFAULT_MIXER} is not in the zoo yet",
+    ),
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS_TO_START = 60
+MILLISECONDS_TO_WRITE = 180_000
+PROMPT = (
+    "A child weighs 20 kg and needs 12 mg of ibuprofen per kg. How many mg is that, and what are the side effects?"
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def real_url(embedded_backbone: tuple, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """``python explorer/app.py`` on a free port, with the backbone in the cache already."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    log = tmp_path_factory.mktemp("app") / "log.txt"
+    environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
+    with log.open("w") as sink:
+        app = subprocess.Popen(
+            [sys.executable, "explorer/app.py"], cwd=ROOT, env=environment, stdout=sink, stderr=subprocess.STDOUT
+        )
+    try:
+        deadline = time.monotonic() + SECONDS_TO_START
+        while not answers(url):
+            assert app.poll() is None, f"the app ended: {log.read_text()[-2000:]}"
+            assert time.monotonic() < deadline, f"the app did not start: {log.read_text()[-2000:]}"
+            time.sleep(0.2)
+        yield url
+    finally:
+        app.terminate()
+        app.wait(20)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def test_a_real_router_chooses_while_the_model_writes(watched: Watched, real_url: str) -> None:
+    page: Any = watched.page
+    page.goto(real_url)
+    if Recordings().files:
+        page.wait_for_selector(".token", timeout=5_000)
+        assert page.text_content(".strip-item:first-child .strip-value") == "Recorded"
+
+    page.fill("#new-tokens input[type=number]", "64")
+    page.fill("#prompt textarea", PROMPT)
+    page.click("#generate")
+    writing = "[data-state=generating] .lane-block:last-child .token"
+    page.wait_for_function(f"document.querySelectorAll({writing!r}).length > 3", timeout=MILLISECONDS_TO_WRITE)
+    page.eval_on_selector(".routing-view", "view => { window.firstView = view; }")
+
+    page.click("#stop")
+    page.wait_for_function(
+        "document.querySelector('#run-status .text').textContent.startsWith('Stopped after')",
+        timeout=MILLISECONDS_TO_WRITE,
+    )
+    assert page.text_content(".strip-item:first-child .strip-value") == "Stopped"
+    assert page.evaluate("window.firstView.isConnected")
+    assert DEFAULT_MIXER in page.text_content(".strip")
+
+    page.click(".choices[aria-label=Projection] button:first-child")
+    page.click(".map-frame", position={"x": 80, "y": 80})
+    page.wait_for_function("document.querySelector('.lock').textContent === 'Locked'")
+    sentence = page.text_content(".card-sentence")
+    assert re.match(r"layer 5, q projection, token ‘.+’: \w+ [01]\.\d\d, \w+ [01]\.\d\d", sentence)
+    gates = page.eval_on_selector_all(".card .gate .number", "cells => cells.map(cell => Number(cell.textContent))")
+    assert sum(gates) == pytest.approx(1, abs=0.003)
+
+    page.focus(".map-frame")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("document.querySelector('.card-sentence').textContent.startsWith('layer 6, q projection')")

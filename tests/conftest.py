@@ -1,0 +1,43 @@
+"""Fixtures for all tests: real data and the real backbone where they can be had, and what happens where not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from loramixer.data import data_folder
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def unavailable(reason: str) -> None:
+    """Skip with a reason; in CI nothing may be unavailable, so there it fails."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{reason} (CI=true, so this may not be skipped)")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets."""
+    folder = data_folder()
+    if folder is None:
+        unavailable("LORAMIXER_DATA is not set, so the tests on real data sets were not run")
+    assert folder is not None
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedded_backbone() -> tuple:
+    """SmolLM2-135M-Instruct with its tokenizer, fetched at first use."""
+    from loramixer import load_backbone
+    from loramixer.errors import BackboneError
+
+    try:
+        return load_backbone("smollm2-135m")
+    except BackboneError as error:
+        unavailable(f"the embedded backbone cannot be fetched: {error}")
+        raise

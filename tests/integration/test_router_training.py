@@ -1,0 +1,229 @@
+"""Router training on the stock Trainer: statistics that are right, and runs that survive."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from loramixer import RunLog
+from loramixer.errors import MixerError
+from loramixer.training.loop import LoopSettings, last_whole_checkpoint, run_training
+from loramixer.tuner import LoraMixerLayer
+from tests import tiny
+
+LOSS = {"routing_loss": "rsl", "balance_weight": 1.0, "entropy_weight": 0.2, "dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return tiny.save_experts(tmp_path_factory.mktemp("experts"))
+
+
+def training_mixture(experts, **fields):
+    return tiny.mixture(experts, **{**LOSS, **fields}).train()
+
+
+def router_gradients(model) -> torch.Tensor:
+    return torch.cat(
+        [
+            module.lora_mixer_router["default"].weight.grad.flatten()
+            for module in model.modules()
+            if isinstance(module, LoraMixerLayer)
+        ]
+    )
+
+
+def test_the_routing_loss_is_added_in_training_only(experts):
+    ids = tiny.token_ids()
+    plain, with_loss = training_mixture(experts, routing_loss="none"), training_mixture(experts)
+    difference = with_loss(input_ids=ids, labels=ids).loss - plain(input_ids=ids, labels=ids).loss
+    assert difference.item() == pytest.approx(with_loss.base_model.routing_statistics["routing_loss"].item(), abs=1e-5)
+    assert difference > 0.5
+    evaluated = with_loss.eval()(input_ids=ids, labels=ids).loss
+    assert evaluated.item() == pytest.approx(plain.eval()(input_ids=ids, labels=ids).loss.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_neither_loss_nor_gradient(experts, side):
+    ids = tiny.token_ids(2, 7)
+    padding = torch.full((2, 4), 2)
+    mask, ignored = torch.ones_like(ids), torch.full_like(padding, -100)
+
+    def padded(inner, outer):
+        return torch.cat([outer, inner] if side == "left" else [inner, outer], dim=1)
+
+    results = []
+    for batch in (
+        {"input_ids": ids, "attention_mask": mask, "labels": ids},
+        {
+            "input_ids": padded(ids, padding),
+            "attention_mask": padded(mask, torch.zeros_like(padding)),
+            "labels": padded(ids, ignored),
+        },
+    ):
+        if side == "left":  # what a padded batch means to the model
+            batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp_min(0)
+        model = training_mixture(experts)
+        if side == "left":
+            batch["labels"] = batch["labels"].clone()
+            batch["labels"][:, -7] = -100  # the first token has no predecessor in one case and a pad in the other
+        loss = model(**batch).loss
+        loss.backward()
+        results.append((loss.detach(), router_gradients(model), model.base_model.routing_statistics))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-6, rtol=1e-4)
+    for name in ("token_entropy", "load_entropy", "balance"):
+        torch.testing.assert_close(results[0][2][name], results[1][2][name])
+
+
+def trained_once(experts, folder: Path, batch_size: int, accumulation: int) -> tuple[float, float]:
+    """Loss and gradient norm that the stock Trainer logs for one optimiser step over the same eight rows."""
+    # The balance term is quadratic in the batch's means, so only terms that are linear in tokens can agree exactly.
+    model = training_mixture(experts, balance_weight=0.0, entropy_weight=1.0)
+    rows = [{"input_ids": row, "labels": row, "attention_mask": torch.ones_like(row)} for row in tiny.token_ids(8, 9)]
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer.train()
+    row = trainer.state.log_history[0]
+    return row["loss"], row["grad_norm"]
+
+
+def test_accumulation_does_not_multiply_the_routing_loss(experts, tmp_path):
+    whole = trained_once(experts, tmp_path / "whole", 8, 1)
+    accumulated = trained_once(experts, tmp_path / "parts", 2, 4)
+    assert accumulated == pytest.approx(whole, rel=1e-3)
+
+
+def test_reentrant_checkpointing_is_refused_and_the_other_kind_counts_once(experts):
+    ids = tiny.token_ids()
+    reference = training_mixture(experts)
+    reference(input_ids=ids, labels=ids).loss.backward()
+
+    model = training_mixture(experts)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    statistics = dict(model.base_model.routing_statistics)
+    loss.backward()
+    torch.testing.assert_close(router_gradients(model), router_gradients(reference))
+    for name, value in reference.base_model.routing_statistics.items():
+        torch.testing.assert_close(statistics[name], value)
+
+    model = training_mixture(experts)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.enable_input_require_grads()
+    with pytest.raises(MixerError, match="use_reentrant"):
+        model(input_ids=ids, labels=ids, use_cache=False)
+
+
+def test_own_expert_share_is_per_row_and_without_padding(experts):
+    model = training_mixture(experts)
+    ids = tiny.token_ids(3, 6)
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] * 6])
+    model(input_ids=ids, labels=ids, attention_mask=mask, expert_index=torch.tensor([0, 1, -1]))
+    shares = model.base_model.routing_statistics["own_share"]
+    assert not torch.isnan(shares[:2]).any()
+    assert torch.isnan(shares[2])
+
+
+SETTINGS = LoopSettings(learning_rate=1e-2, batch_size=2, accumulation=2, save_steps=4, log_steps=2, epochs=2)
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from transformers import TrainerCallback
+from loramixer import RunLog
+from loramixer.training.loop import run_training
+from tests import tiny
+from tests.integration.test_router_training import LOSS, SETTINGS, rows
+class Slow(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        time.sleep(float(sys.argv[3]))
+model = tiny.mixture({name: f"{sys.argv[1]}/{name}" for name in tiny.EXPERT_SHAPES}, **LOSS)
+run_training(model, tiny.tokenizer(), rows(), Path(sys.argv[2]), SETTINGS, RunLog({}), [Slow()])
+model.save_pretrained(sys.argv[2], save_embedding_layers=False)
+"""
+
+
+def rows() -> list[dict]:
+    return [{"input_ids": row.tolist(), "labels": row.tolist()} for row in tiny.token_ids(24, 8)]
+
+
+def start(experts: dict[str, str], folder: Path, pause: float) -> subprocess.Popen:
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(Path(experts["a"]).parent), str(folder), str(pause)],
+        env={**os.environ, "PYTHONPATH": f"{root}/lib:{root}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_killed_run_resumes_to_the_same_weights_and_log(experts, tmp_path):
+    process = start(experts, tmp_path / "whole", 0)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+    process = start(experts, tmp_path / "killed", 0.5)
+    deadline = time.monotonic() + 120
+    while last_whole_checkpoint(tmp_path / "killed" / "checkpoints") is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+    process = start(experts, tmp_path / "killed", 0)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    whole, killed = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
+    first, second = (RunLog.load(tmp_path / name).steps for name in ("whole", "killed"))
+    assert [row["step"] for row in first] == [row["step"] for row in second] == [2, 4, 6, 8, 10, 12]
+    assert [row["loss"] for row in first] == [row["loss"] for row in second]
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path):
+    for step, names in ((4, ("trainer_state.json", "optimizer.pt", "scheduler.pt")), (8, ("optimizer.pt",))):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert last_whole_checkpoint(tmp_path / "nothing") is None
+
+
+def test_a_loss_that_is_no_number_stops_the_run(experts, tmp_path):
+    model = training_mixture(experts)
+    with torch.no_grad():
+        next(m for m in model.modules() if isinstance(m, LoraMixerLayer)).lora_mixer_router["default"].weight.fill_(
+            torch.nan
+        )
+    with pytest.raises(Exception, match=r"loss is nan at step 2.*last checkpoint"):
+        run_training(model, tiny.tokenizer(), rows(), tmp_path, SETTINGS, RunLog({}))
+
+
+def test_run_log_file_is_whole_and_readable(tmp_path):
+    log = RunLog({"seed": 1}, [{"step": 1, "loss": 2.0}], {"seconds": 3})
+    path = log.save(tmp_path)
+    assert RunLog.load(tmp_path) == log == RunLog.load(path)
+    assert set(json.loads(path.read_text())) == {"settings", "steps", "summary"}

@@ -1,0 +1,140 @@
+"""Capturing routing while a model reads and writes."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import loramixer
+from loramixer import RoutingTrace, set_gate, stream_trace, trace
+from loramixer.errors import TraceError
+from loramixer.trace import _spans_of_generated
+from loramixer.tuner import LoraMixerLayer
+from loramixer.tuner.runtime import active_runtime, capture_routing
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory):
+    return tiny.mixture(tiny.save_experts(tmp_path_factory.mktemp("experts")), gate="top_k", top_k=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.tokenizer()
+
+
+def test_every_site_every_token_prompt_and_generated(model, tokenizer):
+    found = trace(model, tokenizer, "the dose of the drug", max_new_tokens=6)
+    assert len(found.sites) == 8
+    assert found.layers == (0, 1)
+    assert found.projections == tiny.ALL_PROJECTIONS
+    generated = sum(role == "generated" for role in found.tokens.roles)
+    assert 1 <= generated <= 6
+    assert found.gates.shape == (8, len(found.tokens), 3)
+    np.testing.assert_allclose(found.gates.sum(-1), 1, atol=1e-5)
+    assert ((found.gates > 0).sum(-1) <= 2).all()
+    assert found.tokens.text.startswith("the dose of the drug")
+
+
+def test_a_trace_is_what_one_pass_over_the_whole_text_gives(model, tokenizer):
+    found = trace(model, tokenizer, "the dose", max_new_tokens=6)
+    with torch.no_grad(), capture_routing(model) as capture:
+        model(torch.tensor([found.tokens.ids.tolist()]))
+        logits, gates = capture.take()
+    np.testing.assert_allclose(found.logits, logits, atol=1e-4)
+    np.testing.assert_allclose(found.gates, gates, atol=1e-4)
+
+
+def test_streaming_grows_by_one_token_and_ends_as_the_trace_does(model, tokenizer):
+    steps = list(stream_trace(model, tokenizer, "the dose", max_new_tokens=5))
+    sizes = [len(step.tokens) for step in steps]
+    assert sizes[1:] == list(range(sizes[0] + 1, sizes[0] + len(sizes)))
+    assert all(role != "generated" for role in steps[0].tokens.roles)
+    whole = trace(model, tokenizer, "the dose", max_new_tokens=5)
+    np.testing.assert_array_equal(steps[-1].gates, whole.gates)
+
+
+def test_stop_ends_generation_and_keeps_what_was_made(model, tokenizer):
+    stop = threading.Event()
+    seen: list[RoutingTrace] = []
+    for step in stream_trace(model, tokenizer, "the dose", max_new_tokens=200, stop=stop):
+        seen.append(step)
+        if len(seen) == 3:
+            stop.set()
+    assert len(seen) < 10
+    assert seen[-1].gates.shape[1] == len(seen[-1].tokens)
+
+
+def test_leaving_the_loop_frees_the_model(model, tokenizer):
+    for _ in stream_trace(model, tokenizer, "the dose", max_new_tokens=200):
+        break
+    assert active_runtime(model).capture is None
+    trace(model, tokenizer, "the dose")
+
+
+def test_sampling_follows_the_seed(model, tokenizer):
+    texts = [trace(model, tokenizer, "the dose", 12, temperature=1.5, seed=seed).tokens.text for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("prompt", ["", "   \n"])
+def test_an_empty_prompt_is_one_sentence(model, tokenizer, prompt):
+    with pytest.raises(TraceError, match="The prompt is empty"):
+        trace(model, tokenizer, prompt)
+
+
+def test_a_huge_prompt_is_refused_with_its_length(model, tokenizer):
+    with pytest.raises(TraceError, match=r"The prompt has [\d,]+ tokens with its template, at most 1,024 are allowed"):
+        trace(model, tokenizer, "dose " * 4000)
+
+
+def test_special_characters_stay_what_they_are(model, tokenizer):
+    prompt = "<script>alert(1)</script> 😀 量"
+    found = trace(model, tokenizer, prompt)
+    assert found.tokens.text.startswith(prompt)
+    covered = "".join(sorted(set(found.tokens.text[s:e] for s, e in found.tokens.spans)))
+    assert "😀" in covered
+    assert "量" in covered
+
+
+def test_split_characters_share_a_span(tokenizer):
+    ids = tokenizer("a😀b", add_special_tokens=False)["input_ids"]
+    text, spans = _spans_of_generated(tokenizer, ids)
+    assert text == "a😀b"
+    assert spans[0] == (0, 1)
+    assert spans[-1] == (2, 3)
+    assert set(spans[1:-1]) == {(1, 2)}
+    assert len(spans) == len(ids)
+
+
+def test_a_site_that_was_skipped_is_an_error(model, tokenizer, monkeypatch):
+    layers = [module for module in model.modules() if isinstance(module, LoraMixerLayer)]
+    monkeypatch.setattr(layers[3], "forward", layers[3].base_layer.forward)
+    with pytest.raises(TraceError, match=r"model\.layers\.0\.self_attn\.o_proj routed 0 tokens"):
+        trace(model, tokenizer, "the dose")
+
+
+def test_a_batch_is_no_trace(model):
+    with capture_routing(model) as capture, torch.no_grad():
+        model(tiny.token_ids(2, 5))
+        with pytest.raises(TraceError, match="batch of 2"):
+            capture.take()
+
+
+def test_provenance_says_what_made_the_trace(model, tokenizer):
+    set_gate(model, k=1)
+    found = trace(model, tokenizer, "the dose", seed=7)
+    set_gate(model, k=2)
+    assert (found.provenance["k"], found.provenance["seed"], found.provenance["gate"]) == (1, 7, "top_k")
+    assert len(found.provenance["router_sha256"]) == 64
+    assert set(found.provenance["expert_sha256"]) == {"a", "b", "c"}
+    assert found.provenance["versions"]["loramixer"] == loramixer.__version__
+
+
+def test_a_model_without_mixture_is_refused(tokenizer):
+    with pytest.raises(loramixer.LoraMixerError, match="holds no LoRA-Mixer mixture"):
+        trace(tiny.llama(), tokenizer, "the dose")

@@ -1,0 +1,99 @@
+"""Reading LoRA checkpoints, and refusing with one sentence what cannot be mixed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from loramixer.errors import ExpertError
+from loramixer.experts import read_expert
+from tests import tiny
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(tiny.save_expert(tmp_path / "expert", 1, **tiny.EXPERT_SHAPES["a"]))
+
+
+def edit_config(folder: Path, **fields) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_reads_every_site_with_its_rank_and_scaling(folder):
+    expert = read_expert("a", folder)
+    assert len(expert.sites) == 8
+    site = expert.sites["model.layers.1.self_attn.k_proj"]
+    assert (site.rank, site.A.shape, site.B.shape) == (4, (4, 32), (16, 4))
+    assert site.scaling == pytest.approx(9 / 4)
+
+
+def test_rslora_scales_by_the_root_of_the_rank(folder):
+    edit_config(folder, use_rslora=True)
+    assert read_expert("a", folder).sites["model.layers.0.self_attn.q_proj"].scaling == pytest.approx(9 / 2)
+
+
+def test_alpha_pattern_follows_pefts_rule(folder):
+    edit_config(folder, alpha_pattern={"layers.0.self_attn.q_proj": 20})
+    sites = read_expert("a", folder).sites
+    assert sites["model.layers.0.self_attn.q_proj"].scaling == pytest.approx(5)
+    assert sites["model.layers.1.self_attn.q_proj"].scaling == pytest.approx(9 / 4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "all"}, "bias='all'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"peft_type": "IA3"}, "IA3"),
+    ],
+)
+def test_what_cannot_be_mixed_exactly_is_refused(folder, fields, reason):
+    edit_config(folder, **fields)
+    with pytest.raises(ExpertError, match=reason):
+        read_expert("a", folder)
+
+
+def test_pickled_weights_are_never_opened(folder):
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    with pytest.raises(ExpertError, match="never opened"):
+        read_expert("a", folder)
+
+
+def test_damaged_weights(folder):
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ExpertError, match="damaged"):
+        read_expert("a", folder)
+
+
+def test_tensors_that_are_no_lora(folder):
+    path = folder / "adapter_model.safetensors"
+    save_file({**load_file(path), "base_model.model.lm_head.weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(ExpertError, match="lm_head"):
+        read_expert("a", folder)
+
+
+def test_missing_folder_and_missing_files(folder, tmp_path):
+    with pytest.raises(ExpertError, match="there is no folder"):
+        read_expert("a", tmp_path / "nowhere")
+    shutil.copytree(folder, tmp_path / "half")
+    (tmp_path / "half" / "adapter_config.json").unlink()
+    with pytest.raises(ExpertError, match=r"lacks adapter_config\.json"):
+        read_expert("a", tmp_path / "half")
+
+
+def test_an_unreachable_hub_is_one_sentence(monkeypatch):
+    import huggingface_hub
+
+    def refuse(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(ExpertError, match="someone/lora is no local folder and the Hub did not give it"):
+        read_expert("a", "someone/lora@main")
