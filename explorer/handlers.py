@@ -17,7 +17,7 @@ import gradio as gr
 from explorer.examples import EXAMPLES, find_example
 from explorer.payload import PayloadEncoder
 from explorer.recordings import Recordings
-from explorer.registry import Mixer, ModelSource
+from explorer.registry import ModelSource
 from explorer.sessions import Tickets
 from explorer.settings import (
     DEFAULT_K,
@@ -34,6 +34,7 @@ from explorer.settings import (
 )
 from explorer.summary import summarise
 from loramixer.errors import LoraMixerError, MixerError
+from loramixer.mixers import MixerInfo
 from loramixer.trace import RoutingTrace
 
 SECONDS_BETWEEN_FRAMES = 0.1
@@ -51,7 +52,7 @@ def status(kind: str, text: str = "") -> Status:
     return {"kind": kind, "text": text}
 
 
-def describe_mixer(mixer: Mixer) -> str:
+def describe_mixer(mixer: MixerInfo) -> str:
     """The sentence under the router control."""
     return f"Trained with: {mixer.loss}"
 
@@ -245,7 +246,7 @@ class Handlers:
         mode, k = parse_gate(gate, len(self._find_mixer(mixer).experts))
         return RunRequest(prompt, self._find_mixer(mixer).name, mode, k, check_new_tokens(max_new_tokens))
 
-    def _find_mixer(self, name: str | None) -> Mixer:
+    def _find_mixer(self, name: str | None) -> MixerInfo:
         mixers = self.source.mixers()
         for mixer in mixers:
             if mixer.name == name:

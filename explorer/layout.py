@@ -12,8 +12,9 @@ from explorer.components.status_line import StatusLine
 from explorer.examples import EXAMPLES
 from explorer.handlers import Handlers, describe_mixer
 from explorer.recordings import Recordings
-from explorer.registry import Mixer, ModelSource
+from explorer.registry import ModelSource
 from explorer.settings import DEFAULT_K, DEFAULT_NEW_TOKENS, MAX_NEW_TOKENS, default_gate, gate_choices
+from loramixer.mixers import MixerInfo
 
 TITLE = "LoRA-Mixer explorer"
 _SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
@@ -154,7 +155,7 @@ def _theme() -> gr.themes.Base:
     )
 
 
-def _settings(source: ModelSource, mixers: list[Mixer]) -> tuple[Any, Any, Any, Any]:
+def _settings(source: ModelSource, mixers: list[MixerInfo]) -> tuple[Any, Any, Any, Any]:
     backbones = list(source.backbones())
     first = mixers[0] if mixers else None
     experts = len(first.experts) if first else DEFAULT_K + 1

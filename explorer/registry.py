@@ -10,28 +10,10 @@ from typing import Any, Literal, Protocol
 
 from explorer.settings import DEFAULT_MIXER, MAX_PROMPT_TOKENS, RunRequest
 from loramixer.errors import LoraMixerError, MixerError
+from loramixer.mixers import MixerInfo, list_mixers
 from loramixer.trace import RoutingTrace, stream_trace
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Mixer:
-    """A trained router with its experts, as the page offers it.
-
-    Attributes:
-        name: zoo name, such as ``smollm2-135m/rsl``.
-        title: what the page calls it.
-        backbone: name of the backbone it is trained for.
-        loss: one line on its routing loss.
-        experts: expert names, in order.
-    """
-
-    name: str
-    title: str
-    backbone: str
-    loss: str
-    experts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -48,7 +30,7 @@ class ModelSource(Protocol):
     def backbones(self) -> Sequence[str]:
         """Names of the backbones that can be chosen."""
 
-    def mixers(self) -> Sequence[Mixer]:
+    def mixers(self) -> Sequence[MixerInfo]:
         """The routers that can be chosen; empty when none is installed."""
 
     def status(self) -> ModelStatus:
@@ -79,15 +61,9 @@ class ModelRegistry:
 
         return list(dict.fromkeys([*CATALOGUE, *(mixer.backbone for mixer in self.mixers())]))
 
-    def mixers(self) -> list[Mixer]:
+    def mixers(self) -> list[MixerInfo]:
         """The routers of the zoo, the default one first."""
-        import loramixer
-
-        found = [
-            Mixer(entry.name, entry.title, entry.backbone, entry.loss, tuple(entry.experts))
-            for entry in loramixer.list_mixers()
-        ]
-        return sorted(found, key=lambda entry: entry.name != self._first_mixer)
+        return sorted(list_mixers(), key=lambda mixer: mixer.name != self._first_mixer)
 
     def status(self) -> ModelStatus:
         """Whether the model is in memory."""

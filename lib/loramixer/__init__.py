@@ -1,20 +1,24 @@
 """LoRA-Mixer: several LoRA experts, mixed token by token inside the projections of a model.
 
 Importing this package registers the method with PEFT, so that ``get_peft_model`` and ``PeftModel.from_pretrained``
-know it.
+know it. The training functions are imported when they are first used, since the Trainer takes a second.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from loramixer.backbones import load_backbone
 from loramixer.data import Example
 from loramixer.errors import LoraMixerError
 from loramixer.mixers import MixerInfo, add_mixer, list_mixers, load_mixer
 from loramixer.trace import RoutingTrace, stream_trace, trace
-from loramixer.training.experts import train_experts
-from loramixer.training.routers import train_router
 from loramixer.training.run_log import RunLog
 from loramixer.tuner import LoraMixerConfig
 from loramixer.tuner.runtime import set_gate
 from loramixer.versions import __version__
+
+if TYPE_CHECKING:
+    from loramixer.training.experts import train_experts
+    from loramixer.training.routers import train_router
 
 __all__ = [
     "Example",
@@ -34,3 +38,15 @@ __all__ = [
     "train_experts",
     "train_router",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train_experts":
+        from loramixer.training.experts import train_experts
+
+        return train_experts
+    if name == "train_router":
+        from loramixer.training.routers import train_router
+
+        return train_router
+    raise AttributeError(f"module 'loramixer' has no attribute '{name}'")

@@ -25,8 +25,8 @@ def write_expert_card(folder: Path, recipe: DomainRecipe, log: RunLog) -> Path:
         "",
         "## Training",
         "",
-        f"`loramixer train-experts --domains {recipe.expert} --seed {run['seed']} --output experts`, with the data sets",
-        "in the folder that `LORAMIXER_DATA` names.",
+        f"`loramixer train-experts --domains {recipe.expert} --seed {run['seed']} --output experts`, with the data",
+        "sets in the folder that `LORAMIXER_DATA` names.",
         "",
         *_run_facts(log),
     ]

@@ -8,16 +8,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from explorer.registry import Mixer, ModelStatus
+from explorer.registry import ModelStatus
 from explorer.settings import RunRequest
 from loramixer.errors import TraceError
+from loramixer.mixers import MixerInfo
 from loramixer.trace import RoutingTrace, Site, TraceTokens
 
 EXPERTS = ("math", "medical", "code", "language")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 ANSWER = " Each dose is 310 mg (62 * 15 / 3). Watch for rash, nausea and diarrhea; 🦊 <b>stop</b> and see a doctor."
 MIXERS = tuple(
-    Mixer(f"smollm2-135m/{loss}", title, "smollm2-135m", text, EXPERTS)
+    MixerInfo(f"smollm2-135m/{loss}", title, "smollm2-135m", text, EXPERTS, top_k=3, seed=0)
     for loss, title, text in (
         ("rsl", "RSL", "routing specialisation loss, invented for a test"),
         ("load-balance", "Load balance", "load-balance loss, invented for a test"),
@@ -120,7 +121,7 @@ class FakeSource:
         """One backbone."""
         return ["smollm2-135m"]
 
-    def mixers(self) -> list[Mixer]:
+    def mixers(self) -> list[MixerInfo]:
         """Two routers."""
         return list(MIXERS)
 

@@ -57,7 +57,9 @@ def train_experts(
             Path(output) / name,
             name,
             backbone=backbone,
-            settings=LoopSettings(learning_rate, epochs=RECIPES[name].epochs, warmup=0.05, seed=seed),
+            settings=LoopSettings(
+                learning_rate, epochs=RECIPES[name].epochs, warmup=0.05, group_by_length=True, seed=seed
+            ),
             rank=rank,
             limit=limit,
             dtype=dtype or fast_training_dtype(),

@@ -37,6 +37,8 @@ class LoopSettings:
         log_steps: optimiser steps between rows of the run log.
         max_length: longest row in tokens.
         max_answer: longest answer in tokens.
+        group_by_length: rows of like length share a batch: less padding, but also fewer domains in a batch, which
+            the balance term must not have.
         seed: orders the rows and initialises new weights.
     """
 
@@ -49,6 +51,7 @@ class LoopSettings:
     log_steps: int = 5
     max_length: int = 512
     max_answer: int = 256
+    group_by_length: bool = False
     seed: int = 0
 
 
@@ -100,7 +103,7 @@ def run_training(
         report_to="none",
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings.seed,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
         remove_unused_columns=False,
         label_names=["labels"],
     )
