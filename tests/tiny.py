@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +87,22 @@ def token_ids(batch: int = 2, length: int = 7, seed: int = 3) -> torch.Tensor:
 
 
 @contextmanager
-def only_expert(model: Any, index: int) -> Iterator[None]:
-    """One-hot gates on one expert while the block runs."""
+def gates_by(model: Any, rule: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Gates by any rule from logits ``[..., E]`` while the block runs."""
     runtime = active_runtime(model)
     former = runtime.inference
+    runtime.inference = rule  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        runtime.inference = former
+
+
+def only_expert(model: Any, index: int) -> AbstractContextManager[None]:
+    """One-hot gates on one expert while the block runs."""
 
     def one_hot(logits: torch.Tensor) -> torch.Tensor:
         chosen = torch.full(logits.shape[:-1], index)
         return torch.nn.functional.one_hot(chosen, logits.shape[-1]).float()
 
-    runtime.inference = one_hot  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        runtime.inference = former
+    return gates_by(model, one_hot)

@@ -12,7 +12,7 @@ import torch
 
 from loramixer.errors import RoutingError
 
-GateMode = Literal["soft", "top_k"]
+GateMode = Literal["soft", "top_k", "straight_through"]
 GATE_MODES: tuple[str, ...] = get_args(GateMode)
 
 DEFAULT_TOP_K = 3
@@ -48,12 +48,26 @@ def top_k_gates(logits: torch.Tensor, k: int, temperature: float = 1.0, renormal
     return torch.zeros_like(logits).scatter(-1, indices, weights)
 
 
+def straight_through_gates(
+    logits: torch.Tensor, k: int, temperature: float = 1.0, renormalize: bool = True
+) -> torch.Tensor:
+    """Forward :func:`top_k_gates`, backward :func:`soft_gates`: the paper's differentiable hard–soft top-k.
+
+    Every expert that is present receives a gradient, though only k of them change the output.
+    """
+    hard = top_k_gates(logits, k, temperature, renormalize).detach()
+    soft = soft_gates(logits, temperature)
+    return hard + soft - soft.detach()
+
+
 def gates(
     logits: torch.Tensor, mode: GateMode, k: int, temperature: float = 1.0, renormalize: bool = True
 ) -> torch.Tensor:
-    """Gates in the given mode; k counts in mode ``top_k`` only."""
+    """Gates in the given mode; k does not count in mode ``soft``."""
     if mode == "soft":
         return soft_gates(logits, temperature)
+    if mode == "straight_through":
+        return straight_through_gates(logits, k, temperature, renormalize)
     return top_k_gates(logits, k, temperature, renormalize)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loramixer.errors import RoutingError
-from loramixer.routing import gates, soft_gates, top_k_gates
+from loramixer.routing import gates, soft_gates, straight_through_gates, top_k_gates
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.0, 0.0, 3.0, -torch.inf]])
 
@@ -36,6 +36,17 @@ def test_top_k_without_renormalising_keeps_the_full_share():
 def test_top_1_is_one_hot_and_all_experts_is_soft():
     assert top_k_gates(LOGITS, 1)[0].tolist() == [1.0, 0.0, 0.0, 0.0]
     torch.testing.assert_close(top_k_gates(LOGITS, 4), soft_gates(LOGITS))
+
+
+def test_straight_through_is_top_k_forward_and_soft_backward():
+    logits = LOGITS[:1].clone().requires_grad_()
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    found = straight_through_gates(logits, 2)
+    torch.testing.assert_close(found, top_k_gates(logits, 2))
+    (through,) = torch.autograd.grad((found * weights).sum(), logits)
+    (soft,) = torch.autograd.grad((soft_gates(logits) * weights).sum(), logits)
+    torch.testing.assert_close(through, soft)
+    assert (through != 0).all()
 
 
 @given(st.floats(0.1, 10))

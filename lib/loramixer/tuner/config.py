@@ -31,7 +31,8 @@ class LoraMixerConfig(PeftConfig):
         experts: expert name → folder or Hub id (``organisation/name[@revision]``) of a plain PEFT LoRA. After
             injection each value is a description (source, SHA-256, rank and scaling per site) instead.
         gate: gate mode in inference: ``top_k`` or ``soft`` (all experts).
-        training_gate: gate mode in training. The paper says soft in section 3.3 and top-3 in A.6; soft by default.
+        training_gate: gate mode in training: ``soft``, ``top_k``, or ``straight_through`` (forward top-k, gradient of
+            soft). The paper says soft in section 3.3 and top-3 in A.6; soft by default.
         top_k: experts per token; 3 by default, or all where there are fewer.
         renormalize: whether the weights of the chosen experts sum to 1.
         temperature: divides the router logits.
@@ -56,7 +57,9 @@ class LoraMixerConfig(PeftConfig):
         default_factory=dict, metadata={"help": "Expert name → folder or Hub id of a plain PEFT LoRA."}
     )
     gate: GateMode = field(default="top_k", metadata={"help": "Gate mode in inference: top_k or soft."})
-    training_gate: GateMode = field(default="soft", metadata={"help": "Gate mode in training: top_k or soft."})
+    training_gate: GateMode = field(
+        default="soft", metadata={"help": "Gate mode in training: soft, top_k or straight_through."}
+    )
     top_k: int | None = field(default=None, metadata={"help": "Experts per token; None is min(3, experts)."})
     renormalize: bool = field(default=True, metadata={"help": "Whether the chosen weights sum to 1."})
     temperature: float = field(default=1.0, metadata={"help": "Divides the router logits."})

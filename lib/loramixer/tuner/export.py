@@ -1,0 +1,121 @@
+"""Taking experts out of a mixture again: one as a plain PEFT LoRA, or a fixed blend for servers that cannot route."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loramixer.errors import MixerError
+from loramixer.experts import CONFIG_FILE, WEIGHTS_FILE, SiteWeights
+from loramixer.tuner.layer import LoraMixerLayer
+from loramixer.tuner.runtime import active_runtime
+
+
+def export_expert(model: Any, name: str, folder: str | Path) -> Path:
+    """Write one expert of the active mixture as a plain PEFT LoRA folder, bit-equal to what the mixture computes with.
+
+    Args:
+        model: a PEFT model with a mixture.
+        name: of the expert.
+        folder: receives ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Raises:
+        MixerError: the mixture has no such expert.
+    """
+    experts = active_runtime(model).experts
+    if name not in experts:
+        raise MixerError(f"The mixture has no expert '{name}'; it has {', '.join(experts)}.")
+    sites = {site: parts[name] for site, parts in _experts_by_site(model).items() if name in parts}
+    return _write_lora(model, sites, Path(folder))
+
+
+def export_static(model: Any, weights: Mapping[str, float], folder: str | Path) -> Path:
+    """Write one ordinary LoRA that mixes the experts with fixed weights w: Σ_e w_e s_e B_e A_e.
+
+    It is for servers that cannot route.
+
+    The ranks add up, since the sum is exact; a token-routed mixture itself has no such equivalent.
+
+    Args:
+        model: a PEFT model with a mixture.
+        weights: expert name → weight; experts that are not named are left out.
+        folder: receives the LoRA.
+
+    Raises:
+        MixerError: an unknown expert, or no expert at all.
+    """
+    experts = active_runtime(model).experts
+    unknown = sorted(set(weights) - set(experts))
+    if unknown or not weights:
+        what = f"no expert '{unknown[0]}'" if unknown else "nothing to export without weights"
+        raise MixerError(f"The mixture has {what}; give weights for some of {', '.join(experts)}.")
+    sites = {}
+    for site, parts in _experts_by_site(model).items():
+        chosen = [(weights[name], part) for name, part in parts.items() if name in weights]
+        if chosen:
+            A = torch.cat([part.A for _, part in chosen])
+            B = torch.cat([weight * part.scaling * part.B for weight, part in chosen], dim=1)
+            sites[site] = SiteWeights(A, B, 1.0)
+    return _write_lora(model, sites, Path(folder))
+
+
+def _experts_by_site(model: Any) -> dict[str, dict[str, SiteWeights]]:
+    """Module name → expert name → its matrices, cut out of the concatenation."""
+    runtime = active_runtime(model)
+    found: dict[str, dict[str, SiteWeights]] = {}
+    for module in model.modules():
+        if not isinstance(module, LoraMixerLayer):
+            continue
+        for adapter in module.active_adapters:
+            if adapter in module.runtimes and module.runtimes[adapter] is runtime:
+                site = runtime.sites[module._sites[adapter]]
+                found[site] = _cut(module, adapter, site)
+    return found
+
+
+def _cut(layer: LoraMixerLayer, adapter: str, site: str) -> dict[str, SiteWeights]:
+    parts, start = {}, 0
+    for name, description in layer.runtimes[adapter].config.experts.items():
+        if site in description["sites"]:
+            rank, scaling, *_ = description["sites"][site]
+            columns = slice(start, start + rank)
+            A = layer.lora_mixer_A[adapter].detach()[columns]
+            B = layer.lora_mixer_B[adapter].detach()[:, columns]
+            parts[name] = SiteWeights(A, B, scaling)
+            start += rank
+    return parts
+
+
+def _write_lora(model: Any, sites: dict[str, SiteWeights], folder: Path) -> Path:
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    config = next(iter(model.peft_config.values()))
+    rank = Counter(part.rank for part in sites.values()).most_common(1)[0][0]
+    alphas = {site: part.scaling * part.rank for site, part in sites.items()}
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    lora = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=sorted(sites),
+        rank_pattern={site: part.rank for site, part in sites.items() if part.rank != rank},
+        alpha_pattern={site: value for site, value in alphas.items() if value != alpha},
+        task_type=config.task_type,
+        base_model_name_or_path=config.base_model_name_or_path,
+        revision=config.revision,
+        inference_mode=True,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    lora.save_pretrained(str(folder))
+    tensors = {
+        f"base_model.model.{site}.lora_{letter}.weight": matrix.contiguous().cpu()
+        for site, part in sites.items()
+        for letter, matrix in (("A", part.A), ("B", part.B))
+    }
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    assert (folder / CONFIG_FILE).is_file()
+    return folder

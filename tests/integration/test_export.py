@@ -1,0 +1,55 @@
+"""Experts that leave a mixture are plain LoRAs which compute the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import PeftModel
+
+from loramixer.errors import MixerError
+from loramixer.experts import read_expert
+from loramixer.tuner.export import export_expert, export_static
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return tiny.save_experts(tmp_path_factory.mktemp("experts"))
+
+
+def logits_of(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(tiny.token_ids()).logits
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_an_exported_expert_is_bit_equal_to_the_one_that_went_in(experts, tmp_path, name):
+    export_expert(tiny.mixture(experts), name, tmp_path)
+    before, after = read_expert(name, experts[name]), read_expert(name, tmp_path)
+    assert set(before.sites) == set(after.sites)
+    for site, part in before.sites.items():
+        assert torch.equal(part.A, after.sites[site].A)
+        assert torch.equal(part.B, after.sites[site].B)
+        assert part.scaling == pytest.approx(after.sites[site].scaling)
+    reference = PeftModel.from_pretrained(tiny.llama(), experts[name]).eval()
+    exported = PeftModel.from_pretrained(tiny.llama(), tmp_path).eval()
+    torch.testing.assert_close(logits_of(exported), logits_of(reference), atol=1e-6, rtol=0)
+
+
+def test_a_static_blend_equals_fixed_gates(experts, tmp_path):
+    model = tiny.mixture(experts)
+    export_static(model, {"a": 0.7, "b": 0.5}, tmp_path)
+    blend = PeftModel.from_pretrained(tiny.llama(), tmp_path).eval()
+    fixed = torch.tensor([0.7, 0.5, 0.0])
+    with tiny.gates_by(model, lambda logits: fixed.expand(logits.shape)):
+        torch.testing.assert_close(logits_of(blend), logits_of(model), atol=1e-5, rtol=0)
+
+
+def test_unknown_names_and_empty_blends_are_refused(experts, tmp_path):
+    model = tiny.mixture(experts)
+    with pytest.raises(MixerError, match="has no expert 'law'; it has a, b, c"):
+        export_expert(model, "law", tmp_path)
+    with pytest.raises(MixerError, match="has no expert 'law'"):
+        export_static(model, {"law": 1.0}, tmp_path)
+    with pytest.raises(MixerError, match="nothing to export"):
+        export_static(model, {}, tmp_path)
