@@ -89,12 +89,14 @@ def _data_table(run: dict[str, Any], licenses: dict[str, str]) -> list[str]:
 
 def _run_facts(log: RunLog) -> list[str]:
     run, summary = log.settings, log.summary
+    note = f"- note: {summary['note']}" if "note" in summary else ""
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     return [
         f"- steps: {log.steps[-1]['step'] if log.steps else 0} of {run['batch_size']} × {run['accumulation']} rows, "
         f"{run['epochs']} epoch(s), learning rate {run['learning_rate']} (cosine), frozen backbone in {run['dtype']}",
         f"- backbone: {run['backbone']}, weights from {run['backbone_revision']}",
         f"- time: {summary.get('seconds')} s for {summary.get('tokens')} tokens, whatever else the machine was doing",
+        *([note] if note else []),
         f"- versions: {versions}",
         "- training curve: `run_log.json`",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -142,7 +143,7 @@ def train_router(
         dtype=_dtype(dtype),
         routers_only=routers_only,
         title=title,
-        command=f"loramixer {' '.join(sys.argv[1:])}",
+        command=shlex.join(["loramixer", *sys.argv[1:]]),
     )
     console.print(f"{folder}", highlight=False)
 

@@ -200,6 +200,8 @@ def test_a_killed_run_resumes_to_the_same_weights_and_log(experts, tmp_path):
     first, second = (RunLog.load(tmp_path / name).steps for name in ("whole", "killed"))
     assert [row["step"] for row in first] == [row["step"] for row in second] == [2, 4, 6, 8, 10, 12]
     assert [row["loss"] for row in first] == [row["loss"] for row in second]
+    # The killed part paused half a second at each of at least four steps, and its time is not forgotten.
+    assert RunLog.load(tmp_path / "killed").summary["seconds"] > 1
 
 
 def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path):

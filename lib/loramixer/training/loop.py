@@ -88,6 +88,9 @@ def run_training(
         LoraMixerError: the loss is not finite; the last checkpoint stays good.
     """
     checkpoints = folder / "checkpoints"
+    resume_from = last_whole_checkpoint(checkpoints)
+    # A resumed run counts the time that the killed one took, as far as its log knows.
+    before = RunLog.load(folder).summary["seconds"] if resume_from else 0.0
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         learning_rate=settings.learning_rate,
@@ -113,13 +116,12 @@ def run_training(
         train_dataset=rows,  # type: ignore[arg-type]
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED_LABEL),
         processing_class=tokenizer,
-        callbacks=[*(callbacks or []), _RunLogCallback(log, folder), _StopOnNan()],
+        callbacks=[*(callbacks or []), _RunLogCallback(log, folder, before), _StopOnNan()],
     )
-    started = time.monotonic()
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
+    trainer.train(resume_from_checkpoint=resume_from)
     tokens = int(sum(len(row["input_ids"]) for row in rows) * settings.epochs)
-    seconds = time.monotonic() - started
-    log.summary = {"seconds": round(seconds, 1), "tokens": tokens, "tokens_per_second": round(tokens / seconds, 1)}
+    seconds = log.summary["seconds"]
+    log.summary = {"seconds": seconds, "tokens": tokens, "tokens_per_second": round(tokens / max(seconds, 0.1), 1)}
     log.save(folder)
     return log
 
@@ -137,9 +139,10 @@ def last_whole_checkpoint(folder: Path) -> str | None:
 class _RunLogCallback(TrainerCallback):
     """Copies the trainer's log into the run log; on resume the trainer restores its history, so rows never repeat."""
 
-    def __init__(self, log: RunLog, folder: Path) -> None:
+    def __init__(self, log: RunLog, folder: Path, seconds_before: float) -> None:
         self.log = log
         self.folder = folder
+        self.started = time.monotonic() - seconds_before
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.log.steps = [
@@ -147,6 +150,15 @@ class _RunLogCallback(TrainerCallback):
             for row in state.log_history
             if "loss" in row
         ]
+        self._save()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._save()
+
+    def _save(self) -> None:
+        self.log.summary["seconds"] = round(time.monotonic() - self.started, 1)
         self.log.save(self.folder)
 
 
