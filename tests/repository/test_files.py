@@ -33,7 +33,9 @@ MUST_BE_HIDDEN = [
     "runs/experts/math/run_log.json",
     ".cache/loramixer/model.safetensors",
 ]
-LEFT_BY_TOOLS = re.compile(r"(^|/)(__pycache__|[^/]+\.egg-info|checkpoints|\.ipynb_checkpoints|\.gradio|\.cache)/")
+LEFT_BY_TOOLS = re.compile(
+    r"(^|/)(__pycache__|[^/]+\.egg-info|checkpoints|\.ipynb_checkpoints|\.gradio|\.cache)/|\.pyi$"
+)
 
 # Written with a bracket in each so that this file does not match itself.
 MACHINE_TRACES = re.compile(
