@@ -24,8 +24,8 @@ EXAMPLES = (
     ExamplePrompt(
         "math-medical",
         "Math–Medical",
-        "A patient weighs 62 kg and needs 15 mg of amoxicillin per kg each day, split into three doses. "
-        "How many mg is each dose, and what side effects should be watched for?",
+        "A patient takes 250 mg of amoxicillin three times a day for 7 days. How many mg does the patient take in all, "
+        "and what are the side effects of amoxicillin?",
     ),
     ExamplePrompt(
         "math-coding",

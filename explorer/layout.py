@@ -163,7 +163,7 @@ def _settings(source: ModelSource, mixers: list[MixerInfo]) -> tuple[Any, Any, A
         backbones,
         value=first.backbone if first else next(iter(backbones), None),
         label="Backbone",
-        info="The frozen model that the experts adapt.",
+        info="The frozen model that the experts adapt. It is small: its answers are often wrong.",
         elem_id="backbone",
     )
     mixer = gr.Dropdown(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from loramixer.errors import LoraMixerError
 
@@ -19,6 +19,9 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Train, trace and evaluate mixtures of LoRA experts."
 )
 console = Console()
+
+NAME = Column("name", no_wrap=True)
+"""A column that is never cut: names are there to be copied."""
 
 Mixer = Annotated[str, typer.Option(help="Zoo name such as smollm2-135m/rsl, a folder, or a Hub id.")]
 Backbone = Annotated[str, typer.Option(help="Catalogue name, folder or Hub id.")]
@@ -47,11 +50,14 @@ def backbones(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table("name", "Hub id", "parameters", "licence", "on disk", box=None)
+    table = Table(NAME, Column("Hub id", no_wrap=True), "parameters", "licence", "on disk", box=None)
     for row in rows:
-        place = f"{row['origin']}: {row['on_disk']}" if row["on_disk"] else "no (fetched at first use)"
+        place = row["origin"] if row["on_disk"] else "no, fetched at first use"
         table.add_row(row["name"], row["hub_id"], f"{row['parameters'] / 1e6:.1f} M", row["license"], place)
     console.print(table)
+    for row in rows:
+        if row["on_disk"]:
+            console.print(f"{row['name']}: {row['on_disk']}", highlight=False, soft_wrap=True)
     console.print("Any local folder of a Transformers model and any Hub id work too.")
 
 
@@ -66,7 +72,7 @@ def mixers(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps([asdict(info) for info in found], indent=1))
         return
-    table = Table("name", "experts", "k", "routing loss", "seed", box=None)
+    table = Table(NAME, "experts", "k", "routing loss", "seed", box=None)
     for info in found:
         table.add_row(info.name, ", ".join(info.experts), str(info.top_k), info.loss, str(info.seed))
     console.print(table)
@@ -259,7 +265,11 @@ def trace(
     if answer:
         console.print(answer, markup=False, highlight=False)
     shares = ", ".join(f"{name} {share:.3f}" for name, share in zip(found.experts, load(found.gates), strict=True))
-    console.print(f"{len(found.tokens)} tokens × {len(found.sites)} sites → {path}; load: {shares}", highlight=False)
+    console.print(
+        f"{len(found.tokens)} tokens × {len(found.sites)} sites → {path}; load: {shares}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _evaluation_rows(data: list[Path] | None, limit: int, seed: int, mixer: str) -> list[Any]:
