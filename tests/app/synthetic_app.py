@@ -16,12 +16,20 @@ from explorer.layout import build, launch_options  # noqa: E402
 from explorer.recordings import INDEX, Recordings  # noqa: E402
 from tests.app.synthetic import FakeSource, make_trace  # noqa: E402
 
+# Of their own wording: the browser tests point at words in them, and examples may be reworded.
+PROMPTS = (
+    "A patient weighs 62 kg and needs 15 mg of amoxicillin per kg each day, split into three doses. "
+    "How many mg is each dose, and what side effects should be watched for?",
+    "A loan of 12,000 dollars grows by 3 percent a year. Work out what is owed after two years, then write a "
+    "Python function that returns the amount owed after n years.",
+)
+
 
 def make_recordings(folder: Path) -> Recordings:
     """Invented recordings of the first two examples."""
     rows = []
-    for seed, example in enumerate(EXAMPLES[:2]):
-        path = make_trace(example.prompt, seed=seed).save(folder / f"{example.key}.npz")
+    for seed, (example, prompt) in enumerate(zip(EXAMPLES, PROMPTS, strict=False)):
+        path = make_trace(prompt, seed=seed).save(folder / f"{example.key}.npz")
         rows.append({"example": example.key, "file": path.name})
     (folder / INDEX).write_text(json.dumps({"traces": rows}))
     return Recordings(folder)
