@@ -24,8 +24,8 @@ EXAMPLES = (
     ExamplePrompt(
         "math-medical",
         "Math–Medical",
-        "A patient takes 250 mg of amoxicillin three times a day for 7 days. How many mg does the patient take in all, and "
-        "what are the side effects of amoxicillin?",
+        "A patient takes 250 mg of amoxicillin three times a day for 7 days. How many mg does the patient take in "
+        "all, and what are the side effects of amoxicillin?",
     ),
     ExamplePrompt(
         "math-coding",
