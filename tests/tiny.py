@@ -86,6 +86,12 @@ def token_ids(batch: int = 2, length: int = 7, seed: int = 3) -> torch.Tensor:
     return torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+def logits_of(model: Any) -> torch.Tensor:
+    """Logits of :func:`token_ids`, without gradient."""
+    with torch.no_grad():
+        return model(token_ids()).logits
+
+
 @contextmanager
 def gates_by(model: Any, rule: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Gates by any rule from logits ``[..., E]`` while the block runs."""

@@ -10,16 +10,7 @@ from loramixer.errors import MixerError
 from loramixer.experts import read_expert
 from loramixer.tuner.export import export_expert, export_static
 from tests import tiny
-
-
-@pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return tiny.save_experts(tmp_path_factory.mktemp("experts"))
-
-
-def logits_of(model) -> torch.Tensor:
-    with torch.no_grad():
-        return model(tiny.token_ids()).logits
+from tests.tiny import logits_of
 
 
 @pytest.mark.parametrize("name", ["a", "b", "c"])

@@ -19,16 +19,7 @@ from loramixer.errors import ExpertError, MixerError, RoutingError
 from loramixer.tuner import LoraMixerLayer
 from loramixer.tuner.runtime import active_runtime
 from tests import tiny
-
-
-@pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return tiny.save_experts(tmp_path_factory.mktemp("experts"))
-
-
-def logits_of(model) -> torch.Tensor:
-    with torch.no_grad():
-        return model(tiny.token_ids()).logits
+from tests.tiny import logits_of
 
 
 @pytest.mark.parametrize("index", range(3))

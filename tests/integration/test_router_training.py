@@ -23,11 +23,6 @@ from tests import tiny
 LOSS = {"routing_loss": "rsl", "balance_weight": 1.0, "entropy_weight": 0.2, "dropout": 0.0}
 
 
-@pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return tiny.save_experts(tmp_path_factory.mktemp("experts"))
-
-
 def training_mixture(experts, **fields):
     return tiny.mixture(experts, **{**LOSS, **fields}).train()
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from loramixer.errors import MixerError
-from loramixer.experts import CONFIG_FILE, WEIGHTS_FILE, SiteWeights
+from loramixer.experts import WEIGHTS_FILE, SiteWeights
 from loramixer.tuner.layer import LoraMixerLayer
 from loramixer.tuner.runtime import active_runtime
 
@@ -117,5 +117,4 @@ def _write_lora(model: Any, sites: dict[str, SiteWeights], folder: Path) -> Path
         for letter, matrix in (("A", part.A), ("B", part.B))
     }
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    assert (folder / CONFIG_FILE).is_file()
     return folder
