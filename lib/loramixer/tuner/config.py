@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -14,6 +15,10 @@ from loramixer.errors import MixerError
 from loramixer.losses import Entropy, Reduction, Scale, Usage
 from loramixer.routing import GateMode, check_gate_mode, check_temperature
 
+RULE_FIELDS = {"top_k": "k", "temperature": "temperature", "renormalize": "renormalize"}
+"""What a rule of `site_gates` can change besides the gate modes, and how `GateSettings` calls it."""
+
+Mixing = Literal["auto", "dense", "sparse"]
 RoutingLoss = Literal["rsl", "load_balance", "none"]
 
 
@@ -30,12 +35,19 @@ class LoraMixerConfig(PeftConfig):
     Args:
         experts: expert name → folder or Hub id (``organisation/name[@revision]``) of a plain PEFT LoRA. After
             injection each value is a description (source, SHA-256, rank and scaling per site) instead.
-        gate: gate mode in inference: ``top_k`` or ``soft`` (all experts).
-        training_gate: gate mode in training: ``soft``, ``top_k``, or ``straight_through`` (forward top-k, gradient of
-            soft). The paper says soft in section 3.3 and top-3 in A.6; soft by default.
+        gate: gate mode in inference: ``top_k``, ``soft`` (all experts), ``domain`` (one known expert per row, see
+            `set_gate`), ``uniform`` (the same weight for all) or ``off``.
+        training_gate: gate mode in training: ``soft``, ``top_k``, ``straight_through`` (forward top-k, gradient of
+            soft), or ``domain`` (the row's own expert, ``expert_index`` of the batch; for joint training of experts).
+            The paper says soft in section 3.3 and top-3 in A.6; soft by default.
         top_k: experts per token; 3 by default, or all where there are fewer.
         renormalize: whether the weights of the chosen experts sum to 1.
         temperature: divides the router logits.
+        site_gates: rules for sites that gate in another way than the rest: ``{"sites": regular expression}`` with any
+            of ``gate``, ``training_gate``, ``top_k``, ``temperature``, ``renormalize``; the first rule that matches
+            the whole module name counts. ``{"sites": r".*\\.k_proj", "gate": "off"}`` leaves k without experts.
+        noise_std: standard deviation of normal noise on the logits in training; none by default.
+        mixing: how the sum over experts is computed: ``auto`` takes the cheaper of ``dense`` and ``sparse``.
         dropout: on the input of the experts, in training.
         router_init_std: standard deviation of the routers' initial weights.
         train_experts: whether the experts train together with the routers; frozen by default.
@@ -63,6 +75,11 @@ class LoraMixerConfig(PeftConfig):
     top_k: int | None = field(default=None, metadata={"help": "Experts per token; None is min(3, experts)."})
     renormalize: bool = field(default=True, metadata={"help": "Whether the chosen weights sum to 1."})
     temperature: float = field(default=1.0, metadata={"help": "Divides the router logits."})
+    site_gates: list[dict[str, Any]] = field(
+        default_factory=list, metadata={"help": "Rules for sites that gate in another way than the rest."}
+    )
+    noise_std: float = field(default=0.0, metadata={"help": "Noise on the logits in training; none by default."})
+    mixing: Mixing = field(default="auto", metadata={"help": "auto, dense or sparse sum over the experts."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the experts, in training."})
     router_init_std: float = field(default=0.02, metadata={"help": "Standard deviation of initial router weights."})
     train_experts: bool = field(default=False, metadata={"help": "Whether experts train together with the routers."})
@@ -90,6 +107,7 @@ class LoraMixerConfig(PeftConfig):
         check_gate_mode(self.training_gate)
         check_temperature(self.temperature)
         for name, allowed in (
+            ("mixing", Mixing),
             ("routing_loss", RoutingLoss),
             ("entropy", Entropy),
             ("usage", Usage),
@@ -98,6 +116,10 @@ class LoraMixerConfig(PeftConfig):
         ):
             if (given := getattr(self, name)) not in get_args(allowed):
                 raise MixerError(f"{name} is '{given}'; it can be {', '.join(get_args(allowed))}.")
+        if self.noise_std < 0:
+            raise MixerError(f"noise_std is {self.noise_std}; it is a standard deviation, 0 or above.")
+        for rule in self.site_gates:
+            _check_rule(rule)
         if not self.experts:
             raise MixerError("A mixture needs experts; pass experts={'name': 'folder or Hub id of a LoRA', …}.")
         for name in self.experts:
@@ -107,6 +129,10 @@ class LoraMixerConfig(PeftConfig):
         if sorted(self.expert_order) != sorted(self.experts):
             raise MixerError(f"expert_order is {self.expert_order}; it must name each of {list(self.experts)} once.")
         self.experts = {name: self.experts[name] for name in self.expert_order}
+
+    def rule_of(self, site: str) -> int | None:
+        """Index of the first rule of ``site_gates`` that matches a module name, or None."""
+        return next((i for i, rule in enumerate(self.site_gates) if re.fullmatch(rule["sites"], site)), None)
 
     @property
     def loss_text(self) -> str:
@@ -144,6 +170,22 @@ class LoraMixerConfig(PeftConfig):
                 if isinstance(value, dict) and value["source"].startswith("."):
                     value["source"] = os.path.normpath(folder / value["source"])
         return config
+
+
+def _check_rule(rule: Any) -> None:
+    allowed = ("sites", "gate", "training_gate", *RULE_FIELDS)
+    if not isinstance(rule, dict) or "sites" not in rule or not set(rule) <= set(allowed):
+        raise MixerError(
+            f"{rule!r} is no rule of site_gates; a rule is a dictionary with 'sites' (a regular expression) and any of "
+            f"{', '.join(allowed[1:])}."
+        )
+    try:
+        re.compile(rule["sites"])
+    except re.error as error:
+        raise MixerError(f"{rule['sites']!r} in site_gates is no regular expression: {error}.") from error
+    for key in ("gate", "training_gate"):
+        check_gate_mode(rule.get(key, "soft"))
+    check_temperature(rule.get("temperature", 1.0))
 
 
 def _relative_source(source: str, folder: Path) -> str:

@@ -20,10 +20,12 @@ from loramixer.losses import (
     rsl,
     token_entropy,
 )
-from loramixer.routing import DEFAULT_TOP_K, GateMode, check_k
-from loramixer.tuner.config import LoraMixerConfig
+from loramixer.routing import DEFAULT_TOP_K, UNROUTED_MODES, GateMode, check_k
+from loramixer.tuner.config import RULE_FIELDS, LoraMixerConfig
 from loramixer.tuner.layer import LoraMixerLayer
+from loramixer.tuner.layout import SiteLayout
 from loramixer.tuner.runtime import GateSettings, MixtureRuntime
+from loramixer.tuner.sharing import InputGroup, input_of
 
 IGNORED_LABEL = -100
 
@@ -60,7 +62,8 @@ class LoraMixerModel(BaseTuner):
         peft_config.top_k = (
             min(DEFAULT_TOP_K, len(peft_config.experts)) if peft_config.top_k is None else peft_config.top_k
         )
-        check_k(peft_config.top_k, len(peft_config.experts))
+        for k in (peft_config.top_k, *(rule["top_k"] for rule in peft_config.site_gates if "top_k" in rule)):
+            check_k(k, len(peft_config.experts))
         self._refuse_misfits(peft_config)
 
         def settings(mode: GateMode) -> GateSettings:
@@ -73,6 +76,7 @@ class LoraMixerModel(BaseTuner):
             inference=settings(peft_config.gate),
             training=settings(peft_config.training_gate),
             experts_loaded=bool(read),
+            rules=[_overrides(rule) for rule in peft_config.site_gates],
         )
         return peft_config
 
@@ -81,6 +85,7 @@ class LoraMixerModel(BaseTuner):
         if "runtimes" not in self.__dict__:
             self.runtimes: dict[str, MixtureRuntime] = {}
             self._experts_to_inject: dict[str, dict[str, Expert]] = {}
+            self._groups: dict[tuple[str, str, int, int | None], InputGroup] = {}
             self.routing_statistics: dict[str, torch.Tensor] = {}
             self.loss_warmup = 1.0
 
@@ -132,10 +137,14 @@ class LoraMixerModel(BaseTuner):
             adapter_name,
             runtime,
             site,
-            ranks=[found[0] if found else 0 for found in descriptions],
-            scalings=[found[1] if found else 0.0 for found in descriptions],
-            weights=[expert.sites.get(current_key) for expert in read.values()] if read else None,
+            SiteLayout.of([tuple(found[:2]) if found else None for found in descriptions]),
+            [expert.sites.get(current_key) for expert in read.values()] if read else None,
         )
+        rule = peft_config.rule_of(current_key)
+        key = (adapter_name, input_of(current_key), layer.in_features, rule)
+        if key not in self._groups:
+            self._groups[key] = InputGroup(adapter_name, runtime, rule)
+        self._groups[key].join(layer)
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
@@ -214,7 +223,7 @@ class LoraMixerModel(BaseTuner):
             for name, layer in layers.items():
                 A, B = layer.lora_mixer_A[adapter_name], layer.lora_mixer_B[adapter_name]
                 if experts is not None:
-                    A, B = _concatenated(experts, runtime.sites[layer._sites[adapter_name]])
+                    A, B = _concatenated(experts, runtime.sites[layer.sites[adapter_name]])
                 state_dict[f"{name}.lora_mixer_A"], state_dict[f"{name}.lora_mixer_B"] = A.detach(), B.detach()
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         _check_complete(layers, adapter_name, remapped)
@@ -226,6 +235,15 @@ class LoraMixerModel(BaseTuner):
         raise MixerError(
             "A token-routed mixture has no fixed weights to merge; keep it as an adapter, or unload it with unload()."
         )
+
+
+def _overrides(rule: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a rule of `site_gates` changes in inference and in training, under the names of `GateSettings`."""
+    shared = {name: rule[key] for key, name in RULE_FIELDS.items() if key in rule}
+    fixed = {"mode": rule["gate"]} if rule.get("gate") in UNROUTED_MODES else {}
+    inference = {"mode": rule["gate"]} if "gate" in rule else {}
+    training = {"mode": rule["training_gate"]} if "training_gate" in rule else fixed
+    return shared | inference, shared | training
 
 
 def _routing_loss(config: LoraMixerConfig, p_SNE: torch.Tensor, mask_N: torch.Tensor | None) -> torch.Tensor:
@@ -301,7 +319,7 @@ def _read_named_experts(config: LoraMixerConfig) -> list[Expert]:
 
 def _concatenated(experts: list[Expert], site: str) -> tuple[torch.Tensor, torch.Tensor]:
     parts = [expert.sites[site] for expert in experts if site in expert.sites]
-    return torch.cat([part.A.float() for part in parts]), torch.cat([part.B.float() for part in parts], dim=1)
+    return torch.cat([part.A.float() for part in parts]), torch.cat([part.B.t().float() for part in parts])
 
 
 def _check_complete(layers: dict[str, LoraMixerLayer], adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
