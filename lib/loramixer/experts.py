@@ -9,9 +9,10 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -49,15 +50,16 @@ class Expert:
 
     Attributes:
         name: its name in the mixture.
-        source: where it was read from: a folder or a Hub id, ``organisation/name`` or ``organisation/name@revision``.
-        sha256: digest of its weights file.
+        source: where it was read from: a folder or a Hub id, ``organisation/name`` or ``organisation/name@revision``;
+            None for a new one.
+        sha256: digest of its weights file, or None.
         backbone: the backbone that its configuration names, or None.
         sites: update per module name of the backbone.
     """
 
     name: str
-    source: str
-    sha256: str
+    source: str | None
+    sha256: str | None
     backbone: str | None
     sites: dict[str, SiteWeights]
 
@@ -95,6 +97,37 @@ def read_expert(name: str, source: str | Path) -> Expert:
         backbone=config.get("base_model_name_or_path"),
         sites={site: _site_weights(name, site, parts, config) for site, parts in sites.items()},
     )
+
+
+class NewExpertSettings(Protocol):
+    """What a new expert is made with; `LoraMixerConfig` has these fields."""
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+
+
+def new_expert(name: str, shapes: Mapping[str, tuple[int, int]], settings: NewExpertSettings) -> Expert:
+    """An untrained expert, as PEFT initialises a LoRA: A random (Kaiming uniform), B zero.
+
+    Args:
+        name: of the expert.
+        shapes: module name → in and out features.
+        settings: rank and scaling.
+
+    Raises:
+        ExpertError: no site, or a rank below 1.
+    """
+    if not shapes:
+        raise ExpertError(f"Expert '{name}' is new, so target_modules must say which linear layers it changes.")
+    if settings.r < 1:
+        raise ExpertError(f"Expert '{name}' is new with rank r={settings.r}; a whole number from 1 on is needed.")
+    scaling = settings.lora_alpha / (math.sqrt(settings.r) if settings.use_rslora else settings.r)
+    sites = {}
+    for site, (in_features, out_features) in shapes.items():
+        A = torch.nn.init.kaiming_uniform_(torch.empty(settings.r, in_features), a=math.sqrt(5))
+        sites[site] = SiteWeights(A, torch.zeros(out_features, settings.r), scaling)
+    return Expert(name, None, None, None, sites)
 
 
 def expert_folder(name: str, source: str) -> Path:

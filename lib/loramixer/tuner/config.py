@@ -33,8 +33,12 @@ class LoraMixerConfig(PeftConfig):
     """What a mixture of LoRA experts is, and how its routers are trained.
 
     Args:
-        experts: expert name → folder or Hub id (``organisation/name[@revision]``) of a plain PEFT LoRA. After
-            injection each value is a description (source, SHA-256, rank and scaling per site) instead.
+        experts: expert name → folder or Hub id (``organisation/name[@revision]``) of a plain PEFT LoRA, or None for a
+            new one that is trained together with the routers. After injection each value is a description (source,
+            SHA-256, rank and scaling per site) instead.
+        r: rank of new experts.
+        lora_alpha: of new experts; their scaling is lora_alpha / r.
+        use_rslora: whether the scaling of new experts is lora_alpha / √r.
         gate: gate mode in inference: ``top_k``, ``soft`` (all experts), ``domain`` (one known expert per row, see
             `set_gate`), ``uniform`` (the same weight for all) or ``off``.
         training_gate: gate mode in training: ``soft``, ``top_k``, ``straight_through`` (forward top-k, gradient of
@@ -60,7 +64,8 @@ class LoraMixerConfig(PeftConfig):
         reduction: routers one by one (``per_site``) or concatenated (``pooled``).
         save_experts: whether a saved folder holds the experts too; otherwise it names them and checks their hashes.
         expert_order: names in the order of the gates; PEFT saves dictionaries sorted. Filled by itself.
-        target_modules: filled at injection: the sites that at least one expert changes.
+        target_modules: which linear layers new experts change, as in `LoraConfig`; by default those that the other
+            experts change. Filled at injection: the sites that at least one expert changes.
         title: a short name for people.
         tasks: expert name → data sets that belong to it; evaluation uses it to know a row's own expert.
     """
@@ -68,6 +73,9 @@ class LoraMixerConfig(PeftConfig):
     experts: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Expert name → folder or Hub id of a plain PEFT LoRA."}
     )
+    r: int = field(default=64, metadata={"help": "Rank of new experts."})
+    lora_alpha: float = field(default=128, metadata={"help": "Of new experts; scaling is lora_alpha / r."})
+    use_rslora: bool = field(default=False, metadata={"help": "Scaling of new experts is lora_alpha / √r."})
     gate: GateMode = field(default="top_k", metadata={"help": "Gate mode in inference: top_k or soft."})
     training_gate: GateMode = field(
         default="soft", metadata={"help": "Gate mode in training: soft, top_k or straight_through."}
@@ -123,8 +131,12 @@ class LoraMixerConfig(PeftConfig):
         if not self.experts:
             raise MixerError("A mixture needs experts; pass experts={'name': 'folder or Hub id of a LoRA', …}.")
         for name in self.experts:
-            if not isinstance(name, str) or not name or "." in name:
-                raise MixerError(f"{name!r} is no expert name; use a short text without dots.")
+            check_expert_name(name)
+        trains = self.train_experts
+        if None in self.experts.values() and not trains:
+            raise MixerError("New experts (None) change nothing until they are trained; set train_experts=True.")
+        if trains and not self.save_experts:
+            raise MixerError("Trained experts would be lost with save_experts=False; leave it True, or export them.")
         self.expert_order = self.expert_order or list(self.experts)
         if sorted(self.expert_order) != sorted(self.experts):
             raise MixerError(f"expert_order is {self.expert_order}; it must name each of {list(self.experts)} once.")
@@ -150,7 +162,9 @@ class LoraMixerConfig(PeftConfig):
         original = self.experts
         here = Path(save_directory).resolve()
         self.experts = {
-            name: {**value, "source": _relative_source(value["source"], here)} if isinstance(value, dict) else value
+            name: {**value, "source": _relative_source(value["source"], here)}
+            if isinstance(value, dict) and value["source"]
+            else value
             for name, value in original.items()
         }
         try:
@@ -167,17 +181,23 @@ class LoraMixerConfig(PeftConfig):
         folder = Path(pretrained_model_name_or_path, subfolder or "")
         if folder.is_dir():
             for value in config.experts.values():
-                if isinstance(value, dict) and value["source"].startswith("."):
+                if isinstance(value, dict) and (value["source"] or "").startswith("."):
                     value["source"] = os.path.normpath(folder / value["source"])
         return config
+
+
+def check_expert_name(name: Any) -> None:
+    """Raise a MixerError unless ``name`` can be the name of an expert."""
+    if not isinstance(name, str) or not name or "." in name:
+        raise MixerError(f"{name!r} is no expert name; use a short text without dots.")
 
 
 def _check_rule(rule: Any) -> None:
     allowed = ("sites", "gate", "training_gate", *RULE_FIELDS)
     if not isinstance(rule, dict) or "sites" not in rule or not set(rule) <= set(allowed):
         raise MixerError(
-            f"{rule!r} is no rule of site_gates; a rule is a dictionary with 'sites' (a regular expression) and any of "
-            f"{', '.join(allowed[1:])}."
+            f"{rule!r} is no rule of site_gates; a rule is a dictionary with 'sites' (a regular expression) and any "
+            f"of {', '.join(allowed[1:])}."
         )
     try:
         re.compile(rule["sites"])

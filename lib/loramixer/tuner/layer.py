@@ -79,39 +79,30 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         self.places: dict[str, tuple[InputGroup, int]] = {}
         self.sites: dict[str, int] = {}
 
-    def update_layer(
-        self,
-        adapter_name: str,
-        runtime: MixtureRuntime,
-        site: int,
-        layout: SiteLayout,
-        weights: Sequence[SiteWeights | None] | None,
-    ) -> None:
-        """Add a mixture to this layer.
+    def add_router(self, adapter_name: str, runtime: MixtureRuntime, experts: int) -> None:
+        """Begin a mixture at this site with a new router; `set_experts` then gives it something to choose from.
 
         Args:
             adapter_name: PEFT's name for it.
             runtime: shared by all its layers.
-            site: index of this layer among them.
-            layout: rank and scaling of each expert here.
-            weights: the experts' matrices (None for an absent one); or None when they are loaded afterwards.
+            experts: how many.
         """
         self.runtimes[adapter_name] = runtime
-        self.sites[adapter_name] = site
-        router = nn.Linear(self.in_features, len(layout.ranks), bias=False, device=self._device(), dtype=torch.float32)
-        nn.init.normal_(router.weight, std=runtime.config.router_init_std)
+        weight_ED = torch.empty(experts, self.in_features, device=self._device(), dtype=torch.float32)
+        router = nn.Linear(self.in_features, experts, bias=False, device="meta")
+        router.weight = nn.Parameter(nn.init.normal_(weight_ED, std=runtime.config.router_init_std))
         self.lora_mixer_router[adapter_name] = router
-        self.set_experts(adapter_name, layout, weights)
-        if not runtime.config.train_experts:
+
+    def freeze_experts(self, adapter_name: str) -> None:
+        """Tell PEFT that the experts of a mixture do not train, unless its configuration says so."""
+        if not self.runtimes[adapter_name].config.train_experts:
             # The class attribute is shared, so it is copied and never changed in place.
             self.frozen_peft_weight_names = {
                 **self.frozen_peft_weight_names,
                 adapter_name: ("lora_mixer_A", "lora_mixer_B"),
             }
 
-    def set_experts(
-        self, adapter_name: str, layout: SiteLayout, weights: Sequence[SiteWeights | None] | None
-    ) -> None:
+    def set_experts(self, adapter_name: str, layout: SiteLayout, weights: Sequence[SiteWeights | None] | None) -> None:
         """Put other experts in the place of the ones of a mixture; the router is left as it is.
 
         Args:
@@ -119,7 +110,7 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
             layout: rank and scaling of each expert here.
             weights: the experts' matrices (None for an absent one); or None to leave them unset.
         """
-        former = self.lora_mixer_A[adapter_name] if adapter_name in self.lora_mixer_A else None
+        former = self.lora_mixer_A.get(adapter_name)
         device = self._device()
         dtype = torch.float32 if former is None else former.dtype
         A_RD = torch.empty(layout.rows, self.in_features, device=device, dtype=dtype)  # type: ignore[call-overload]
@@ -129,7 +120,7 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
                 if part is not None:
                     A_RD[layout.slice_of(index)] = part.A.to(A_RD)
                     B_RF[layout.slice_of(index)] = part.B.t().to(B_RF)
-        trains = former is not None and former.requires_grad
+        trains = self.runtimes[adapter_name].config.train_experts if former is None else former.requires_grad
         self.lora_mixer_A[adapter_name] = nn.Parameter(A_RD, requires_grad=trains)
         self.lora_mixer_B[adapter_name] = nn.Parameter(B_RF, requires_grad=trains)
         indexed = layout.uniform is None

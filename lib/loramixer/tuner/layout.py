@@ -26,7 +26,8 @@ class SiteLayout:
     def of(cls, entries: Sequence[tuple[int, float] | None]) -> SiteLayout:
         """From ``(rank, scaling)`` of each expert, None where it is absent."""
         return cls(
-            tuple(entry[0] if entry else 0 for entry in entries), tuple(entry[1] if entry else 0.0 for entry in entries)
+            tuple(entry[0] if entry else 0 for entry in entries),
+            tuple(entry[1] if entry else 0.0 for entry in entries),
         )
 
     @cached_property

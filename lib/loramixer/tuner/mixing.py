@@ -23,9 +23,9 @@ SPARSE_CALL = 30.0
 SPARSE_PAIR = 0.035
 ROW_FETCH = 0.15
 DENSE_PAIR = 0.0115
-"""Microseconds for 1,152 features (D + F) in float32 on two cores, fitted to `python benchmarks/scaling.py`: one sparse
-call; one row for one token in the sparse form; fetching one row from memory; one row for one token in the dense form.
-Only their ratios matter."""
+"""Microseconds for 1,152 features (D + F) in float32 on two cores, fitted to `python benchmarks/scaling.py`: a sparse
+call; a row for a token in the sparse form; fetching a row from memory; a row for a token in the dense form. Only their
+ratios matter."""
 
 
 def sparse_is_cheaper(tokens: int, rows: int, chosen_rows: int, features: int) -> bool:

@@ -136,6 +136,14 @@ class MixtureRuntime:
             raise RoutingError(f"The mixture has no expert '{name}'; it has {', '.join(self.experts)}.")
         return self.experts.index(name)
 
+    def limit_k(self, experts: int) -> None:
+        """Lower every k that asks for more experts than there are."""
+        self.inference, self.training = (
+            replace(settings, k=min(settings.k, experts)) for settings in (self.inference, self.training)
+        )
+        for changes in (change for rule in self.rules for change in rule if "k" in change):
+            changes["k"] = min(changes["k"], experts)
+
     @property
     def listening(self) -> bool:
         """Whether anybody wants to know where tokens go."""
@@ -340,7 +348,9 @@ def describe_mixture(model: Any) -> dict[str, Any]:
         "loss": config.loss_text,
         "gate": gate.mode,
         "k": gate.k,
-        "renormalize": gate.renormalize,
+        "renormalize": gate.renormalize and all(rule.get("renormalize", True) for rule in config.site_gates),
+        "site_gates": config.site_gates,
+        "masked": [] if runtime.masked is None else [runtime.experts[i] for i in runtime.masked.nonzero().flatten()],
         "gate_temperature": gate.temperature,
         "router_sha256": _router_digest(model),
         "expert_sha256": {

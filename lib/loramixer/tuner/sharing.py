@@ -127,8 +127,8 @@ class InputGroup:
     def _compute(self, layers: list[LoraMixerLayer], x: torch.Tensor) -> Routed:
         name, runtime, first = self.adapter_name, self.runtime, layers[0]
         x_any = x.reshape(-1, x.shape[-1])
-        weights = [layer.lora_mixer_router[name].weight for layer in layers]
-        weight_MD = weights[0] if len(weights) == 1 else torch.cat(weights)  # type: ignore[arg-type]
+        weights: list[torch.Tensor] = [layer.lora_mixer_router[name].weight for layer in layers]  # type: ignore[misc]
+        weight_MD = weights[0] if len(weights) == 1 else torch.cat(weights)
         logits_NSE = _router_product(x_any, weight_MD).view(len(x_any), len(layers), -1)
         if any(layer.has_absent[name] for layer in layers):
             absent_SE = torch.stack([layer.lora_mixer_absent[name] for layer in layers])
@@ -154,7 +154,7 @@ class InputGroup:
 
 
 def _router_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Logits ``[N, M]`` float32. Never in the reduced type of autocast: a small error changes which expert is chosen."""
+    """Logits ``[N, M]`` float32, never in the reduced type of autocast: a small error changes who is chosen."""
     if torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.to(weight.dtype), weight).float()
