@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from peft import PeftConfig
 
+from loramixer.cards import write_mixture_card
 from loramixer.errors import MixerError
 from loramixer.losses import Entropy, Reduction, Scale, Usage
 from loramixer.routing import GateMode, check_gate_mode, check_temperature
@@ -29,7 +30,8 @@ class LoraMixerConfig(PeftConfig):
 
     Args:
         experts: expert name → folder or Hub id (``organisation/name[@revision]``) of a plain PEFT LoRA. After
-            injection each value is a description (source, SHA-256, rank and scaling per site) instead.
+            injection each value is a description (source, SHA-256, rank and scaling per site) instead; the source of
+            an expert from the Hub is then pinned to the commit that was read, ``organisation/name@commit``.
         gate: gate mode in inference: ``top_k`` or ``soft`` (all experts).
         training_gate: gate mode in training: ``soft``, ``top_k``, or ``straight_through`` (forward top-k, gradient of
             soft). The paper says soft in section 3.3 and top-3 in A.6; soft by default.
@@ -120,7 +122,11 @@ class LoraMixerConfig(PeftConfig):
         return f"RSL {self.entropy}: {self.balance_weight:g} · {form} {sign} {self.entropy_weight:g} · E[H(p)]"
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save; the sources of experts that are local folders are written relative to ``save_directory``."""
+        """Save; the sources of experts that are local folders are written relative to ``save_directory``.
+
+        PEFT saves the configuration after it has written its own model card, an empty form; this puts the card of the
+        mixture in its place.
+        """
         original = self.experts
         here = Path(save_directory).resolve()
         self.experts = {
@@ -129,6 +135,8 @@ class LoraMixerConfig(PeftConfig):
         }
         try:
             super().save_pretrained(save_directory, **kwargs)
+            if all(isinstance(value, dict) for value in self.experts.values()):
+                write_mixture_card(Path(save_directory), self)
         finally:
             self.experts = original
 
