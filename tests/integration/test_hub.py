@@ -304,13 +304,16 @@ def test_a_pinned_mixture_with_its_revision_either_way(hub, model, logged_in):
         load_mixer(first, revision="main")
 
 
-def test_a_backbone_by_id_is_pinned_where_the_mixture_was_built(hub, model, logged_in):
+def test_a_backbone_by_id_is_pinned_where_the_mixture_was_built(hub, model, logged_in, monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
     before = hub.repositories["org/tiny"].names["main"]
     assert model.get_base_model().backbone_files.revision == before
     push_mixer(model, "org/mixture")
     expected = logits_of(model)
     changed = {key: value * 1.5 for key, value in load(hub.files("org/tiny")["model.safetensors"]).items()}
     after = hub.add("org/tiny", {"model.safetensors": save(changed, metadata={"format": "pt"})})
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "another machine"))
     assert torch.equal(logits_of(load_mixer("org/mixture")[0]), expected)
     assert not torch.equal(logits_of(load_mixer("org/mixture", backbone=f"org/tiny@{after}")[0]), expected)
     assert backbone_files(f"org/tiny@{before}").revision == before
