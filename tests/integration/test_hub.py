@@ -38,7 +38,8 @@ def logged_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short deadlines, so that giving up takes no time."""
     monkeypatch.setattr(hub_module, "ANSWER_SECONDS", 0.3)
-    monkeypatch.setattr(hub_module, "STALL_SECONDS", 0.6)
+    # Longer than the second that the client waits before it starts a broken download anew.
+    monkeypatch.setattr(hub_module, "STALL_SECONDS", 1.5)
 
 
 @pytest.fixture
