@@ -24,7 +24,10 @@ ANSWER_SECONDS = 5.0
 """How long the Hub may take to answer a question."""
 
 STALL_SECONDS = 10.0
-"""How long a download may bring nothing new."""
+"""How long a download may bring nothing new, beyond what the next piece takes at the slowest speed."""
+
+SLOWEST = 100_000
+"""Bytes per second below which a download counts as stalled; the client reports pieces of 10 MB, or whole files."""
 
 PUSHED_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", "run_log.json")
 """What a pushed adapter consists of."""
@@ -260,23 +263,26 @@ def _in_time(work: Callable[[], Result], seconds: float, progress: _Progress | N
 
 def _download(hub_id: str, revision: str, file: str) -> Path:
     """One file into the Hub's cache, checked; for a commit, a file that is there already asks no network."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     progress = _Progress()
     known = _blobs(hub_id)
 
-    def question() -> None:
-        get_hf_file_metadata(hf_hub_url(hub_id, file, revision=revision), timeout=ANSWER_SECONDS)
+    def question() -> int:
+        found = get_hf_file_metadata(hf_hub_url(hub_id, file, revision=revision), timeout=ANSWER_SECONDS)
+        return found.size or 0
 
     def work() -> str:
         return hf_hub_download(hub_id, file, revision=revision, etag_timeout=ANSWER_SECONDS, tqdm_class=progress.bar())
 
+    size = 0
     try:
         if not _COMMIT.fullmatch(revision) or cached_files(hub_id, revision, [file]) is None:
             # Asked by itself first: the client repeats its own question for minutes, and when that is given up it
             # goes on in its thread and closes the connections of later downloads at every failure.
-            _in_time(question, ANSWER_SECONDS)
-        path = Path(_in_time(work, STALL_SECONDS, progress))
+            size = _in_time(question, ANSWER_SECONDS)
+        piece = min(size, constants.DOWNLOAD_CHUNK_SIZE)
+        path = Path(_in_time(work, STALL_SECONDS + piece / SLOWEST, progress))
     except Exception as error:
         raise explained(error, hub_id, revision, file) from error
     if path.is_symlink():

@@ -37,9 +37,13 @@ def logged_in(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short deadlines, so that giving up takes no time."""
+    from huggingface_hub import constants
+
     monkeypatch.setattr(hub_module, "ANSWER_SECONDS", 0.3)
     # Longer than the second that the client waits before it starts a broken download anew.
     monkeypatch.setattr(hub_module, "STALL_SECONDS", 1.5)
+    # Small pieces, so that the tiny files of these tests show progress as large ones do.
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 256)
 
 
 @pytest.fixture
@@ -185,10 +189,6 @@ def test_a_hub_that_does_not_answer_is_given_up(hub, published, impatient, fault
     hub.faults["org/a"] = fault
     with pytest.raises(ExpertError, match=reason):
         read_expert("a", "org/a")
-
-
-def test_the_wait_for_a_silent_hub_is_bounded():
-    assert hub_module.ANSWER_SECONDS + hub_module.STALL_SECONDS <= 15
 
 
 def test_no_connection_at_all(hub, published, impatient):
