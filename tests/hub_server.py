@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,11 +31,11 @@ TRUNCATIONS = 5
 FIRST_COMMIT = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
 """What the Hub puts into a repository when it is created."""
 
-Fault = Literal["gated", "silent", "silent_files", "down", "truncated", "cut", "corrupted"]
+Fault = Literal["gated", "silent", "silent_files", "down", "slow", "truncated", "cut", "corrupted"]
 """What a repository does wrong.
 
 ``gated``: files need the token; ``silent``: accepts every request and never answers; ``silent_files``: only files do
-not answer; ``down``: status 503; ``truncated``: half of the announced bytes of safetensors at the first
+not answer; ``down``: status 503; ``slow``: two seconds for safetensors, in eight pieces; ``truncated``: half of the announced bytes of safetensors at the first
 :data:`TRUNCATIONS` attempts; ``cut``: safetensors that are shorter than the size announced before; ``corrupted``: one
 other byte.
 """
@@ -228,7 +229,12 @@ class _Handler(BaseHTTPRequestHandler):
             # As a proxy that ignores Range: every attempt starts anew and breaks off at the same place.
             data = data[: len(data) // 2]
             self.close_connection = True
-        self.wfile.write(data)
+        pieces = 8 if is_weights and fault == "slow" else 1
+        size = -(-len(data) // pieces)
+        for start in range(0, len(data), size):
+            self.wfile.write(data[start : start + size])
+            if pieces > 1:
+                time.sleep(2 / pieces)
         return None
 
     def _send(self, answer: Any, status: int = 200) -> None:

@@ -231,6 +231,12 @@ def test_damaged_downloads_are_not_kept(hub, published, experts, impatient, faul
     assert read_expert("a", "org/a").sha256 == read_expert("a", experts["a"]).sha256
 
 
+def test_a_slow_download_is_waited_for(hub, published, impatient):
+    """It takes longer than a stalled one may, and grows all the time."""
+    hub.faults["org/a"] = "slow"
+    assert read_expert("a", "org/a").sites
+
+
 # Mixtures
 
 
