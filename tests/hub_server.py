@@ -35,9 +35,9 @@ Fault = Literal["gated", "silent", "silent_files", "down", "slow", "truncated", 
 """What a repository does wrong.
 
 ``gated``: files need the token; ``silent``: accepts every request and never answers; ``silent_files``: only files do
-not answer; ``down``: status 503; ``slow``: two seconds for safetensors, in eight pieces; ``truncated``: half of the announced bytes of safetensors at the first
-:data:`TRUNCATIONS` attempts; ``cut``: safetensors that are shorter than the size announced before; ``corrupted``: one
-other byte.
+not answer; ``down``: status 503; ``slow``: two seconds for safetensors, in eight pieces; ``truncated``: half of the
+announced bytes of safetensors at the first :data:`TRUNCATIONS` attempts; ``cut``: safetensors that are shorter than
+the size announced before; ``corrupted``: one other byte.
 """
 
 
