@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from peft import PeftConfig
 
+from loramixer.cards import write_mixture_card
 from loramixer.errors import MixerError
 from loramixer.losses import Entropy, Reduction, Scale, Usage
 from loramixer.routing import GateMode, check_gate_mode, check_temperature
@@ -35,7 +36,8 @@ class LoraMixerConfig(PeftConfig):
     Args:
         experts: expert name → folder or Hub id (``organisation/name[@revision]``) of a plain PEFT LoRA, or None for a
             new one that is trained together with the routers. After injection each value is a description (source,
-            SHA-256, rank and scaling per site) instead.
+            SHA-256, rank and scaling per site) instead; the source of an expert from the Hub is then pinned to the
+            commit that was read, ``organisation/name@commit``.
         r: rank of new experts.
         lora_alpha: of new experts; their scaling is lora_alpha / r.
         use_rslora: whether the scaling of new experts is lora_alpha / √r.
@@ -158,7 +160,11 @@ class LoraMixerConfig(PeftConfig):
         return f"RSL {self.entropy}: {self.balance_weight:g} · {form} {sign} {self.entropy_weight:g} · E[H(p)]"
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save; the sources of experts that are local folders are written relative to ``save_directory``."""
+        """Save; the sources of experts that are local folders are written relative to ``save_directory``.
+
+        PEFT saves the configuration after it has written its own model card, an empty form; this puts the card of the
+        mixture in its place.
+        """
         original = self.experts
         here = Path(save_directory).resolve()
         self.experts = {
@@ -169,6 +175,8 @@ class LoraMixerConfig(PeftConfig):
         }
         try:
             super().save_pretrained(save_directory, **kwargs)
+            if all(isinstance(value, dict) for value in self.experts.values()):
+                write_mixture_card(Path(save_directory), self)
         finally:
             self.experts = original
 

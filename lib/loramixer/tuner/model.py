@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _get_in_out_feat
 from torch import nn
 
 from loramixer.errors import ExpertError, MixerError
-from loramixer.experts import Expert, expert_folder, file_sha256, new_expert, read_expert
+from loramixer.experts import Expert, check_unchanged, locate_expert, new_expert, read_expert
 from loramixer.losses import (
     load_balance,
     load_entropy,
@@ -372,13 +372,8 @@ def _read_named_experts(config: LoraMixerConfig) -> list[Expert]:
     experts = []
     for name, description in config.experts.items():
         source = description["source"]
-        folder = expert_folder(name, source)
-        digest = file_sha256(folder / "adapter_model.safetensors")
-        if digest != description["sha256"]:
-            raise ExpertError(
-                f"Expert '{name}' in {folder} has changed since the routers were trained (SHA-256 {digest[:12]}…, "
-                f"expected {description['sha256'][:12]}…); restore it or train the routers again."
-            )
+        folder, _ = locate_expert(name, source)
+        check_unchanged(name, folder, description["sha256"])
         experts.append(read_expert(name, source))
     return experts
 
