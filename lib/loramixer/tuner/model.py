@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _get_in_out_feat
 from torch import nn
 
 from loramixer.errors import ExpertError, MixerError
-from loramixer.experts import Expert, check_unchanged, locate_expert, new_expert, read_expert
+from loramixer.experts import Expert, check_unchanged, locate_expert, new_expert, read_expert, read_experts
 from loramixer.losses import (
     load_balance,
     load_entropy,
@@ -80,7 +80,7 @@ class LoraMixerModel(BaseTuner):
         given = {name: value for name, value in config.experts.items() if not isinstance(value, dict)}
         if given and len(given) < len(config.experts):
             raise MixerError("A mixture takes all experts from sources or all from a saved mixture, not some of each.")
-        found = {name: read_expert(name, source) for name, source in given.items() if source is not None}
+        found = read_experts({name: source for name, source in given.items() if source is not None})
         if len(found) == len(given):
             return found
         sites = {site for expert in found.values() for site in expert.sites}
@@ -356,10 +356,11 @@ def _statistics(
 
 
 def describe(expert: Expert) -> dict[str, Any]:
-    """What a saved configuration keeps of an expert: source, hash, and per site rank, scaling, in and out features."""
+    """What a saved configuration keeps of an expert: source, hash, type; per site rank, scaling, in and out size."""
     return {
         "source": expert.source,
         "sha256": expert.sha256,
+        "dtype": str(expert.dtype).removeprefix("torch."),
         "sites": {
             site: [weights.rank, weights.scaling, weights.A.shape[1], weights.B.shape[0]]
             for site, weights in expert.sites.items()
