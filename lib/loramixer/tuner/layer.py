@@ -109,7 +109,10 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The base layer's output, plus every active mixture unless adapters are disabled."""
-        result = self.base_layer(x, *args, **kwargs)
+        return self.add_mixtures(self.base_layer(x, *args, **kwargs), x)
+
+    def add_mixtures(self, result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``result`` ``[..., F]`` plus every active mixture of ``x`` ``[..., D]``, unless adapters are disabled."""
         if self.disable_adapters:
             return result
         for adapter_name in self.active_adapters:
