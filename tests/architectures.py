@@ -61,9 +61,19 @@ class Architecture:
         return [name for name, _ in self.build().named_modules() if re.search(self.projections[expert], name)]
 
     @property
+    def is_causal(self) -> bool:
+        """Whether the model continues a text."""
+        return self.task == "causal"
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether the model reads one text and writes another."""
+        return self.task == "seq2seq"
+
+    @property
     def generates(self) -> bool:
         """Whether the model writes text."""
-        return self.task in ("causal", "seq2seq")
+        return self.is_causal or self.is_encoder_decoder
 
 
 def _qkvo(output: str = "o_proj") -> dict[str, str]:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 
+from loramixer import trace
+from loramixer.errors import TraceError
 from loramixer.tuner import LoraMixerLayer
 from loramixer.tuner.runtime import active_runtime, capture_routing
 from loramixer.tuner.sites import split_sites
@@ -124,6 +127,51 @@ def test_capture_sees_every_token_at_every_site(case: Case) -> None:
         passes = 2 if case.name == "albert-sequence" else 1  # one set of weights for both layers
         assert found.gates.shape == (len(found.sites), 2, passes * lengths[stream], len(RANKS))
         torch.testing.assert_close(found.gates.sum(-1), torch.ones(found.gates.shape[:-1]))
+
+
+def assert_same_logits(found: np.ndarray, expected: np.ndarray) -> None:
+    largest = np.abs(expected[np.isfinite(expected)]).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * largest)
+
+
+@only("is_causal")
+def test_a_trace_is_what_one_pass_over_the_whole_text_gives(case: Case) -> None:
+    model = case.mixture(gate="top_k", top_k=2)
+    model.generation_config.eos_token_id = None
+    found = trace(model, tiny.tokenizer(), "the dose", max_new_tokens=5)
+    assert sum(role == "generated" for role in found.tokens.roles) == 5
+    with torch.no_grad(), capture_routing(model) as capture:
+        model(torch.tensor([found.tokens.ids.tolist()]))
+        logits, _ = capture.take()
+    assert_same_logits(found.logits, logits)
+
+
+@only("is_encoder_decoder")
+def test_one_side_of_an_encoder_decoder_is_traced_at_a_time(case: Case) -> None:
+    model = case.mixture(gate="top_k", top_k=2)
+    model.generation_config.eos_token_id = None
+    sides = {side: trace(model, tiny.tokenizer(), "the dose", 5, side=side) for side in ("encoder", "decoder")}
+    encoder, decoder = sides["encoder"], sides["decoder"]
+    assert encoder.tokens.text == "the dose"
+    assert set(encoder.tokens.roles) == {"prompt"}
+    assert decoder.tokens.roles == ("template", *["generated"] * 5)
+    assert {site.module for site in (*encoder.sites, *decoder.sites)} == set(active_runtime(model).sites)
+    assert not {site.module for site in encoder.sites} & {site.module for site in decoder.sites}
+    assert any("decoder" in site.module for site in encoder.sites)  # keys and values of cross-attention
+    assert not any("encoder." in site.module for site in decoder.sites)
+
+    with torch.no_grad(), capture_routing(model) as capture:  # as it runs while it writes, with a cache
+        ids = torch.tensor([encoder.tokens.ids.tolist()])
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        with pytest.raises(TraceError, match=r"see different tokens.*take_streams"):
+            capture.take()
+        streams = capture.take_streams()
+    for side, found in sides.items():
+        np.testing.assert_allclose(
+            found.logits, streams[side].logits[:, 0], atol=1e-4 * found.logits[np.isfinite(found.logits)].max()
+        )
+    with pytest.raises(TraceError, match=r"one by one with side='decoder' or side='encoder'"):
+        trace(model, tiny.tokenizer(), "the dose")
 
 
 def test_sites_have_names_of_their_own(case: Case) -> None:
