@@ -205,7 +205,7 @@ def share_of_step(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
     """The weight of this forward within an optimiser step: its labels over those of the step, or 1.
 
     The Trainer counts the labels of all accumulated forwards, passes their number on, and then no longer divides by
-    the number of forwards (`transformers/trainer.py`, ``training_step``). What is counted must be what it counts.
+    the number of forwards (`transformers/trainer.py`, ``training_step``).
     """
     counted = _counted_labels(model, inputs)
     items = inputs.get("num_items_in_batch")
@@ -213,12 +213,13 @@ def share_of_step(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
 
 
 def _counted_labels(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
-    """As ``Trainer._get_num_items_in_batch``: causal language models predict no first label, all others every one."""
+    """The labels that the mean loss is over: causal language models predict no first label, all others every one."""
     from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
     if (shifted := inputs.get("shift_labels")) is not None:
         return shifted
-    causal = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
-    encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     labels: torch.Tensor = inputs["labels"]
-    return labels[..., 1:] if causal and not encoder_decoder else labels
+    # `PreTrainedModel.loss_function` is causal for classes whose name says nothing, such as GPT2LMHeadModel.
+    causal = LOSS_MAPPING.get(getattr(model, "loss_type", None), ForCausalLMLoss) is ForCausalLMLoss
+    encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return labels[..., 1:] if causal and not encoder_decoder and labels.dim() > 1 else labels
