@@ -61,6 +61,11 @@ class Architecture:
         return [name for name, _ in self.build().named_modules() if re.search(self.projections[expert], name)]
 
     @property
+    def task_type(self) -> str | None:
+        """PEFT's name of the task; its name for the last one needs a head that is trained along."""
+        return {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "sequence": "SEQ_CLS", "token": None}[self.task]
+
+    @property
     def is_causal(self) -> bool:
         """Whether the model continues a text."""
         return self.task == "causal"
@@ -272,7 +277,8 @@ def mixture(architecture: Architecture, experts: dict[str, str], seed: int = 5, 
     """A mixture of saved experts with random routers that differ enough to matter."""
     model = architecture.build()
     torch.manual_seed(seed)
-    return get_peft_model(model, LoraMixerConfig(experts=dict(experts), **{"router_init_std": 0.5, **fields})).eval()
+    defaults = {"router_init_std": 0.5, "task_type": architecture.task_type}
+    return get_peft_model(model, LoraMixerConfig(experts=dict(experts), **{**defaults, **fields})).eval()
 
 
 def batch(

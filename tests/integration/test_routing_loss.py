@@ -220,6 +220,28 @@ def test_every_way_of_calling_adds_the_routing_loss(training, task_type):
     )
 
 
+def test_the_task_type_that_needs_a_head_is_refused_with_what_to_do(training):
+    with pytest.raises(MixerError, match=r"task type is TOKEN_CLS.*leave task_type out"):
+        training("bert-token", task_type="TOKEN_CLS")
+
+
+def test_layers_that_are_dropped_and_encoders_that_are_not_needed_are_no_fault(saved):
+    architecture = ARCHITECTURES["opt"]
+    model = architectures.mixture(architecture, saved("opt"), **LOSS).train()
+    model.get_base_model().model.decoder.layerdrop = 1.0
+    assert torch.isfinite(model(**batch(architecture)).loss)
+    assert torch.isfinite(model.base_model.routing_statistics.get("routing_loss", torch.zeros(())))
+
+    architecture = ARCHITECTURES["t5"]
+    model = architectures.mixture(architecture, saved("t5"), **LOSS).train()
+    inputs = batch(architecture)
+    states = torch.randn(2, 7, 16)
+    model(**{**inputs, "input_ids": None}, encoder_outputs=(states,)).loss.backward()
+    layers = [module for module in model.get_base_model().encoder.modules() if isinstance(module, LoraMixerLayer)]
+    assert layers
+    assert all(layer.lora_mixer_router["default"].weight.grad is None for layer in layers)
+
+
 def test_a_mask_that_is_given_by_position_counts(training):
     inputs = padded(batch(ARCHITECTURES["llama"]), {"input_ids": 3, "attention_mask": 3, "labels": 3}, "right")
     named, positional = training("llama"), training("llama")

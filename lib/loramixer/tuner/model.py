@@ -6,6 +6,7 @@ import re
 from typing import Any, ClassVar
 
 import torch
+from peft import TaskType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _get_in_out_features
 from torch import nn
 
@@ -41,6 +42,12 @@ class LoraMixerModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: LoraMixerConfig, model_config: dict[str, Any]) -> LoraMixerConfig:
         """Read the experts that are given by source, and describe all of them in the configuration."""
         self._ensure_state()
+        if peft_config.task_type == TaskType.TOKEN_CLS:
+            # PeftModelForTokenClassification iterates over modules_to_save, which only some of PEFT's methods have.
+            raise MixerError(
+                "The task type is TOKEN_CLS, which PEFT has for methods that train a head along; leave task_type out, "
+                "the mixture is the same without it."
+            )
         name = next(name for name, config in self.peft_config.items() if config is peft_config)
         read = {
             expert: read_expert(expert, value)
@@ -179,10 +186,12 @@ class LoraMixerModel(BaseTuner):
         """
         kwargs = dict(kwargs)
         expert_index = kwargs.pop("expert_index", None)
-        inputs = named_inputs(model.forward, args, kwargs)
-        runtime = self.runtimes.get(self.active_adapters[0]) if self.active_adapters else None
         self._recording = None
-        if runtime is not None and model.training and torch.is_grad_enabled() and inputs.get("labels") is not None:
+        runtime = self.runtimes.get(self.active_adapters[0]) if self.active_adapters else None
+        if runtime is None or not model.training or not torch.is_grad_enabled():
+            return args, kwargs
+        inputs = named_inputs(model.forward, args, kwargs)
+        if inputs.get("labels") is not None:
             # Some backbones divide their loss by the step's number of labels and some, T5 and all classifiers, do
             # not; without that number each returns the mean over its own labels, which is weighted afterwards.
             kwargs.pop("num_items_in_batch", None)
