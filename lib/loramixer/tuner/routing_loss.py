@@ -18,7 +18,6 @@ from loramixer.errors import MixerError
 from loramixer.losses import (
     load_balance,
     load_entropy,
-    mean_over_tokens,
     pool_routers,
     reduce_over_routers,
     rsl,
@@ -99,7 +98,7 @@ def _mask(site: str, stream: TokenStream, shape: torch.Size, inputs: Mapping[str
     if stream == "unknown":
         raise MixerError(
             f"{site} is a key or value of a decoder whose cross-attention has no known name, so its padding cannot be "
-            "told from its tokens; leave it out of the experts, or train with routing_loss='none'."
+            "told from its tokens; leave it out of the experts."
         )
     mask = _decoder_mask(inputs) if stream == "decoder" else inputs.get("attention_mask")
     if mask is None:
@@ -196,9 +195,12 @@ def routing_statistics(
 
 
 def _share_of_rows(group: TokenGroup, batch: int) -> torch.Tensor:
-    """Mean probability ``[S, B, E]`` of every expert over the tokens of each row."""
+    """Mean probability ``[S, B, E]`` of every expert over the tokens of each row, of this process alone."""
     p_SBTE = group.p.unflatten(1, (batch, -1))
-    return mean_over_tokens(p_SBTE, None if group.mask is None else group.mask.view(batch, -1))
+    weights_BT1 = torch.ones_like(p_SBTE[0, :, :, :1])
+    if group.mask is not None:
+        weights_BT1 = group.mask.view(batch, -1, 1).to(p_SBTE.dtype)
+    return (p_SBTE * weights_BT1).sum(dim=2) / weights_BT1.sum(dim=1).clamp_min(1.0)
 
 
 def share_of_step(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
