@@ -52,12 +52,14 @@ class Recording:
         inputs: what the backbone was called with, by name.
         expert_index: int64 ``[B]``, the own expert of each row, or None.
         watch: notes which modules run.
+        former_domain: of the runtime, restored afterwards.
     """
 
     runtime: MixtureRuntime
     inputs: dict[str, Any]
     expert_index: torch.Tensor | None
     watch: OwnerWatch
+    former_domain: torch.Tensor | None
 
 
 def named_inputs(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

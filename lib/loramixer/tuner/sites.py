@@ -11,7 +11,9 @@ from torch import nn
 TokenStream = Literal["tokens", "encoder", "decoder", "unknown"]
 """The tokens that pass through a site: the only ones there are, or one of the two sides of an encoder–decoder."""
 
-_CROSS_ATTENTION = re.compile(r"encdecattention|encoder_attn|cross_?att", re.IGNORECASE)
+CROSS_ATTENTION = re.compile(r"encdecattention|encoder_attn|cross_?att", re.IGNORECASE)
+"""In the names that Transformers gives to cross-attention."""
+
 _KEY_OR_VALUE = re.compile(r"(k|v|kv|key|value|key_value)(_proj|_lin)?")
 
 
@@ -56,7 +58,7 @@ def token_streams(model: nn.Module, modules: Sequence[str]) -> list[TokenStream]
         return ["tokens" for _ in modules]
     names = {id(module): name for name, module in model.named_modules()}
     encoder = names[id(model.get_encoder())]  # type: ignore[operator]
-    has_cross_attention = any(_CROSS_ATTENTION.search(name) for name in names.values())
+    has_cross_attention = any(CROSS_ATTENTION.search(name) for name in names.values())
 
     def stream(module: str) -> TokenStream:
         if not encoder:
@@ -67,6 +69,6 @@ def token_streams(model: nn.Module, modules: Sequence[str]) -> list[TokenStream]
             return "decoder"
         if not has_cross_attention:
             return "unknown"
-        return "encoder" if _CROSS_ATTENTION.search(module) else "decoder"
+        return "encoder" if CROSS_ATTENTION.search(module) else "decoder"
 
     return [stream(module) for module in modules]
