@@ -277,10 +277,9 @@ def test_disabled_adapters_train_without_routing_loss(training):
     torch.testing.assert_close(loss, ARCHITECTURES["llama"].build().train()(**inputs).loss)
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 7, 7), (2, 9)])
-def test_a_mask_that_fits_no_tokens_is_refused(training, shape):
-    inputs = {**batch(ARCHITECTURES["llama"]), "attention_mask": torch.ones(shape, dtype=torch.bool)}
-    with pytest.raises((MixerError, RuntimeError), match=r"(q_proj routed tokens of shape \(2, 7\), but|must match)"):
+def test_a_mask_that_fits_no_tokens_is_refused(training):
+    inputs = {**batch(ARCHITECTURES["llama"]), "attention_mask": torch.ones(2, 1, 7, 7, dtype=torch.bool)}
+    with pytest.raises(MixerError, match=r"q_proj routed tokens of shape \(2, 7\), but the mask .* \(2, 1, 7, 7\)"):
         training("llama")(**inputs)
 
 

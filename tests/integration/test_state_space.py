@@ -7,6 +7,7 @@ that is passed over shows.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from transformers.models.mamba2 import modeling_mamba2
 
 from loramixer.errors import MixerError
 from loramixer.tuner import LoraMixerLayer, guards
+from loramixer.tuner.editing import add_expert
+from loramixer.tuner.runtime import mask_experts
 from tests import architectures, tiny
 from tests.architectures import ARCHITECTURES, batch, merged
 
@@ -153,6 +156,19 @@ def test_a_second_mixture_on_the_same_mixers_changes_nothing(name, kernel, exper
     torch.testing.assert_close(loss_of(model, name), first)
     assert kernel.calls == 0
     assert all(mixer.training for mixer in mixers(model))
+
+
+@pytest.mark.parametrize("name", ["mamba", "falcon-mamba"], indirect=True)
+def test_an_expert_that_is_added_later_is_not_passed_over_either(name, kernel, tmp_path):
+    architecture = ARCHITECTURES[name]
+    only_first = replace(architecture, projections=dict.fromkeys(architecture.projections, r"mixer\.in_proj$"))
+    first = architectures.save_experts(only_first, tmp_path / "first")["a"]
+    later = architectures.save_experts(architecture, tmp_path / "later")["a"]
+    model = architectures.mixture(architecture, {"first": first}, training_gate="top_k", top_k=1)
+    add_expert(model, "later", later)
+    mask_experts(model, "first")
+    torch.testing.assert_close(loss_of(model.train(), name), loss_of(merged(architecture, later), name))
+    assert kernel.calls == 0
 
 
 def test_without_the_guard_the_training_forward_says_what_was_passed_over(name, kernel, experts, monkeypatch):
