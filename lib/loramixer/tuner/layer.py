@@ -33,6 +33,7 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         lora_mixer_spread: adapter → ``[E, R]`` buffer with each expert's scaling on its own columns.
         lora_mixer_absent: adapter → bool ``[E]`` buffer, experts that do not change this site.
         runtimes: adapter → what it shares with the other sites.
+        awaiting_weights: adapters made from a saved configuration whose weights were not seen yet; they hold NaN.
     """
 
     if TYPE_CHECKING:  # nn.Module declares every attribute as a tensor or a module; these are neither
@@ -57,6 +58,7 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         self.lora_mixer_absent = BufferDict(persistent=False)
         self.runtimes: dict[str, MixtureRuntime] = {}
         self._sites: dict[str, int] = {}
+        self.awaiting_weights: set[str] = set()
 
     def update_layer(
         self,
@@ -66,6 +68,7 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         ranks: list[int],
         scalings: list[float],
         weights: list[SiteWeights | None] | None,
+        saved: bool = False,
     ) -> None:
         """Add a mixture to this layer.
 
@@ -76,6 +79,7 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
             ranks: rank of each expert here, 0 where it is absent.
             scalings: scaling of each expert here.
             weights: the experts' matrices (None for an absent one); or None when they are loaded afterwards.
+            saved: whether this is a saved mixture, whose routers are loaded afterwards.
         """
         total = sum(ranks)
         # Not PEFT's own move: it would also cast to the type of the backbone, and round float32 experts to bfloat16.
@@ -93,6 +97,11 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         self.lora_mixer_router[adapter_name] = router
         self.lora_mixer_spread[adapter_name] = spread_matrix(ranks, scalings).to(device)
         self.lora_mixer_absent[adapter_name] = torch.tensor([rank == 0 for rank in ranks], device=device)
+        if saved:
+            # Transformers sets parameters without telling anybody, so what was not loaded must show by itself.
+            self.awaiting_weights.add(adapter_name)
+            for parameter in self._weights(adapter_name):
+                nn.init.constant_(parameter, torch.nan)
         if weights is not None:
             self._fill_experts(adapter_name, [part for part in weights if part is not None])
         if not runtime.config.train_experts:
@@ -107,6 +116,29 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
             self.lora_mixer_A[adapter_name].copy_(torch.cat([part.A.float() for part in parts], dim=0))
             self.lora_mixer_B[adapter_name].copy_(torch.cat([part.B.float() for part in parts], dim=1))
 
+    def _weights(self, adapter_name: str) -> list[nn.Parameter]:
+        router: Any = self.lora_mixer_router[adapter_name]
+        return [self.lora_mixer_A[adapter_name], self.lora_mixer_B[adapter_name], router.weight]
+
+    def _check_loaded(self, adapter_name: str) -> None:
+        """Raise a MixerError if weights of a saved mixture are still missing here; else never ask again."""
+        if any(parameter.isnan().any() for parameter in self._weights(adapter_name)):
+            raise MixerError(
+                "This mixture was created from a saved configuration but its experts were never loaded; use "
+                "load_mixer or PeftModel.from_pretrained instead of get_peft_model."
+            )
+        # Transformers makes whatever it loads trainable; this time frozen experts stay frozen.
+        for name in self.frozen_peft_weight_names.get(adapter_name, ()):
+            getattr(self, name)[adapter_name].requires_grad_(False)
+        self.awaiting_weights.discard(adapter_name)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove a mixture from this layer."""
+        super().delete_adapter(adapter_name)
+        for by_adapter in (self.runtimes, self._sites):
+            by_adapter.pop(adapter_name, None)
+        self.awaiting_weights.discard(adapter_name)
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The base layer's output, plus every active mixture unless adapters are disabled."""
         result = self.base_layer(x, *args, **kwargs)
@@ -119,11 +151,8 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
 
     def _mixture(self, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
         runtime = self.runtimes[adapter_name]
-        if not runtime.experts_loaded:
-            raise MixerError(
-                "This mixture was created from a saved configuration but its experts were never loaded; use "
-                "load_mixer or PeftModel.from_pretrained instead of get_peft_model."
-            )
+        if adapter_name in self.awaiting_weights:
+            self._check_loaded(adapter_name)
         A, B = self.lora_mixer_A[adapter_name], self.lora_mixer_B[adapter_name]
         x_BTD = x.to(A.dtype)
         logits_BTE = self.lora_mixer_router[adapter_name](x_BTD).float()

@@ -6,6 +6,7 @@ import re
 from typing import Any, ClassVar
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
@@ -48,11 +49,15 @@ class LoraMixerModel(BaseTuner):
             for expert, value in peft_config.experts.items()
             if not isinstance(value, dict)
         }
+        saved = not read
         if read and len(read) < len(peft_config.experts):
             raise MixerError("A mixture takes all experts from sources or all from a saved mixture, not some of each.")
         if read:
             self._check_backbone(read, peft_config)
             peft_config.experts = {expert: _describe(found) for expert, found in read.items()}
+        elif not peft_config.save_experts:
+            # Here and not when the routers are loaded, since Transformers does that without asking the tuner.
+            read = {expert.name: expert for expert in _read_named_experts(peft_config)}
         self._experts_to_inject[name] = read
         peft_config.target_modules = sorted(
             {site for value in peft_config.experts.values() for site in value["sites"]}
@@ -72,7 +77,7 @@ class LoraMixerModel(BaseTuner):
             config=peft_config,
             inference=settings(peft_config.gate),
             training=settings(peft_config.training_gate),
-            experts_loaded=bool(read),
+            saved=saved,
         )
         return peft_config
 
@@ -95,6 +100,11 @@ class LoraMixerModel(BaseTuner):
 
     def _refuse_misfits(self, config: LoraMixerConfig) -> None:
         """Raise one error that lists the sites which the backbone lacks or which have other shapes."""
+        if isinstance(self.model, PeftModel):
+            raise MixerError(
+                "This model carries a PEFT adapter already; give the backbone itself (unload() returns it), or put "
+                "further mixtures beside a mixture with add_adapter or load_adapter."
+            )
         modules = dict(self.model.named_modules())
         problems = []
         for expert, description in config.experts.items():
@@ -135,6 +145,7 @@ class LoraMixerModel(BaseTuner):
             ranks=[found[0] if found else 0 for found in descriptions],
             scalings=[found[1] if found else 0.0 for found in descriptions],
             weights=[expert.sites.get(current_key) for expert in read.values()] if read else None,
+            saved=runtime.saved,
         )
         if layer is not target:
             if adapter_name not in self.active_adapters:
@@ -209,8 +220,10 @@ class LoraMixerModel(BaseTuner):
             if isinstance(module, LoraMixerLayer) and adapter_name in module.runtimes
         }
         if not any(".lora_mixer_A" in key for key in state_dict):
-            runtime = next(iter(layers.values())).runtimes[adapter_name]
-            experts = None if runtime.experts_loaded else _read_named_experts(config)
+            first = next(iter(layers.values()))
+            runtime = first.runtimes[adapter_name]
+            # With low_cpu_mem_usage the layers were made without memory, so what was read then could not be kept.
+            experts = _read_named_experts(config) if first.lora_mixer_A[adapter_name].is_meta else None
             for name, layer in layers.items():
                 A, B = layer.lora_mixer_A[adapter_name], layer.lora_mixer_B[adapter_name]
                 if experts is not None:
@@ -219,7 +232,7 @@ class LoraMixerModel(BaseTuner):
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         _check_complete(layers, adapter_name, remapped)
         for layer in layers.values():
-            layer.runtimes[adapter_name].experts_loaded = True
+            layer.awaiting_weights.discard(adapter_name)
         return remapped
 
     def _check_merge_allowed(self) -> None:
@@ -288,6 +301,11 @@ def _read_named_experts(config: LoraMixerConfig) -> list[Expert]:
     experts = []
     for name, description in config.experts.items():
         source = description["source"]
+        if source.startswith("."):
+            raise MixerError(
+                f"This mixture names expert '{name}' as {source}, relative to its own folder, which is unknown here; "
+                "pass peft_config=LoraMixerConfig.from_pretrained(folder) together with the folder."
+            )
         folder = expert_folder(name, source)
         digest = file_sha256(folder / "adapter_model.safetensors")
         if digest != description["sha256"]:

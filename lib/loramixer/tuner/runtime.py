@@ -91,7 +91,7 @@ class MixtureRuntime:
         inference: gate settings in evaluation mode.
         training: gate settings in training mode.
         sites: module names of the routed projections, in the order of the model.
-        experts_loaded: whether the experts hold real weights; False between creation and loading.
+        saved: whether the mixture comes from a saved configuration, so that its weights are loaded after its creation.
         recorded: per site the probabilities ``[tokens, E]`` of the current training forward, or None when not wanted.
         capture: the running capture, or None.
     """
@@ -101,7 +101,7 @@ class MixtureRuntime:
     inference: GateSettings
     training: GateSettings
     sites: list[str] = field(default_factory=list)
-    experts_loaded: bool = True
+    saved: bool = False
     recorded: dict[int, torch.Tensor] | None = None
     capture: RoutingCapture | None = None
 
