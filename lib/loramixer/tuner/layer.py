@@ -155,7 +155,11 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
             self._check_loaded(adapter_name)
         A, B = self.lora_mixer_A[adapter_name], self.lora_mixer_B[adapter_name]
         x_BTD = x.to(A.dtype)
-        logits_BTE = self.lora_mixer_router[adapter_name](x_BTD).float()
+        # Routers decide in float32 under autocast and in whole models of half precision too: rounded logits would send
+        # tokens to other experts.
+        router: Any = self.lora_mixer_router[adapter_name]
+        with torch.autocast(x.device.type, enabled=False):
+            logits_BTE = F.linear(x.float(), router.weight.float())
         if len(runtime.experts) > 1:
             logits_BTE = logits_BTE.masked_fill(self.lora_mixer_absent[adapter_name], -torch.inf)
         gates_BTE = runtime.route(self._sites[adapter_name], logits_BTE, self.training)
