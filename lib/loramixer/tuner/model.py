@@ -115,6 +115,11 @@ class LoraMixerModel(BaseTuner):
                 if module is None:
                     problems.append(f"{expert} changes {site}, which the backbone does not have")
                     continue
+                if hasattr(self.model, "hf_device_map") and any(part.is_meta for part in module.parameters()):
+                    raise MixerError(
+                        f"The backbone's weights at {site} are offloaded by its device_map, where an adapter would "
+                        "get no memory; load the backbone without offloading, in a smaller type or quantised."
+                    )
                 found = (getattr(module, "in_features", None), getattr(module, "out_features", None))
                 if None not in found and found != (in_features, out_features):
                     problems.append(f"{expert} at {site} is {in_features}→{out_features}, here {found[0]}→{found[1]}")
