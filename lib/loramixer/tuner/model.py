@@ -261,9 +261,10 @@ def _routing_loss(config: LoraMixerConfig, p_SNE: torch.Tensor, mask_N: torch.Te
             usage=config.usage,
             k=k,
             scale=config.scale,
+            across_processes=True,
         )
     elif config.routing_loss == "load_balance":
-        balance = load_balance(p_SNE, mask_N, usage=config.usage, k=k, scale=config.scale)
+        balance = load_balance(p_SNE, mask_N, usage=config.usage, k=k, scale=config.scale, across_processes=True)
         per_router = config.balance_weight * balance
     else:
         per_router = p_SNE.new_zeros(p_SNE.shape[0])
