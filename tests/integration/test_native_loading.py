@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from loramixer import LoraMixerConfig
 from loramixer.errors import ExpertError, MixerError
@@ -123,3 +124,14 @@ def test_a_missing_tensor_is_an_error_and_never_random_weights(saved, tmp_path, 
 def test_a_backbone_that_does_not_fit_is_refused(saved):
     with pytest.raises(ExpertError, match="do not fit this backbone"):
         tiny.llama(hidden_size=64).load_adapter(str(saved["first"]))
+
+
+@pytest.mark.parametrize("auto_class", [AutoPeftModelForCausalLM, AutoModelForCausalLM])
+def test_auto_classes_read_a_mixture_folder(experts, tmp_path, auto_class):
+    """Both take the backbone from the name in the mixture's configuration."""
+    tiny.llama().save_pretrained(tmp_path / "backbone")
+    model = tiny.mixture(experts)
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "backbone")
+    model.save_pretrained(tmp_path / "mixture")
+    loaded = auto_class.from_pretrained(tmp_path / "mixture").eval()
+    assert torch.equal(logits_of(loaded), logits_of(model))

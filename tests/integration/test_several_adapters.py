@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -115,3 +117,25 @@ def test_a_model_that_carries_an_adapter_is_refused_as_a_backbone(experts):
 def test_pefts_mixed_models_are_refused(experts):
     with pytest.raises(ValueError, match="'LORA_MIXER' is not compatible with the `PeftMixedModel`"):
         get_peft_model(tiny.llama(), fresh(experts), mixed=True)
+
+
+def test_an_adapter_per_row_is_refused(two):
+    model, _ = two
+    ids = tiny.token_ids(2, 5)
+    with pytest.raises(MixerError, match="adapter_names gives every row its own adapter"):
+        model(ids, adapter_names=["default", "__base__"])
+    with pytest.raises(MixerError, match="use set_adapter"):
+        model.generate(input_ids=ids, adapter_names=["default", "narrow"], max_new_tokens=2)
+
+
+def test_copies_and_state_dicts_are_whole(two):
+    model, logits = two
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for name in logits:
+        copied.set_adapter(name)
+        assert torch.equal(logits_of(copied), logits[name])
+    model.load_state_dict(copied.state_dict())
+    assert torch.equal(logits_of(model.eval()), logits["narrow"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -239,6 +241,16 @@ class LoraMixerModel(BaseTuner):
         for layer in layers.values():
             layer.awaiting_weights.discard(adapter_name)
         return remapped
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuse what PEFT would otherwise drop in silence: an adapter for every row of a batch."""
+        if kwargs.get("adapter_names") is not None:
+            raise MixerError(
+                "adapter_names gives every row its own adapter, which mixtures cannot do; use set_adapter and one "
+                "batch per adapter."
+            )
+        yield
 
     def _check_merge_allowed(self) -> None:
         raise MixerError(
