@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -29,6 +30,9 @@ from loramixer.tuner.layer import LoraMixerLayer
 from loramixer.tuner.runtime import GateSettings, MixtureRuntime
 
 IGNORED_LABEL = -100
+
+PATIENCE = 4
+"""Forward passes in training whose routing loss may stay without a gradient before there is a warning."""
 
 
 class LoraMixerModel(BaseTuner):
@@ -90,6 +94,7 @@ class LoraMixerModel(BaseTuner):
             self._experts_to_inject: dict[str, dict[str, Expert]] = {}
             self.routing_statistics: dict[str, torch.Tensor] = {}
             self.loss_warmup = 1.0
+            self._forwards_without_gradient = 0
 
     def _check_backbone(self, experts: dict[str, Expert], config: LoraMixerConfig) -> None:
         """Experts of another backbone are refused where both names are public ones."""
@@ -192,8 +197,31 @@ class LoraMixerModel(BaseTuner):
             # Under accumulation the task loss is a share of the step's; dividing restores this forward's mean.
             self.routing_statistics["task_loss"] = outputs.loss.detach() / share
             self.routing_statistics["routing_loss"] = routing.detach()
-            outputs.loss = outputs.loss + self.loss_warmup * share * routing
+            addition = self.loss_warmup * share * routing
+            self._warn_if_unused(addition)
+            outputs.loss = outputs.loss + addition
         return outputs
+
+    def _warn_if_unused(self, addition: torch.Tensor) -> None:
+        """Warn when a training loop takes no notice of the loss that ``forward`` returns, so that routers miss theirs.
+
+        TRL's SFTTrainer is such a loop: it computes the task loss from the outputs by itself.
+        """
+        if not addition.requires_grad or torch.compiler.is_compiling():
+            return
+        if self._forwards_without_gradient == PATIENCE:
+            warnings.warn(
+                f"The routing loss of the last {PATIENCE} forward passes received no gradient: this training loop "
+                "does not use the loss that the model returns. See 'The routing loss is missing from the loss' in "
+                "docs/errors.md.",
+                stacklevel=3,
+            )
+        self._forwards_without_gradient += 1
+
+        def reset(_: torch.Tensor) -> None:
+            self._forwards_without_gradient = 0
+
+        addition.register_hook(reset)
 
     @classmethod
     def _get_adapter_state_dict(  # type: ignore[override]
