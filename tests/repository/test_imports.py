@@ -50,9 +50,9 @@ RULES = [
         never=frozenset({"torch", "gradio"}),
     ),
     Rule(
-        "the PEFT method knows routing, losses and experts only",
+        "the PEFT method knows routing, losses, experts and its card only",
         paths=("lib/loramixer/tuner",),
-        modules=frozenset({"errors", "versions", "routing", "losses", "experts", "tuner"}),
+        modules=frozenset({"errors", "versions", "routing", "losses", "experts", "cards", "tuner"}),
     ),
     Rule(
         "the library knows no explorer and no gradio",
@@ -63,6 +63,12 @@ RULES = [
         "notebooks and benchmarks draw without gradio",
         paths=("lib/loramixer/viz", "notebooks", "benchmarks"),
         never=frozenset({"gradio", "gradio_client"}),
+    ),
+    Rule(
+        "the Hub is spoken with in one place, which knows no model",
+        paths=("lib/loramixer/hub",),
+        libraries=frozenset({"huggingface_hub"}),
+        modules=frozenset({"errors"}),
     ),
 ]
 

@@ -1,15 +1,16 @@
 """`LoraMixerLayer`: one projection with its experts and its router.
 
-Shape legend: B batch, T tokens, D in features, F out features, E experts, R sum of the experts' ranks.
+Shape legend: B batch, T tokens, N = B × T, D in features, F out features, E experts, R sum of the experts' ranks.
 
-    y_BTF = W x + ((x_BTD A_DR) * (g_BTE S_ER)) B_RF
+    y_NF = W x + ((x_ND A_RDᵀ) * (g_NE[expert of row] * s_R)) B_RF
 
-The experts are concatenated along the rank, so any mix of ranks is exact and costs two matrix products whatever the
-number of experts; S_ER spreads the gate of each expert, times its scaling, over its columns (paper, Eq. 4).
+The experts lie on top of each other, so any mix of ranks is exact and costs two matrix products whatever the number of
+experts (paper, Eq. 4; `mixing` has the sum, `sharing` what q, k and v have in common).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,20 +21,27 @@ from torch import nn
 
 from loramixer.errors import ExpertError, MixerError
 from loramixer.experts import SiteWeights
+from loramixer.tuner.layout import SiteLayout
+from loramixer.tuner.mixing import add_dense, add_sparse
 from loramixer.tuner.runtime import MixtureRuntime
+from loramixer.tuner.sharing import InputGroup
 
 
 class LoraMixerLayer(nn.Module, BaseTunerLayer):
     """Wraps any linear layer, quantised ones too, since only its forward is used.
 
     Attributes:
-        lora_mixer_A: adapter → ``[R, D]``, all experts' A matrices on top of each other.
-        lora_mixer_B: adapter → ``[F, R]``, all experts' B matrices side by side.
+        lora_mixer_A: adapter → ``[R, D]``, all experts' A on top of each other.
+        lora_mixer_B: adapter → ``[R, F]``, all experts' B transposed, likewise.
         lora_mixer_router: adapter → linear map without bias, D → E.
-        lora_mixer_spread: adapter → ``[E, R]`` buffer with each expert's scaling on its own columns.
+        lora_mixer_expert_of_row: adapter → int64 ``[R]`` buffer; empty where all experts have one rank and scaling.
+        lora_mixer_scaling_of_row: adapter → float32 ``[R]`` buffer; likewise.
         lora_mixer_absent: adapter → bool ``[E]`` buffer, experts that do not change this site.
-        runtimes: adapter → what it shares with the other sites.
-        awaiting_weights: adapters made from a saved configuration whose weights were not seen yet; they hold NaN.
+        layouts: adapter → whose rows are whose.
+        runtimes: adapter → what it shares with all other sites.
+        places: adapter → the group of sites with the same input, and the position in it.
+        sites: adapter → index among the sites of the mixture.
+        awaiting_weights: adapter → True, for saved mixtures whose weights were not seen yet; what lacks is NaN.
     """
 
     if TYPE_CHECKING:  # nn.Module declares every attribute as a tensor or a module; these are neither
@@ -41,7 +49,17 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         frozen_peft_weight_names: dict[str, tuple[str, ...]]
 
     adapter_layer_names = ("lora_mixer_A", "lora_mixer_B", "lora_mixer_router")
-    other_param_names = ("lora_mixer_spread", "lora_mixer_absent")
+    other_param_names = (
+        "lora_mixer_expert_of_row",
+        "lora_mixer_scaling_of_row",
+        "lora_mixer_absent",
+        "layouts",
+        "has_absent",
+        "runtimes",
+        "places",
+        "sites",
+        "awaiting_weights",
+    )
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -54,71 +72,95 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         self.lora_mixer_A = nn.ParameterDict()
         self.lora_mixer_B = nn.ParameterDict()
         self.lora_mixer_router = nn.ModuleDict()
-        self.lora_mixer_spread = BufferDict(persistent=False)
+        self.lora_mixer_expert_of_row = BufferDict(persistent=False)
+        self.lora_mixer_scaling_of_row = BufferDict(persistent=False)
         self.lora_mixer_absent = BufferDict(persistent=False)
+        self.layouts: dict[str, SiteLayout] = {}
+        self.has_absent: dict[str, bool] = {}
         self.runtimes: dict[str, MixtureRuntime] = {}
-        self._sites: dict[str, int] = {}
-        self.awaiting_weights: set[str] = set()
+        self.places: dict[str, tuple[InputGroup, int]] = {}
+        self.sites: dict[str, int] = {}
+        self.awaiting_weights: dict[str, bool] = {}
 
-    def update_layer(
-        self,
-        adapter_name: str,
-        runtime: MixtureRuntime,
-        site: int,
-        ranks: list[int],
-        scalings: list[float],
-        weights: list[SiteWeights | None] | None,
-        saved: bool = False,
-    ) -> None:
-        """Add a mixture to this layer.
+    def add_router(self, adapter_name: str, runtime: MixtureRuntime, experts: int) -> None:
+        """Begin a mixture at this site with a new router; `set_experts` then gives it something to choose from.
 
         Args:
             adapter_name: PEFT's name for it.
             runtime: shared by all its layers.
-            site: index of this layer among them.
-            ranks: rank of each expert here, 0 where it is absent.
-            scalings: scaling of each expert here.
-            weights: the experts' matrices (None for an absent one); or None when they are loaded afterwards.
-            saved: whether this is a saved mixture, whose routers are loaded afterwards.
+            experts: how many.
         """
-        total = sum(ranks)
-        # Not PEFT's own move: it would also cast to the type of the backbone, and round float32 experts to bfloat16.
-        device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())  # type: ignore[operator]
         self.runtimes[adapter_name] = runtime
-        self._sites[adapter_name] = site
-        self.lora_mixer_A[adapter_name] = nn.Parameter(
-            torch.empty(total, self.in_features, device=device, dtype=torch.float32)
-        )
-        self.lora_mixer_B[adapter_name] = nn.Parameter(
-            torch.empty(self.out_features, total, device=device, dtype=torch.float32)
-        )
-        router = nn.Linear(self.in_features, len(ranks), bias=False, device=device, dtype=torch.float32)
-        nn.init.normal_(router.weight, std=runtime.config.router_init_std)
+        weight_ED = torch.empty(experts, self.in_features, device=self._device(), dtype=torch.float32)
+        router = nn.Linear(self.in_features, experts, bias=False, device="meta")
+        router.weight = nn.Parameter(nn.init.normal_(weight_ED, std=runtime.config.router_init_std))
         self.lora_mixer_router[adapter_name] = router
-        self.lora_mixer_spread[adapter_name] = spread_matrix(ranks, scalings).to(device)
-        self.lora_mixer_absent[adapter_name] = torch.tensor([rank == 0 for rank in ranks], device=device)
-        if saved:
-            # Transformers sets parameters without telling anybody, so what was not loaded must show by itself.
-            self.awaiting_weights.add(adapter_name)
-            for parameter in self._weights(adapter_name):
-                nn.init.constant_(parameter, torch.nan)
-        if weights is not None:
-            self._fill_experts(adapter_name, [part for part in weights if part is not None])
-        if not runtime.config.train_experts:
+
+    def freeze_experts(self, adapter_name: str) -> None:
+        """Tell PEFT that the experts of a mixture do not train, unless its configuration says so."""
+        if not self.runtimes[adapter_name].config.train_experts:
             # The class attribute is shared, so it is copied and never changed in place.
             self.frozen_peft_weight_names = {
                 **self.frozen_peft_weight_names,
                 adapter_name: ("lora_mixer_A", "lora_mixer_B"),
             }
 
-    def _fill_experts(self, adapter_name: str, parts: list[SiteWeights]) -> None:
-        with torch.no_grad():
-            self.lora_mixer_A[adapter_name].copy_(torch.cat([part.A.float() for part in parts], dim=0))
-            self.lora_mixer_B[adapter_name].copy_(torch.cat([part.B.float() for part in parts], dim=1))
+    def set_experts(self, adapter_name: str, layout: SiteLayout, weights: Sequence[SiteWeights | None] | None) -> None:
+        """Put other experts in the place of the ones of a mixture; the router is left as it is.
+
+        Args:
+            adapter_name: PEFT's name for the mixture.
+            layout: rank and scaling of each expert here.
+            weights: the experts' matrices (None for an absent one); or None to leave them unset.
+        """
+        former = self.lora_mixer_A.get(adapter_name)
+        device = self._device()
+        dtype = torch.float32 if former is None else former.dtype
+        A_RD = torch.empty(layout.rows, self.in_features, device=device, dtype=dtype)  # type: ignore[call-overload]
+        B_RF = torch.empty(layout.rows, self.out_features, device=device, dtype=dtype)  # type: ignore[call-overload]
+        if weights is not None:
+            for index, part in enumerate(weights):
+                if part is not None:
+                    A_RD[layout.slice_of(index)] = part.A.to(A_RD)
+                    B_RF[layout.slice_of(index)] = part.B.t().to(B_RF)
+        trains = self.runtimes[adapter_name].config.train_experts if former is None else former.requires_grad
+        self.lora_mixer_A[adapter_name] = nn.Parameter(A_RD, requires_grad=trains)
+        self.lora_mixer_B[adapter_name] = nn.Parameter(B_RF, requires_grad=trains)
+        indexed = layout.uniform is None
+        self.lora_mixer_expert_of_row[adapter_name] = layout.expert_of_row().to(device)[: layout.rows * indexed]
+        self.lora_mixer_scaling_of_row[adapter_name] = layout.scaling_of_row().to(device)[: layout.rows * indexed]
+        self.lora_mixer_absent[adapter_name] = layout.absent().to(device)
+        self.layouts[adapter_name] = layout
+        # A mixture of one expert has nothing to choose, and no other site to be absent from.
+        self.has_absent[adapter_name] = len(layout.ranks) > 1 and 0 in layout.ranks
+
+    def _device(self) -> torch.device | None:
+        # Not PEFT's own move: it would also cast to the type of the backbone, and round float32 experts to bfloat16.
+        return self._get_base_layer_device_and_dtype(self.get_base_layer())[0]  # type: ignore[operator]
+
+    def expert_weights(self, adapter_name: str, expert: int) -> SiteWeights | None:
+        """The matrices of one expert here, as views, or None where it is absent."""
+        layout = self.layouts[adapter_name]
+        if not layout.ranks[expert]:
+            return None
+        rows = layout.slice_of(expert)
+        A_RD, B_RF = self.lora_mixer_A[adapter_name].detach(), self.lora_mixer_B[adapter_name].detach()
+        return SiteWeights(A_RD[rows], B_RF[rows].t(), layout.scalings[expert])
+
+    def await_weights(self, adapter_name: str, experts: bool) -> None:
+        """Make what is to be loaded recognisable, since Transformers sets parameters without telling anybody.
+
+        Args:
+            adapter_name: PEFT's name for the mixture.
+            experts: whether the experts are to be loaded too, or the router only.
+        """
+        self.awaiting_weights[adapter_name] = True
+        for parameter in self._weights(adapter_name)[: 3 if experts else 1]:
+            nn.init.constant_(parameter, torch.nan)
 
     def _weights(self, adapter_name: str) -> list[nn.Parameter]:
         router: Any = self.lora_mixer_router[adapter_name]
-        return [self.lora_mixer_A[adapter_name], self.lora_mixer_B[adapter_name], router.weight]
+        return [router.weight, self.lora_mixer_A[adapter_name], self.lora_mixer_B[adapter_name]]
 
     def _check_loaded(self, adapter_name: str) -> None:
         """Raise a MixerError if weights of a saved mixture are still missing here; else never ask again."""
@@ -130,14 +172,7 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         # Transformers makes whatever it loads trainable; this time frozen experts stay frozen.
         for name in self.frozen_peft_weight_names.get(adapter_name, ()):
             getattr(self, name)[adapter_name].requires_grad_(False)
-        self.awaiting_weights.discard(adapter_name)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Remove a mixture from this layer."""
-        super().delete_adapter(adapter_name)
-        for by_adapter in (self.runtimes, self._sites):
-            by_adapter.pop(adapter_name, None)
-        self.awaiting_weights.discard(adapter_name)
+        del self.awaiting_weights[adapter_name]
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The base layer's output, plus every active mixture unless adapters are disabled."""
@@ -145,35 +180,39 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return result
         for adapter_name in self.active_adapters:
-            if adapter_name in self.lora_mixer_A:
-                result = result + self._mixture(x, adapter_name).to(result.dtype)
+            if adapter_name in self.places:
+                result = self._add_mixture(result, x, adapter_name)
         return result
 
-    def _mixture(self, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
-        runtime = self.runtimes[adapter_name]
+    def _add_mixture(self, y: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        group, position = self.places[adapter_name]
+        runtime = group.runtime
         if adapter_name in self.awaiting_weights:
             self._check_loaded(adapter_name)
-        A, B = self.lora_mixer_A[adapter_name], self.lora_mixer_B[adapter_name]
-        x_BTD = x.to(A.dtype)
-        # Routers decide in float32 under autocast and in whole models of half precision too: rounded logits would send
-        # tokens to other experts.
-        router: Any = self.lora_mixer_router[adapter_name]
-        with torch.autocast(x.device.type, enabled=False):
-            logits_BTE = F.linear(x.float(), router.weight.float())
-        if len(runtime.experts) > 1:
-            logits_BTE = logits_BTE.masked_fill(self.lora_mixer_absent[adapter_name], -torch.inf)
-        gates_BTE = runtime.route(self._sites[adapter_name], logits_BTE, self.training)
-        spread_ER = self.lora_mixer_spread[adapter_name]
-        weights_BTR = gates_BTE.to(A.dtype) @ spread_ER.to(A.dtype)
-        dropped = F.dropout(x_BTD, runtime.config.dropout, self.training)
-        return F.linear(F.linear(dropped, A) * weights_BTR, B)
+        routed, index = group.route(position, x)
+        if runtime.listening:
+            runtime.note(self.sites[adapter_name], routed, index, x.shape[:-1])
+        A_RD, B_RF = self.lora_mixer_A[adapter_name], self.lora_mixer_B[adapter_name]
+        y_NF, x_ND = y.reshape(-1, self.out_features), routed.x_ND
+        layout = self.layouts[adapter_name]
+        if routed.gates_NSE is None:
+            assert routed.chosen_NSK is not None
+            weights, chosen = (part[:, index] for part in routed.chosen_NSK)
+            return add_sparse(y_NF, x_ND, A_RD, B_RF, weights, chosen, layout).view(y.shape)
+        if self.training and runtime.config.dropout:
+            x_ND = F.dropout(x_ND, runtime.config.dropout)
+        tables = None
+        if layout.uniform is None:
+            tables = self.lora_mixer_expert_of_row[adapter_name], self.lora_mixer_scaling_of_row[adapter_name]
+        return add_dense(
+            y_NF, x_ND, A_RD, B_RF, routed.gates_NSE[:, index], layout, tables, self._may_overwrite(y)
+        ).view(y.shape)
 
-
-def spread_matrix(ranks: list[int], scalings: list[float]) -> torch.Tensor:
-    """``[E, R]``: row e holds the scaling of expert e on its own columns and 0 elsewhere."""
-    spread = torch.zeros(len(ranks), sum(ranks))
-    start = 0
-    for index, (rank, scaling) in enumerate(zip(ranks, scalings, strict=True)):
-        spread[index, start : start + rank] = scaling
-        start += rank
-    return spread
+    def _may_overwrite(self, y: torch.Tensor) -> bool:
+        """Whether nobody but this layer can hold the output of the base layer."""
+        return (
+            not torch.is_grad_enabled()
+            and type(self.base_layer) is nn.Linear
+            and not self.base_layer._forward_hooks
+            and not torch.is_autocast_enabled(y.device.type)
+        )
