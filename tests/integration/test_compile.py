@@ -28,6 +28,19 @@ def test_a_compiled_mixture_is_one_graph_and_follows_its_gates(experts):
     assert not torch.allclose(after, before, atol=1e-3)
 
 
+def test_the_sparse_form_does_not_break_the_graph(tmp_path):
+    """PyTorch cannot compile its sparse matrices, so a compiled mixture sums densely; one token needs none of them."""
+    targets = list(tiny.ALL_PROJECTIONS)
+    experts = {
+        name: tiny.save_expert(tmp_path / name, seed, target_modules=targets) for seed, name in enumerate("abc")
+    }
+    model = tiny.mixture(experts, top_k=1, mixing="sparse")
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for ids in (tiny.token_ids(), tiny.token_ids(1, 1)):
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(ids).logits, model(ids).logits, atol=1e-5, rtol=0)
+
+
 def test_a_compiled_mixture_switches_adapters(experts, tmp_path):
     other = tiny.mixture({"c": experts["c"]}, seed=9)
     other.save_pretrained(tmp_path)

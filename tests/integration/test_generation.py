@@ -15,9 +15,17 @@ PAD = 2
 GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 
 
-@pytest.fixture(scope="module")
-def model(experts) -> Any:
-    return tiny.mixture(experts, gate="top_k", top_k=2)
+@pytest.fixture(scope="module", params=["other ranks", "equal ranks, dense", "equal ranks, sparse"])
+def model(request: pytest.FixtureRequest, experts, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Experts of other ranks and sites, and experts of equal ones in both forms of the sum."""
+    kind, _, mixing = request.param.partition(", ")
+    if kind == "equal ranks":
+        folder = tmp_path_factory.mktemp("equal")
+        targets = list(tiny.ALL_PROJECTIONS)
+        experts = {
+            name: tiny.save_expert(folder / name, seed, target_modules=targets) for seed, name in enumerate("abc")
+        }
+    return tiny.mixture(experts, gate="top_k", top_k=2, mixing=mixing or "auto")
 
 
 @pytest.fixture(scope="module")

@@ -145,6 +145,8 @@ class InputGroup:
             return False
         if len(x_ND) > 1 and (x_ND.device.type != "cpu" or x_ND.dtype != torch.float32):
             return False  # the sampled product is fast there only
+        if len(x_ND) > 1 and torch.compiler.is_compiling():
+            return False  # it would break the graph
         forced = self.runtime.config.mixing
         if forced != "auto":
             return forced == "sparse"
