@@ -58,18 +58,18 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
-def save_expert(folder: Path, seed: int, **settings: Any) -> str:
+def save_expert(folder: Path, seed: int, hidden_size: int = 32, **settings: Any) -> str:
     """Write a random LoRA checkpoint of :func:`llama` and return its folder."""
     torch.manual_seed(seed)
-    model = get_peft_model(llama(), LoraConfig(init_lora_weights=False, **settings))
+    model = get_peft_model(llama(hidden_size), LoraConfig(init_lora_weights=False, **settings))
     model.save_pretrained(folder)
     return str(folder)
 
 
-def save_experts(folder: Path) -> dict[str, str]:
+def save_experts(folder: Path, hidden_size: int = 32) -> dict[str, str]:
     """Write the three experts of :data:`EXPERT_SHAPES`."""
     return {
-        name: save_expert(folder / name, seed, **settings)
+        name: save_expert(folder / name, seed, hidden_size, **settings)
         for seed, (name, settings) in enumerate(EXPERT_SHAPES.items(), start=1)
     }
 

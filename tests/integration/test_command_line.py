@@ -154,17 +154,19 @@ def test_an_impossible_k_and_an_empty_prompt(trained, tmp_path):
         assert sentence in err
 
 
-def test_a_plain_lora_and_damaged_files_are_refused(trained, tmp_path):
+def test_a_plain_lora_and_damaged_files_are_refused(trained):
     from loramixer.errors import MixerError
 
     with pytest.raises(MixerError, match="adapter of type LORA, not a mixture"):
         load_mixer(trained["experts"] / "math")
-    (tmp_path / "adapter_config.json").write_bytes((trained["mixture"] / "adapter_config.json").read_bytes())
+    damaged = trained["mixture"].with_name("damaged")  # beside the mixture, which names its experts by relative paths
+    damaged.mkdir()
+    (damaged / "adapter_config.json").write_bytes((trained["mixture"] / "adapter_config.json").read_bytes())
     with pytest.raises(MixerError, match="read from safetensors only"):
-        load_mixer(tmp_path)
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00nonsense")
+        load_mixer(damaged)
+    (damaged / "adapter_model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00nonsense")
     with pytest.raises(MixerError, match="cannot be loaded"):
-        load_mixer(tmp_path)
+        load_mixer(damaged)
 
 
 def test_adding_a_mixture_twice_only_activates_it(trained):

@@ -53,9 +53,12 @@ def test_domains_that_cannot_be_are_refused(experts):
         logits_of(model)
 
 
-def test_joint_training_by_domain_moves_the_experts_of_the_batch_only(experts):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_joint_training_by_domain_moves_the_experts_of_the_batch_only(experts, checkpointing):
     model = tiny.mixture(experts, training_gate="domain", train_experts=True)
     model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     ids = tiny.token_ids()
     model(input_ids=ids, labels=ids, expert_index=torch.tensor([1, 1])).loss.backward()
     for module in model.modules():

@@ -35,12 +35,27 @@ def test_quoted_errors_are_raised_somewhere(root: Path) -> None:
     assert not [sentence for sentence in quoted if not any(sentence in text for text in said)]
 
 
+def test_every_claim_about_other_tools_names_a_test_that_exists(root: Path) -> None:
+    rows = [
+        line
+        for line in (root / "docs/ecosystem.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ") and not line.startswith(("| Tool", "| ---"))
+    ]
+    assert len(rows) > 20
+    for row in rows:
+        proofs = re.findall(r"`(\w+\.py)::(\w+)`", row.split("|")[-2])
+        assert proofs, f"no test is named: {row}"
+        for file, name in proofs:
+            (path,) = (root / "tests").rglob(file)
+            assert f"def {name}(" in path.read_text(encoding="utf-8"), f"{file} has no {name}"
+
+
 def anchor(heading: str) -> str:
     """The anchor that GitHub gives a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/errors.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/errors.md", "docs/ecosystem.md"])
 def test_links_lead_somewhere(root: Path, page: str) -> None:
     text = (root / page).read_text(encoding="utf-8")
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)

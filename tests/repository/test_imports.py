@@ -38,9 +38,9 @@ class Rule:
 RULES = [
     Rule(
         "routing and losses are pure torch",
-        paths=("lib/loramixer/routing", "lib/loramixer/losses"),
+        paths=("lib/loramixer/routing", "lib/loramixer/losses", "lib/loramixer/distributed"),
         libraries=frozenset({"torch"}),
-        modules=frozenset({"errors"}),
+        modules=frozenset({"errors", "distributed"}),
     ),
     Rule(
         "metrics, whatif and viz draw and count without a model",

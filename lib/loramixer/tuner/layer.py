@@ -41,6 +41,7 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         runtimes: adapter → what it shares with all other sites.
         places: adapter → the group of sites with the same input, and the position in it.
         sites: adapter → index among the sites of the mixture.
+        awaiting_weights: adapter → True, for saved mixtures whose weights were not seen yet; what lacks is NaN.
     """
 
     if TYPE_CHECKING:  # nn.Module declares every attribute as a tensor or a module; these are neither
@@ -57,6 +58,7 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         "runtimes",
         "places",
         "sites",
+        "awaiting_weights",
     )
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -78,6 +80,7 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         self.runtimes: dict[str, MixtureRuntime] = {}
         self.places: dict[str, tuple[InputGroup, int]] = {}
         self.sites: dict[str, int] = {}
+        self.awaiting_weights: dict[str, bool] = {}
 
     def add_router(self, adapter_name: str, runtime: MixtureRuntime, experts: int) -> None:
         """Begin a mixture at this site with a new router; `set_experts` then gives it something to choose from.
@@ -156,6 +159,33 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         modules: Any = self._modules
         return modules["lora_mixer_router"]._modules[adapter_name]._parameters["weight"]
 
+    def await_weights(self, adapter_name: str, experts: bool) -> None:
+        """Make what is to be loaded recognisable, since Transformers sets parameters without telling anybody.
+
+        Args:
+            adapter_name: PEFT's name for the mixture.
+            experts: whether the experts are to be loaded too, or the router only.
+        """
+        self.awaiting_weights[adapter_name] = True
+        for parameter in self._weights(adapter_name)[: 3 if experts else 1]:
+            nn.init.constant_(parameter, torch.nan)
+
+    def _weights(self, adapter_name: str) -> list[nn.Parameter]:
+        router: Any = self.lora_mixer_router[adapter_name]
+        return [router.weight, self.lora_mixer_A[adapter_name], self.lora_mixer_B[adapter_name]]
+
+    def _check_loaded(self, adapter_name: str) -> None:
+        """Raise a MixerError if weights of a saved mixture are still missing here; else never ask again."""
+        if any(parameter.isnan().any() for parameter in self._weights(adapter_name)):
+            raise MixerError(
+                "This mixture was created from a saved configuration but its experts were never loaded; use "
+                "load_mixer or PeftModel.from_pretrained instead of get_peft_model."
+            )
+        # Transformers makes whatever it loads trainable; this time frozen experts stay frozen.
+        for name in self.frozen_peft_weight_names.get(adapter_name, ()):
+            getattr(self, name)[adapter_name].requires_grad_(False)
+        del self.awaiting_weights[adapter_name]
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The base layer's output, plus every active mixture unless adapters are disabled."""
         base_layer: Any = self._modules["base_layer"]
@@ -184,11 +214,8 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
     def _add_mixture(self, y: torch.Tensor, x: torch.Tensor, adapter_name: str, own: bool) -> torch.Tensor:
         group, position = self.places[adapter_name]
         runtime = group.runtime
-        if not runtime.experts_loaded:
-            raise MixerError(
-                "This mixture was created from a saved configuration but its experts were never loaded; use "
-                "load_mixer or PeftModel.from_pretrained instead of get_peft_model."
-            )
+        if adapter_name in self.awaiting_weights:
+            self._check_loaded(adapter_name)
         routed, index = group.route(position, x)
         if runtime.listening:
             runtime.note(self.sites[adapter_name], routed, index, x.shape[:-1])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from peft import TaskType
+from peft import PeftModel, TaskType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _get_in_out_features, check_target_module_exists
 from torch import nn
 
@@ -28,6 +31,9 @@ from loramixer.tuner.routing_loss import (
 from loramixer.tuner.runtime import GateSettings, MixtureRuntime
 from loramixer.tuner.sharing import InputGroup, input_of
 from loramixer.tuner.sites import token_streams
+
+PATIENCE = 4
+"""Forward passes in training whose routing loss may stay without a gradient before there is a warning."""
 
 
 class LoraMixerModel(BaseTuner):
@@ -52,9 +58,13 @@ class LoraMixerModel(BaseTuner):
             )
         name = next(name for name, config in self.peft_config.items() if config is peft_config)
         read = self._read_experts(peft_config)
+        saved = not read
         if read:
             self._check_backbone(read, peft_config)
             peft_config.experts = {expert: describe(found) for expert, found in read.items()}
+        elif not peft_config.save_experts:
+            # Here and not when the routers are loaded, since Transformers does that without asking the tuner.
+            read = {expert.name: expert for expert in _read_named_experts(peft_config)}
         self._experts_to_inject[name] = read
         self._forget_groups(name)
         peft_config.target_modules = sorted(
@@ -76,7 +86,7 @@ class LoraMixerModel(BaseTuner):
             config=peft_config,
             inference=settings(peft_config.gate),
             training=settings(peft_config.training_gate),
-            experts_loaded=bool(read),
+            saved=saved,
             rules=[_overrides(rule) for rule in peft_config.site_gates],
         )
         return peft_config
@@ -172,6 +182,7 @@ class LoraMixerModel(BaseTuner):
                 self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
                 self.model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
             ]
+            self._forwards_without_gradient = 0
 
     def _check_backbone(self, experts: dict[str, Expert], config: LoraMixerConfig) -> None:
         """Experts of another backbone are refused where both names are public ones."""
@@ -184,6 +195,11 @@ class LoraMixerModel(BaseTuner):
 
     def _refuse_misfits(self, descriptions: dict[str, dict[str, Any]]) -> None:
         """Raise one error that lists the sites which the backbone lacks or which have other shapes."""
+        if isinstance(self.model, PeftModel):
+            raise MixerError(
+                "This model carries a PEFT adapter already; give the backbone itself (unload() returns it), or put "
+                "further mixtures beside a mixture with add_adapter or load_adapter."
+            )
         modules = dict(self.model.named_modules())
         problems = []
         for expert, description in descriptions.items():
@@ -194,6 +210,11 @@ class LoraMixerModel(BaseTuner):
                 if module is None:
                     problems.append(f"{expert} changes {site}, which the backbone does not have")
                     continue
+                if hasattr(self.model, "hf_device_map") and any(part.is_meta for part in module.parameters()):
+                    raise MixerError(
+                        f"The backbone's weights at {site} are offloaded by its device_map, where an adapter would "
+                        "get no memory; load the backbone without offloading, in a smaller type or quantised."
+                    )
                 found = _get_in_out_features(module)
                 if None not in found and found != (in_features, out_features):
                     problems.append(f"{expert} at {site} is {in_features}→{out_features}, here {found[0]}→{found[1]}")
@@ -223,6 +244,8 @@ class LoraMixerModel(BaseTuner):
             [expert.sites.get(current_key) for expert in read.values()] if read else None,
         )
         layer.freeze_experts(adapter_name)
+        if self.runtimes[adapter_name].saved:
+            layer.await_weights(adapter_name, experts=not read)
         self._place(layer, adapter_name, current_key)
         if layer is not target:
             if adapter_name not in self.active_adapters:
@@ -269,12 +292,10 @@ class LoraMixerModel(BaseTuner):
             # Some backbones divide their loss by the step's number of labels and some, T5 and all classifiers, do
             # not; without that number each returns the mean over its own labels, which is weighted afterwards.
             kwargs.pop("num_items_in_batch", None)
-            self._recording = Recording(
-                runtime, inputs, expert_index, OwnerWatch(model, runtime.sites), runtime.domain
-            )
+            self._recording = Recording(runtime, inputs, expert_index, OwnerWatch(model, runtime.sites))
             runtime.recorded = []
-            if expert_index is not None:
-                runtime.domain = expert_index
+            # It stays until the next forward: checkpointing runs layers again in the backward pass.
+            runtime.training_domain = expert_index
         return args, kwargs
 
     def _after_forward(self, model: nn.Module, args: Any, kwargs: Any, outputs: Any) -> Any:
@@ -283,7 +304,7 @@ class LoraMixerModel(BaseTuner):
         if recording is None:
             return None
         runtime = recording.runtime
-        calls, runtime.recorded, runtime.domain = runtime.recorded or [], None, recording.former_domain
+        calls, runtime.recorded = runtime.recorded or [], None
         ran = recording.watch.end()
         task_loss = None if outputs is None else outputs[0] if isinstance(outputs, tuple) else outputs.get("loss")
         if task_loss is None:
@@ -299,7 +320,9 @@ class LoraMixerModel(BaseTuner):
                 "task_loss": task_loss.detach(),
                 "routing_loss": routing.detach(),
             }
-            total = task_loss + self.loss_warmup * routing
+            addition = self.loss_warmup * routing
+            self._warn_if_unused(addition)
+            total = task_loss + addition
         share = share_of_step(model, recording.inputs).to(total.device)
         # Without a single label the mean is no number, while its share of the step is nothing.
         total = torch.where(share > 0, share * total, 0.0)
@@ -307,6 +330,27 @@ class LoraMixerModel(BaseTuner):
             return (total, *outputs[1:])
         outputs["loss"] = total
         return outputs
+
+    def _warn_if_unused(self, addition: torch.Tensor) -> None:
+        """Warn when a training loop takes no notice of the loss that ``forward`` returns, so that routers miss theirs.
+
+        TRL's SFTTrainer is such a loop: it computes the task loss from the outputs by itself.
+        """
+        if not addition.requires_grad or torch.compiler.is_compiling():
+            return
+        if self._forwards_without_gradient == PATIENCE:
+            warnings.warn(
+                f"The routing loss of the last {PATIENCE} forward passes received no gradient: this training loop "
+                "does not use the loss that the model returns. See 'The routing loss is missing from the loss' in "
+                "docs/errors.md.",
+                stacklevel=3,
+            )
+        self._forwards_without_gradient += 1
+
+        def reset(_: torch.Tensor) -> None:
+            self._forwards_without_gradient = 0
+
+        addition.register_hook(reset)
 
     @classmethod
     def _get_adapter_state_dict(  # type: ignore[override]
@@ -340,8 +384,10 @@ class LoraMixerModel(BaseTuner):
             if isinstance(module, LoraMixerLayer) and adapter_name in module.runtimes
         }
         if not any(".lora_mixer_A" in key for key in state_dict):
-            runtime = next(iter(layers.values())).runtimes[adapter_name]
-            experts = None if runtime.experts_loaded else _read_named_experts(config)
+            first = next(iter(layers.values()))
+            runtime = first.runtimes[adapter_name]
+            # With low_cpu_mem_usage the layers were made without memory, so what was read then could not be kept.
+            experts = _read_named_experts(config) if first.lora_mixer_A[adapter_name].is_meta else None
             for name, layer in layers.items():
                 A, B = layer.lora_mixer_A[adapter_name], layer.lora_mixer_B[adapter_name]
                 if experts is not None:
@@ -350,8 +396,18 @@ class LoraMixerModel(BaseTuner):
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         _check_complete(layers, adapter_name, remapped)
         for layer in layers.values():
-            layer.runtimes[adapter_name].experts_loaded = True
+            layer.awaiting_weights.pop(adapter_name, None)
         return remapped
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuse what PEFT would otherwise drop in silence: an adapter for every row of a batch."""
+        if kwargs.get("adapter_names") is not None:
+            raise MixerError(
+                "adapter_names gives every row its own adapter, which mixtures cannot do; use set_adapter and one "
+                "batch per adapter."
+            )
+        yield
 
     def _check_merge_allowed(self) -> None:
         raise MixerError(
@@ -386,6 +442,11 @@ def _read_named_experts(config: LoraMixerConfig) -> list[Expert]:
     experts = []
     for name, description in config.experts.items():
         source = description["source"]
+        if (source or "").startswith("."):
+            raise MixerError(
+                f"This mixture names expert '{name}' as {source}, relative to its own folder, which is unknown here; "
+                "pass peft_config=LoraMixerConfig.from_pretrained(folder) together with the folder."
+            )
         folder, _ = locate_expert(name, source)
         check_unchanged(name, folder, description["sha256"])
         experts.append(read_expert(name, source))

@@ -52,14 +52,12 @@ class Recording:
         inputs: what the backbone was called with, by name.
         expert_index: int64 ``[B]``, the own expert of each row, or None.
         watch: notes which modules run.
-        former_domain: of the runtime, restored afterwards.
     """
 
     runtime: MixtureRuntime
     inputs: dict[str, Any]
     expert_index: torch.Tensor | None
     watch: OwnerWatch
-    former_domain: torch.Tensor | None
 
 
 def named_inputs(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,9 +159,10 @@ def _per_router(config: LoraMixerConfig, group: TokenGroup) -> torch.Tensor:
             usage=config.usage,
             k=k,
             scale=config.scale,
+            across_processes=True,
         )
     if config.routing_loss == "load_balance":
-        balance = load_balance(group.p, group.mask, usage=config.usage, k=k, scale=config.scale)
+        balance = load_balance(group.p, group.mask, usage=config.usage, k=k, scale=config.scale, across_processes=True)
         return config.balance_weight * balance
     return group.p.new_zeros(group.p.shape[0])
 

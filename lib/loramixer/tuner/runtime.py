@@ -155,10 +155,11 @@ class MixtureRuntime:
         training: gate settings in training mode.
         sites: module names of the routed projections, in the order of the model.
         streams: which tokens each of them sees.
-        experts_loaded: whether the experts hold real weights; False between creation and loading.
+        saved: whether the mixture comes from a saved configuration, so that its weights are loaded after its creation.
         rules: what each rule of the configuration changes, in inference and in training.
         masked: bool ``[E]``, experts that may not be chosen, or None.
-        domain: int64 ``[rows]`` or ``[1]``, for gate mode ``domain``.
+        domain: int64 ``[rows]`` or ``[1]``, for gate mode ``domain`` in inference.
+        training_domain: int64 ``[B]``, the same for the current training batch.
         recorded: ``(site, probabilities [..., E])`` of every call in the current training forward, or None when not
             wanted.
         capture: the running capture, or None.
@@ -170,10 +171,11 @@ class MixtureRuntime:
     training: GateSettings
     sites: list[str] = field(default_factory=list)
     streams: list[TokenStream] = field(default_factory=list)
-    experts_loaded: bool = True
+    saved: bool = False
     rules: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
     masked: torch.Tensor | None = None
     domain: torch.Tensor | None = None
+    training_domain: torch.Tensor | None = None
     recorded: list[tuple[int, torch.Tensor]] | None = None
     capture: RoutingCapture | None = None
 
@@ -233,7 +235,7 @@ class MixtureRuntime:
                 weights = weights.masked_fill(nobody_left, 0.0)
             return logits_NSE, None, (weights, experts), None
         if settings.mode == "domain":
-            gates_NSE = domain_gates(logits_NSE, self._domain_of_token(leading, logits_NSE))
+            gates_NSE = domain_gates(logits_NSE, self._domain_of_token(leading, logits_NSE, training))
         else:
             gates_NSE = settings(logits_NSE)
         if nobody_left is not None:
@@ -244,14 +246,15 @@ class MixtureRuntime:
             p_NSE = gates_NSE if settings.mode == "soft" else soft_gates(logits_NSE, settings.temperature)
         return logits_NSE, gates_NSE, None, p_NSE
 
-    def _domain_of_token(self, leading: torch.Size, logits_NSE: torch.Tensor) -> torch.Tensor:
+    def _domain_of_token(self, leading: torch.Size, logits_NSE: torch.Tensor, training: bool) -> torch.Tensor:
         """int64 ``[N, 1]``: the expert that each token's row belongs to."""
-        if self.domain is None:
+        domain_B = self.training_domain if training else self.domain
+        if domain_B is None:
             raise RoutingError(
                 "Gate mode 'domain' needs the domain of each row: pass expert_index in training, or "
                 "set_gate(model, mode='domain', domain=…)."
             )
-        domain_B = self.domain.to(logits_NSE.device)
+        domain_B = domain_B.to(logits_NSE.device)
         if len(domain_B) == 1:
             return domain_B.expand(len(logits_NSE)).unsqueeze(-1)
         if not leading or leading[0] % len(domain_B):

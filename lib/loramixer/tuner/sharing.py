@@ -157,6 +157,8 @@ class InputGroup:
             return False
         if len(x_ND) > 1 and (x_ND.device.type != "cpu" or x_ND.dtype != torch.float32):
             return False  # the sampled product is fast there only
+        if len(x_ND) > 1 and torch.compiler.is_compiling():
+            return False  # it would break the graph
         forced = self.runtime.config.mixing
         if forced != "auto":
             return forced == "sparse"
@@ -165,11 +167,14 @@ class InputGroup:
 
 
 def _router_product(x: torch.Tensor, weight: torch.Tensor, autocast: bool) -> torch.Tensor:
-    """Logits ``[N, M]`` float32, never in the reduced type of autocast: a small error changes who is chosen."""
+    """Logits ``[N, M]`` in float32, under autocast and in whole models of half precision too.
+
+    A small error changes who is chosen.
+    """
     if autocast:
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(weight.dtype), weight).float()
-    return F.linear(x.to(weight.dtype), weight).float()
+            return F.linear(x.float(), weight.float())
+    return F.linear(x.float(), weight.float())
 
 
 def _version(x: torch.Tensor) -> int | None:
