@@ -66,6 +66,23 @@ def write_router_card(folder: Path, title: str, command: str, log: RunLog, exper
     return _write(folder, lines)
 
 
+def write_transfer_card(folder: Path, config: Any, mixer: str, former_backbone: str, command: str) -> Path:
+    """Write the ``README.md`` of a mixture that was moved to another backbone: what was moved, from where, how."""
+    backbone = config.base_model_name_or_path or "unnamed"
+    lines = [
+        *_front_matter(backbone, ["lora-mixer", "mixture-of-experts"]),
+        f"# {config.title or mixer}",
+        "",
+        f"The experts ({', '.join(config.experts)}) and the routers of `{mixer}`, trained on {former_backbone} and",
+        f"moved to {backbone} as they are. Nothing was trained on {backbone}: evaluate before use.",
+        "",
+        "## Made by",
+        "",
+        f"`{command}`",
+    ]
+    return _write(folder, lines)
+
+
 def _front_matter(backbone: str, tags: list[str]) -> list[str]:
     return [
         "---",

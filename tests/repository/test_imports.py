@@ -64,6 +64,11 @@ RULES = [
         paths=("lib/loramixer/viz", "notebooks", "benchmarks"),
         never=frozenset({"gradio", "gradio_client"}),
     ),
+    Rule(
+        "shapes of backbones need no adapters",
+        paths=("lib/loramixer/shapes",),
+        modules=frozenset({"errors", "backbones"}),
+    ),
 ]
 
 
