@@ -319,7 +319,8 @@ def count_parameters(
     console.print(sizes)
     figures = Table("share", "counted", "paper", box=None)
     for row in found["figures"]:
-        figures.add_row(row["what"], f"{row['counted']:.2%}", "" if row["paper"] is None else f"{row['paper']:.2%}")
+        paper = "" if row["paper"] is None else f"{100 * row['paper']:g}%"
+        figures.add_row(row["what"], f"{row['counted']:.2%}", paper)
     console.print(figures)
     for row in found["figures"]:
         if row["explanation"]:
