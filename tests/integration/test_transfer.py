@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from loramixer import set_gate
 from loramixer.errors import BackboneError, MixerError
@@ -62,6 +64,13 @@ def test_every_weight_and_the_gate_move_and_the_original_stays(experts, save_exp
     assert mixture.peft_config["default"].save_experts is save_experts
 
 
+def test_experts_in_memory_move_even_where_their_folders_are_gone(tmp_path):
+    folders = tiny.save_experts(tmp_path / "experts")
+    mixture = tiny.mixture(folders, save_experts=False)
+    shutil.rmtree(tmp_path / "experts")
+    assert torch.equal(logits_of(transfer(mixture, tiny.llama())), logits_of(mixture))
+
+
 @pytest.mark.parametrize("name", ["whole", "routers"])
 def test_folders_move_without_their_backbone(saved, experts, name):
     moved = transfer(saved / name, other_backbone())
@@ -85,6 +94,8 @@ def test_a_moved_mixture_names_both_backbones_and_reloads(experts, saved, tmp_pa
     card = (tmp_path / "moved" / "README.md").read_text(encoding="utf-8")
     assert "base_model: org/other" in card
     assert "trained on org/former" in card
+    keys = load_file(tmp_path / "moved" / "adapter_model.safetensors")
+    assert any("lora_mixer_A" in key for key in keys), "the experts' own folders belong to the former backbone"
     reloaded = PeftModel.from_pretrained(other_backbone(), tmp_path / "moved").eval()
     assert torch.equal(logits_of(reloaded), logits_of(moved))
 
