@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,23 @@ def logits_of(model: Any) -> torch.Tensor:
         return model(token_ids()).logits
 
 
+@dataclass
+class _Rule:
+    """Stands in for GateSettings."""
+
+    rule: Callable[[torch.Tensor], torch.Tensor]
+    mode: str = "rule"
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.rule(logits)
+
+
 @contextmanager
 def gates_by(model: Any, rule: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Gates by any rule from logits ``[..., E]`` while the block runs."""
     runtime = active_runtime(model)
     former = runtime.inference
-    runtime.inference = rule  # type: ignore[assignment]
+    runtime.inference = _Rule(rule)  # type: ignore[assignment]
     try:
         yield
     finally:

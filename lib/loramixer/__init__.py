@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loramixer.backbones import load_backbone
 from loramixer.data import Example
 from loramixer.errors import LoraMixerError
-from loramixer.mixers import MixerInfo, add_mixer, list_mixers, load_mixer
+from loramixer.mixers import MixerInfo, add_mixer, list_mixers, load_mixer, push_mixer
 from loramixer.trace import RoutingTrace, stream_trace, trace
 from loramixer.training.run_log import RunLog
 from loramixer.tuner import LoraMixerConfig
@@ -32,6 +32,7 @@ __all__ = [
     "list_mixers",
     "load_backbone",
     "load_mixer",
+    "push_mixer",
     "set_gate",
     "stream_trace",
     "trace",

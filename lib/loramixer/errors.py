@@ -11,6 +11,20 @@ class BackboneError(LoraMixerError):
     """A backbone is unknown, cannot be fetched or fails its checksum."""
 
 
+class HubError(LoraMixerError):
+    """The Hugging Face Hub does not give or take a file.
+
+    Attributes:
+        reason: what went wrong.
+        remedy: what to do.
+        final: whether the Hub has said that this can never work, so that a copy in the cache is no remedy.
+    """
+
+    def __init__(self, reason: str, remedy: str, final: bool = False) -> None:
+        super().__init__(f"{reason}; {remedy}")
+        self.reason, self.remedy, self.final = reason, remedy, final
+
+
 class ExpertError(LoraMixerError):
     """A LoRA checkpoint cannot be read, or cannot be mixed exactly."""
 

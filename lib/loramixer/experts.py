@@ -9,13 +9,15 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from loramixer.errors import ExpertError
+from loramixer.errors import ExpertError, HubError
+from loramixer.hub import fetch, split_hub_id
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -49,15 +51,16 @@ class Expert:
 
     Attributes:
         name: its name in the mixture.
-        source: where it was read from: a folder or a Hub id, ``organisation/name`` or ``organisation/name@revision``.
-        sha256: digest of its weights file.
+        source: where it was read from: a folder, or ``organisation/name@commit``, which gives these bytes for ever;
+            None for a new one.
+        sha256: digest of its weights file, or None.
         backbone: the backbone that its configuration names, or None.
         sites: update per module name of the backbone.
     """
 
     name: str
-    source: str
-    sha256: str
+    source: str | None
+    sha256: str | None
     backbone: str | None
     sites: dict[str, SiteWeights]
 
@@ -72,7 +75,7 @@ def read_expert(name: str, source: str | Path) -> Expert:
     Raises:
         ExpertError: not found, no safetensors, corrupt, no LoRA, or a LoRA that cannot be mixed exactly.
     """
-    folder = expert_folder(name, str(source))
+    folder, pinned = locate_expert(name, str(source))
     config = _read_config(name, folder)
     _refuse_inexact(name, config)
     tensors = _read_tensors(name, folder)
@@ -90,15 +93,46 @@ def read_expert(name: str, source: str | Path) -> Expert:
         )
     return Expert(
         name=name,
-        source=str(source),
+        source=pinned,
         sha256=file_sha256(folder / WEIGHTS_FILE),
         backbone=config.get("base_model_name_or_path"),
         sites={site: _site_weights(name, site, parts, config) for site, parts in sites.items()},
     )
 
 
-def expert_folder(name: str, source: str) -> Path:
-    """The local folder of an expert; downloads it when ``source`` is a Hub id."""
+class NewExpertSettings(Protocol):
+    """What a new expert is made with; `LoraMixerConfig` has these fields."""
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+
+
+def new_expert(name: str, shapes: Mapping[str, tuple[int, int]], settings: NewExpertSettings) -> Expert:
+    """An untrained expert, as PEFT initialises a LoRA: A random (Kaiming uniform), B zero.
+
+    Args:
+        name: of the expert.
+        shapes: module name → in and out features.
+        settings: rank and scaling.
+
+    Raises:
+        ExpertError: no site, or a rank below 1.
+    """
+    if not shapes:
+        raise ExpertError(f"Expert '{name}' is new, so target_modules must say which linear layers it changes.")
+    if settings.r < 1:
+        raise ExpertError(f"Expert '{name}' is new with rank r={settings.r}; a whole number from 1 on is needed.")
+    scaling = settings.lora_alpha / (math.sqrt(settings.r) if settings.use_rslora else settings.r)
+    sites = {}
+    for site, (in_features, out_features) in shapes.items():
+        A = torch.nn.init.kaiming_uniform_(torch.empty(settings.r, in_features), a=math.sqrt(5))
+        sites[site] = SiteWeights(A, torch.zeros(out_features, settings.r), scaling)
+    return Expert(name, None, None, None, sites)
+
+
+def locate_expert(name: str, source: str) -> tuple[Path, str]:
+    """The local folder of an expert, downloaded when ``source`` is a Hub id, and the source pinned to its commit."""
     folder = Path(source)
     if folder.is_dir():
         if not (folder / WEIGHTS_FILE).is_file() and list(folder.glob("*.bin")):
@@ -109,31 +143,30 @@ def expert_folder(name: str, source: str) -> Path:
         missing = [file for file in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / file).is_file()]
         if missing:
             raise ExpertError(f"Expert '{name}' in {folder} lacks {' and '.join(missing)}; give a PEFT LoRA folder.")
-        return folder
-    hub_id, _, revision = source.partition("@")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", hub_id):
+        return folder, source
+    named = split_hub_id(source)
+    if named is None:
         raise ExpertError(f"Expert '{name}': there is no folder {source}; give a PEFT LoRA folder or a Hub id.")
-    return _download(name, hub_id, revision or None)
+    try:
+        files = fetch(*named, required=(CONFIG_FILE, WEIGHTS_FILE))
+    except HubError as error:
+        raise ExpertError(f"Expert '{name}': there is no folder {source}, and {error}.") from error
+    return files.folder, files.pinned
+
+
+def check_unchanged(name: str, folder: Path, sha256: str) -> None:
+    """Raise ExpertError unless the weights in ``folder`` have this digest."""
+    if (digest := file_sha256(folder / WEIGHTS_FILE)) != sha256:
+        raise ExpertError(
+            f"Expert '{name}' in {folder} has changed since the routers were trained (SHA-256 {digest[:12]}…, "
+            f"expected {sha256[:12]}…); restore it or train the routers again."
+        )
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file as hexadecimal text."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _download(name: str, hub_id: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        for file in (CONFIG_FILE, WEIGHTS_FILE):
-            path = hf_hub_download(hub_id, file, revision=revision, etag_timeout=5)
-    except Exception as error:  # the client raises many types; the sentence keeps the first line of what it said
-        raise ExpertError(
-            f"Expert '{name}': {hub_id} is no local folder and the Hub did not give it "
-            f"({str(error).strip().splitlines()[0][:160]}); check the name, the revision and the connection."
-        ) from error
-    return Path(path).parent
 
 
 def _read_config(name: str, folder: Path) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 
 import torch
 
-from loramixer.backbones import CATALOGUE, SAFE_FILES, Notify, load_backbone
-from loramixer.errors import LoraMixerError, MixerError
+from loramixer.backbones import CATALOGUE, Notify, load_backbone
+from loramixer.cards import UNPUBLISHED, write_mixture_card
+from loramixer.errors import HubError, LoraMixerError, MixerError
+from loramixer.hub import PUSHED_FILES, fetch, is_pinned, push_folder, split_hub_id
 
 ZOO = Path(__file__).parent / "zoo"
 """Folder of the experts and routers that ship with the package."""
@@ -81,9 +84,9 @@ def load_mixer(
     """Load a mixture with its backbone and tokenizer.
 
     Args:
-        name: a zoo name such as ``smollm2-135m/rsl``, a folder, or a Hub id.
-        backbone: another place of its backbone; by default the one that the mixture names.
-        revision: Hub revision of the mixture.
+        name: a zoo name such as ``smollm2-135m/rsl``, a folder, or a Hub id with an optional ``@revision``.
+        backbone: another place of its backbone; by default the one that the mixture names, at the revision it names.
+        revision: Hub revision of the mixture; the same as ``@revision`` behind the id.
         dtype: floating-point type of the backbone; experts and routers stay in float32.
         device: where everything goes.
         notify: receives one line of text for every slow step.
@@ -95,10 +98,15 @@ def load_mixer(
         MixerError: unknown name, or damaged or unsuitable files.
         BackboneError, ExpertError: from the parts.
     """
-    folder = mixer_folder(name, revision)
-    config = _load_config(folder, str(name))
+    name = _with_revision(name, revision)
+    folder = mixer_folder(name)
+    config = _load_config(folder, name)
     model, tokenizer = load_backbone(
-        backbone or config.base_model_name_or_path, dtype=dtype, device=device, notify=notify
+        backbone or config.base_model_name_or_path,
+        revision=None if backbone else config.revision,
+        dtype=dtype,
+        device=device,
+        notify=notify,
     )
     from peft import PeftModel
 
@@ -113,31 +121,107 @@ def add_mixer(model: Any, name: str | Path, *, revision: str | None = None) -> s
     Args:
         model: what :func:`load_mixer` returned.
         name: as for :func:`load_mixer`.
-        revision: Hub revision.
+        revision: as for :func:`load_mixer`.
 
     Returns:
         PEFT's name of the adapter; adding the same mixture twice only activates it.
     """
+    name = _with_revision(name, revision)
     for adapter, config in model.peft_config.items():
-        if getattr(config, "mixer_name", None) == str(name):
+        if getattr(config, "mixer_name", None) == name:
             model.set_adapter(adapter, inference_mode=True)
             return adapter
-    folder = mixer_folder(name, revision)
-    config = _load_config(folder, str(name))
+    folder = mixer_folder(name)
+    config = _load_config(folder, name)
     here = next(iter(model.peft_config.values())).base_model_name_or_path
     if config.base_model_name_or_path != here:
         raise MixerError(f"'{name}' was trained on {config.base_model_name_or_path}; the loaded backbone is {here}.")
-    adapter = re.sub(r"[^\w-]", "_", str(name))
+    adapter = re.sub(r"[^\w-]", "_", name)
 
     with _one_sentence(folder):
         model.load_adapter(str(folder), adapter_name=adapter)
-    model.peft_config[adapter].mixer_name = str(name)
+    model.peft_config[adapter].mixer_name = name
     model.set_adapter(adapter, inference_mode=True)
     model.eval()
     return adapter
 
 
-def mixer_folder(name: str | Path, revision: str | None = None) -> Path:
+def push_mixer(
+    model: Any,
+    hub_id: str,
+    *,
+    experts: Mapping[str, str] | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    card: bool = True,
+) -> str:
+    """Push the active mixture of a model to the Hub, so that others can load it by its id.
+
+    Args:
+        model: a PEFT model with a mixture.
+        hub_id: ``organisation/name``; created when there is none.
+        experts: expert name → Hub id where this same expert lies, for a router-only mixture that was built from local
+            folders; :func:`loramixer.hub.push_folder` puts them there.
+        private: whether a new repository is private; None leaves that to the organisation's setting.
+        revision: branch to push to; the main branch by default.
+        card: whether the model card is written too; False leaves the one on the Hub as it is.
+
+    Returns:
+        ``organisation/name@commit``, which :func:`load_mixer` takes.
+
+    Raises:
+        MixerError: a router-only mixture whose experts nobody else could read.
+        ExpertError: an id of ``experts`` that holds another expert.
+        HubError: not logged in, no right to write there, or no answer.
+    """
+    from loramixer.tuner.runtime import active_runtime
+
+    config = active_runtime(model).config
+    adapter = next(name for name, found in model.peft_config.items() if found is config)
+    with tempfile.TemporaryDirectory() as scratch, _published(model, config, experts or {}):
+        model.save_pretrained(scratch, selected_adapters=[adapter], save_embedding_layers=False)
+        folder = Path(scratch) if adapter == "default" else Path(scratch, adapter)
+        write_mixture_card(folder, config, hub_id)
+        files = [file for file in PUSHED_FILES if card or file != "README.md"]
+        return push_folder(folder, hub_id, private=private, revision=revision, message="Upload mixture", files=files)
+
+
+@contextmanager
+def _published(model: Any, config: Any, places: Mapping[str, str]) -> Iterator[None]:
+    """While the block runs, the configuration says what others can use, and no path of this machine."""
+    from loramixer.experts import check_unchanged, locate_expert
+
+    if unknown := sorted(set(places) - set(config.experts)):
+        raise MixerError(f"The mixture has no expert '{unknown[0]}'; it has {', '.join(config.experts)}.")
+    experts = {}
+    for name, description in config.experts.items():
+        source = description["source"] or ""
+        if name in places:
+            folder, source = locate_expert(name, places[name])
+            check_unchanged(name, folder, description["sha256"])
+        if not is_pinned(source):
+            if not config.save_experts:
+                raise MixerError(
+                    f"Expert '{name}' lies in {source}, where nobody else can read it; push it with "
+                    f"loramixer.hub.push_folder and give experts={{'{name}': 'organisation/name'}}, or include all "
+                    "experts with model.active_peft_config.save_experts = True."
+                )
+            source = UNPUBLISHED + Path(source.removeprefix(UNPUBLISHED)).name if source else None
+        experts[name] = {**description, "source": source}
+    files = getattr(model.get_base_model(), "backbone_files", None)
+    backbone = files.name if files else config.base_model_name_or_path or ""
+    revision = files.revision if files and files.origin == "hub" else config.revision
+    if split_hub_id(backbone) is None or Path(backbone).exists():
+        backbone = UNPUBLISHED + Path(backbone.removeprefix(UNPUBLISHED)).name
+    former = config.experts, config.base_model_name_or_path, config.revision
+    config.experts, config.base_model_name_or_path, config.revision = experts, backbone, revision
+    try:
+        yield
+    finally:
+        config.experts, config.base_model_name_or_path, config.revision = former
+
+
+def mixer_folder(name: str | Path) -> Path:
     """The local folder of a mixture; downloads it when it is a Hub id."""
     text = str(name)
     for folder in (ZOO / text, Path(text)):
@@ -146,21 +230,21 @@ def mixer_folder(name: str | Path, revision: str | None = None) -> Path:
     if Path(text).exists():
         raise MixerError(f"{text} holds no {CONFIG_FILE}; give the folder of a saved mixture.")
     known = ", ".join(info.name for info in list_mixers()) or "none"
-    if text.split("/", maxsplit=1)[0] in CATALOGUE or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
+    named = split_hub_id(text)
+    if named is None or text.split("/", maxsplit=1)[0] in CATALOGUE:
         raise MixerError(f"There is no mixture '{text}'; the zoo has {known}, or give a folder or a Hub id.")
-    return _download(text, revision, known)
-
-
-def _download(hub_id: str, revision: str | None, known: str) -> Path:
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=SAFE_FILES, etag_timeout=5))
-    except Exception as error:  # the client raises many types; the sentence keeps the first line of what it said
-        raise MixerError(
-            f"'{hub_id}' is no folder and no mixture of the zoo ({known}), and the Hub did not give it "
-            f"({str(error).strip().splitlines()[0][:160]})."
-        ) from error
+        return fetch(*named, required=(CONFIG_FILE, WEIGHTS_FILE), optional=("run_log.json",)).folder
+    except HubError as error:
+        raise MixerError(f"'{text}' is no folder and no mixture of the zoo ({known}), and {error}.") from error
+
+
+def _with_revision(name: str | Path, revision: str | None) -> str:
+    if revision is None:
+        return str(name)
+    if "@" in str(name):
+        raise MixerError(f"'{name}' names a revision and revision='{revision}' another; give one of them.")
+    return f"{name}@{revision}"
 
 
 def _read_config(folder: Path, name: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import torch
 from torch import nn
 
 from loramixer.backbones import CATALOGUE
-from loramixer.errors import BackboneError
+from loramixer.errors import BackboneError, HubError
+from loramixer.hub import fetch, split_hub_id
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 """The projections that the paper routes in (section 3.2), by their names in Llama-type models."""
@@ -173,19 +173,13 @@ def _config_file(name: str) -> Path:
         return path
     if path.is_dir():
         return path / "config.json"
-    if name in CATALOGUE:
-        name = CATALOGUE[name].hub_id
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+    named = split_hub_id(CATALOGUE[name].hub_id if name in CATALOGUE else name)
+    if named is None:
         raise BackboneError(
             f"'{name}' is no known shape; known are {', '.join(PRESETS)}, or give a config.json, its folder or a "
             "Hub id."
         )
-    from huggingface_hub import hf_hub_download
-
     try:
-        return Path(hf_hub_download(name, "config.json", etag_timeout=5))
-    except Exception as error:  # the client raises many types; the sentence keeps the first line of what it said
-        raise BackboneError(
-            f"'{name}' is no known shape ({', '.join(PRESETS)}) and no file, and the Hub did not give its config.json "
-            f"({str(error).strip().splitlines()[0][:160]})."
-        ) from error
+        return fetch(*named, required=("config.json",)).folder / "config.json"
+    except HubError as error:
+        raise BackboneError(f"'{name}' is no known shape ({', '.join(PRESETS)}) and no file, and {error}.") from error

@@ -16,7 +16,7 @@ from loramixer.errors import BackboneError, MixerError
 from loramixer.mixers import mixer_folder
 from loramixer.shapes import ATTENTION, linear_sites, meta_model, read_config
 from loramixer.tuner import LoraMixerConfig
-from loramixer.tuner.runtime import active_runtime, set_gate, split_site
+from loramixer.tuner.runtime import active_runtime, split_site
 
 Shapes = dict[str, tuple[int, int]]
 """Module name → in and out features."""
@@ -51,7 +51,8 @@ def transfer(mixture: Any, backbone: Any) -> Any:
         tensors = _tensors(mixture, runtime.config)
         moved = get_peft_model(backbone, config)
         set_peft_model_state_dict(moved, tensors)
-        set_gate(moved, runtime.inference.mode, runtime.inference.k, runtime.inference.temperature)
+        there = active_runtime(moved)
+        there.inference, there.masked, there.domain = runtime.inference, runtime.masked, runtime.domain
     files = getattr(backbone, "backbone_files", None)
     config.base_model_name_or_path = files.name if files else backbone.config._name_or_path
     config.revision = files.revision if files and files.origin == "hub" else None
@@ -83,19 +84,26 @@ def check_transfer(source: Any, backbone: Any, targets: tuple[str, ...] = ATTENT
 
 
 def save_transfer(moved: Any, folder: str | Path, mixer: str, former_backbone: str, command: str) -> Path:
-    """Save a moved mixture with a card that says where its routers come from.
+    """Save a moved mixture; its model card also says where experts and routers come from.
 
     Args:
         moved: what :func:`transfer` returned.
-        folder: receives configuration, weights and card.
+        folder: receives configuration, weights and model card.
         mixer: name of the mixture that was moved.
         former_backbone: name of the backbone that it was trained on.
         command: how it was made.
     """
-    from loramixer.cards import write_transfer_card
-
     moved.save_pretrained(folder, save_embedding_layers=False)
-    write_transfer_card(Path(folder), moved.peft_config["default"], mixer, former_backbone, command)
+    backbone = moved.peft_config["default"].base_model_name_or_path or "this backbone"
+    origin = [
+        "## Moved from another backbone",
+        "",
+        f"Experts and routers are those of `{mixer}`, which was trained on {former_backbone or 'another backbone'};",
+        f"`{command}` moved them to {backbone} as they are.",
+        f"Nothing was trained on {backbone}: evaluate before use.",
+    ]
+    with (Path(folder) / "README.md").open("a", encoding="utf-8") as card:
+        card.write("\n" + "\n".join(origin) + "\n")
     return Path(folder)
 
 

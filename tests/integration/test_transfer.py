@@ -93,7 +93,8 @@ def test_a_moved_mixture_names_both_backbones_and_reloads(experts, saved, tmp_pa
     assert info.title == f"tiny, moved from {saved / 'backbone'}"
     card = (tmp_path / "moved" / "README.md").read_text(encoding="utf-8")
     assert "base_model: org/other" in card
-    assert "trained on org/former" in card
+    assert "which was trained on org/former" in card
+    assert "| a |" in card, "the experts' table of every mixture"
     keys = load_file(tmp_path / "moved" / "adapter_model.safetensors")
     assert any("lora_mixer_A" in key for key in keys), "the experts' own folders belong to the former backbone"
     reloaded = PeftModel.from_pretrained(other_backbone(), tmp_path / "moved").eval()

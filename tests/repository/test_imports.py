@@ -50,9 +50,9 @@ RULES = [
         never=frozenset({"torch", "gradio"}),
     ),
     Rule(
-        "the PEFT method knows routing, losses and experts only",
+        "the PEFT method knows routing, losses, experts and its card only",
         paths=("lib/loramixer/tuner",),
-        modules=frozenset({"errors", "versions", "routing", "losses", "experts", "tuner"}),
+        modules=frozenset({"errors", "versions", "routing", "losses", "experts", "cards", "tuner"}),
     ),
     Rule(
         "the library knows no explorer and no gradio",
@@ -67,7 +67,13 @@ RULES = [
     Rule(
         "shapes of backbones need no adapters",
         paths=("lib/loramixer/shapes",),
-        modules=frozenset({"errors", "backbones"}),
+        modules=frozenset({"errors", "backbones", "hub"}),
+    ),
+    Rule(
+        "the Hub is spoken with in one place, which knows no model",
+        paths=("lib/loramixer/hub",),
+        libraries=frozenset({"huggingface_hub"}),
+        modules=frozenset({"errors"}),
     ),
 ]
 

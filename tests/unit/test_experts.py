@@ -86,14 +86,3 @@ def test_missing_folder_and_missing_files(folder, tmp_path):
     (tmp_path / "half" / "adapter_config.json").unlink()
     with pytest.raises(ExpertError, match=r"lacks adapter_config\.json"):
         read_expert("a", tmp_path / "half")
-
-
-def test_an_unreachable_hub_is_one_sentence(monkeypatch):
-    import huggingface_hub
-
-    def refuse(*args, **kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    with pytest.raises(ExpertError, match="someone/lora is no local folder and the Hub did not give it"):
-        read_expert("a", "someone/lora@main")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -10,10 +11,15 @@ from typing import Any, Literal, get_args
 
 from peft import PeftConfig
 
+from loramixer.cards import write_mixture_card
 from loramixer.errors import MixerError
 from loramixer.losses import Entropy, Reduction, Scale, Usage
 from loramixer.routing import GateMode, check_gate_mode, check_temperature
 
+RULE_FIELDS = {"top_k": "k", "temperature": "temperature", "renormalize": "renormalize"}
+"""What a rule of `site_gates` can change besides the gate modes, and how `GateSettings` calls it."""
+
+Mixing = Literal["auto", "dense", "sparse"]
 RoutingLoss = Literal["rsl", "load_balance", "none"]
 
 
@@ -28,14 +34,26 @@ class LoraMixerConfig(PeftConfig):
     """What a mixture of LoRA experts is, and how its routers are trained.
 
     Args:
-        experts: expert name → folder or Hub id (``organisation/name[@revision]``) of a plain PEFT LoRA. After
-            injection each value is a description (source, SHA-256, rank and scaling per site) instead.
-        gate: gate mode in inference: ``top_k`` or ``soft`` (all experts).
-        training_gate: gate mode in training: ``soft``, ``top_k``, or ``straight_through`` (forward top-k, gradient of
-            soft). The paper says soft in section 3.3 and top-3 in A.6; soft by default.
+        experts: expert name → folder or Hub id (``organisation/name[@revision]``) of a plain PEFT LoRA, or None for a
+            new one that is trained together with the routers. After injection each value is a description (source,
+            SHA-256, rank and scaling per site) instead; the source of an expert from the Hub is then pinned to the
+            commit that was read, ``organisation/name@commit``.
+        r: rank of new experts.
+        lora_alpha: of new experts; their scaling is lora_alpha / r.
+        use_rslora: whether the scaling of new experts is lora_alpha / √r.
+        gate: gate mode in inference: ``top_k``, ``soft`` (all experts), ``domain`` (one known expert per row, see
+            `set_gate`), ``uniform`` (the same weight for all) or ``off``.
+        training_gate: gate mode in training: ``soft``, ``top_k``, ``straight_through`` (forward top-k, gradient of
+            soft), or ``domain`` (the row's own expert, ``expert_index`` of the batch; for joint training of experts).
+            The paper says soft in section 3.3 and top-3 in A.6; soft by default.
         top_k: experts per token; 3 by default, or all where there are fewer.
         renormalize: whether the weights of the chosen experts sum to 1.
         temperature: divides the router logits.
+        site_gates: rules for sites that gate in another way than the rest: ``{"sites": regular expression}`` with any
+            of ``gate``, ``training_gate``, ``top_k``, ``temperature``, ``renormalize``; the first rule that matches
+            the whole module name counts. ``{"sites": r".*\\.k_proj", "gate": "off"}`` leaves k without experts.
+        noise_std: standard deviation of normal noise on the logits in training; none by default.
+        mixing: how the sum over experts is computed: ``auto`` takes the cheaper of ``dense`` and ``sparse``.
         dropout: on the input of the experts, in training.
         router_init_std: standard deviation of the routers' initial weights.
         train_experts: whether the experts train together with the routers; frozen by default.
@@ -48,7 +66,8 @@ class LoraMixerConfig(PeftConfig):
         reduction: routers one by one (``per_site``) or concatenated (``pooled``).
         save_experts: whether a saved folder holds the experts too; otherwise it names them and checks their hashes.
         expert_order: names in the order of the gates; PEFT saves dictionaries sorted. Filled by itself.
-        target_modules: filled at injection: the sites that at least one expert changes.
+        target_modules: which linear layers new experts change, as in `LoraConfig`; by default those that the other
+            experts change. Filled at injection: the sites that at least one expert changes.
         title: a short name for people.
         tasks: expert name → data sets that belong to it; evaluation uses it to know a row's own expert.
     """
@@ -56,6 +75,9 @@ class LoraMixerConfig(PeftConfig):
     experts: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Expert name → folder or Hub id of a plain PEFT LoRA."}
     )
+    r: int = field(default=64, metadata={"help": "Rank of new experts."})
+    lora_alpha: float = field(default=128, metadata={"help": "Of new experts; scaling is lora_alpha / r."})
+    use_rslora: bool = field(default=False, metadata={"help": "Scaling of new experts is lora_alpha / √r."})
     gate: GateMode = field(default="top_k", metadata={"help": "Gate mode in inference: top_k or soft."})
     training_gate: GateMode = field(
         default="soft", metadata={"help": "Gate mode in training: soft, top_k or straight_through."}
@@ -63,6 +85,11 @@ class LoraMixerConfig(PeftConfig):
     top_k: int | None = field(default=None, metadata={"help": "Experts per token; None is min(3, experts)."})
     renormalize: bool = field(default=True, metadata={"help": "Whether the chosen weights sum to 1."})
     temperature: float = field(default=1.0, metadata={"help": "Divides the router logits."})
+    site_gates: list[dict[str, Any]] = field(
+        default_factory=list, metadata={"help": "Rules for sites that gate in another way than the rest."}
+    )
+    noise_std: float = field(default=0.0, metadata={"help": "Noise on the logits in training; none by default."})
+    mixing: Mixing = field(default="auto", metadata={"help": "auto, dense or sparse sum over the experts."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the experts, in training."})
     router_init_std: float = field(default=0.02, metadata={"help": "Standard deviation of initial router weights."})
     train_experts: bool = field(default=False, metadata={"help": "Whether experts train together with the routers."})
@@ -90,6 +117,7 @@ class LoraMixerConfig(PeftConfig):
         check_gate_mode(self.training_gate)
         check_temperature(self.temperature)
         for name, allowed in (
+            ("mixing", Mixing),
             ("routing_loss", RoutingLoss),
             ("entropy", Entropy),
             ("usage", Usage),
@@ -98,15 +126,27 @@ class LoraMixerConfig(PeftConfig):
         ):
             if (given := getattr(self, name)) not in get_args(allowed):
                 raise MixerError(f"{name} is '{given}'; it can be {', '.join(get_args(allowed))}.")
+        if self.noise_std < 0:
+            raise MixerError(f"noise_std is {self.noise_std}; it is a standard deviation, 0 or above.")
+        for rule in self.site_gates:
+            _check_rule(rule)
         if not self.experts:
             raise MixerError("A mixture needs experts; pass experts={'name': 'folder or Hub id of a LoRA', …}.")
         for name in self.experts:
-            if not isinstance(name, str) or not name or "." in name:
-                raise MixerError(f"{name!r} is no expert name; use a short text without dots.")
+            check_expert_name(name)
+        trains = self.train_experts
+        if None in self.experts.values() and not trains:
+            raise MixerError("New experts (None) change nothing until they are trained; set train_experts=True.")
+        if trains and not self.save_experts:
+            raise MixerError("Trained experts would be lost with save_experts=False; leave it True, or export them.")
         self.expert_order = self.expert_order or list(self.experts)
         if sorted(self.expert_order) != sorted(self.experts):
             raise MixerError(f"expert_order is {self.expert_order}; it must name each of {list(self.experts)} once.")
         self.experts = {name: self.experts[name] for name in self.expert_order}
+
+    def rule_of(self, site: str) -> int | None:
+        """Index of the first rule of ``site_gates`` that matches a module name, or None."""
+        return next((i for i, rule in enumerate(self.site_gates) if re.fullmatch(rule["sites"], site)), None)
 
     @property
     def loss_text(self) -> str:
@@ -120,15 +160,23 @@ class LoraMixerConfig(PeftConfig):
         return f"RSL {self.entropy}: {self.balance_weight:g} · {form} {sign} {self.entropy_weight:g} · E[H(p)]"
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save; the sources of experts that are local folders are written relative to ``save_directory``."""
+        """Save; the sources of experts that are local folders are written relative to ``save_directory``.
+
+        PEFT saves the configuration after it has written its own model card, an empty form; this puts the card of the
+        mixture in its place.
+        """
         original = self.experts
         here = Path(save_directory).resolve()
         self.experts = {
-            name: {**value, "source": _relative_source(value["source"], here)} if isinstance(value, dict) else value
+            name: {**value, "source": _relative_source(value["source"], here)}
+            if isinstance(value, dict) and value["source"]
+            else value
             for name, value in original.items()
         }
         try:
             super().save_pretrained(save_directory, **kwargs)
+            if all(isinstance(value, dict) for value in self.experts.values()):
+                write_mixture_card(Path(save_directory), self)
         finally:
             self.experts = original
 
@@ -141,9 +189,31 @@ class LoraMixerConfig(PeftConfig):
         folder = Path(pretrained_model_name_or_path, subfolder or "")
         if folder.is_dir():
             for value in config.experts.values():
-                if isinstance(value, dict) and value["source"].startswith("."):
+                if isinstance(value, dict) and (value["source"] or "").startswith("."):
                     value["source"] = os.path.normpath(folder / value["source"])
         return config
+
+
+def check_expert_name(name: Any) -> None:
+    """Raise a MixerError unless ``name`` can be the name of an expert."""
+    if not isinstance(name, str) or not name or "." in name:
+        raise MixerError(f"{name!r} is no expert name; use a short text without dots.")
+
+
+def _check_rule(rule: Any) -> None:
+    allowed = ("sites", "gate", "training_gate", *RULE_FIELDS)
+    if not isinstance(rule, dict) or "sites" not in rule or not set(rule) <= set(allowed):
+        raise MixerError(
+            f"{rule!r} is no rule of site_gates; a rule is a dictionary with 'sites' (a regular expression) and any "
+            f"of {', '.join(allowed[1:])}."
+        )
+    try:
+        re.compile(rule["sites"])
+    except re.error as error:
+        raise MixerError(f"{rule['sites']!r} in site_gates is no regular expression: {error}.") from error
+    for key in ("gate", "training_gate"):
+        check_gate_mode(rule.get(key, "soft"))
+    check_temperature(rule.get("temperature", 1.0))
 
 
 def _relative_source(source: str, folder: Path) -> str:

@@ -11,8 +11,7 @@ import torch
 
 from loramixer.errors import MixerError
 from loramixer.experts import WEIGHTS_FILE, SiteWeights
-from loramixer.tuner.layer import LoraMixerLayer
-from loramixer.tuner.runtime import active_runtime
+from loramixer.tuner.runtime import active_runtime, mixture_layers
 
 
 def export_expert(model: Any, name: str, folder: str | Path) -> Path:
@@ -65,29 +64,12 @@ def export_static(model: Any, weights: Mapping[str, float], folder: str | Path) 
 
 def _experts_by_site(model: Any) -> dict[str, dict[str, SiteWeights]]:
     """Module name → expert name → its matrices, cut out of the concatenation."""
-    runtime = active_runtime(model)
     found: dict[str, dict[str, SiteWeights]] = {}
-    for module in model.modules():
-        if not isinstance(module, LoraMixerLayer):
-            continue
-        for adapter in module.active_adapters:
-            if adapter in module.runtimes and module.runtimes[adapter] is runtime:
-                site = runtime.sites[module._sites[adapter]]
-                found[site] = _cut(module, adapter, site)
+    for layer, adapter in mixture_layers(model):
+        runtime = layer.runtimes[adapter]
+        parts = {name: layer.expert_weights(adapter, index) for index, name in enumerate(runtime.experts)}
+        found[runtime.sites[layer.sites[adapter]]] = {name: part for name, part in parts.items() if part is not None}
     return found
-
-
-def _cut(layer: LoraMixerLayer, adapter: str, site: str) -> dict[str, SiteWeights]:
-    parts, start = {}, 0
-    for name, description in layer.runtimes[adapter].config.experts.items():
-        if site in description["sites"]:
-            rank, scaling, *_ = description["sites"][site]
-            columns = slice(start, start + rank)
-            A = layer.lora_mixer_A[adapter].detach()[columns]
-            B = layer.lora_mixer_B[adapter].detach()[:, columns]
-            parts[name] = SiteWeights(A, B, scaling)
-            start += rank
-    return parts
 
 
 def _write_lora(model: Any, sites: dict[str, SiteWeights], folder: Path) -> Path:

@@ -1,15 +1,16 @@
 """`LoraMixerLayer`: one projection with its experts and its router.
 
-Shape legend: B batch, T tokens, D in features, F out features, E experts, R sum of the experts' ranks.
+Shape legend: B batch, T tokens, N = B × T, D in features, F out features, E experts, R sum of the experts' ranks.
 
-    y_BTF = W x + ((x_BTD A_DR) * (g_BTE S_ER)) B_RF
+    y_NF = W x + ((x_ND A_RDᵀ) * (g_NE[expert of row] * s_R)) B_RF
 
-The experts are concatenated along the rank, so any mix of ranks is exact and costs two matrix products whatever the
-number of experts; S_ER spreads the gate of each expert, times its scaling, over its columns (paper, Eq. 4).
+The experts lie on top of each other, so any mix of ranks is exact and costs two matrix products whatever the number of
+experts (paper, Eq. 4; `mixing` has the sum, `sharing` what q, k and v have in common).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,19 +21,26 @@ from torch import nn
 
 from loramixer.errors import ExpertError, MixerError
 from loramixer.experts import SiteWeights
+from loramixer.tuner.layout import SiteLayout
+from loramixer.tuner.mixing import add_dense, add_sparse
 from loramixer.tuner.runtime import MixtureRuntime
+from loramixer.tuner.sharing import InputGroup
 
 
 class LoraMixerLayer(nn.Module, BaseTunerLayer):
     """Wraps any linear layer, quantised ones too, since only its forward is used.
 
     Attributes:
-        lora_mixer_A: adapter → ``[R, D]``, all experts' A matrices on top of each other.
-        lora_mixer_B: adapter → ``[F, R]``, all experts' B matrices side by side.
+        lora_mixer_A: adapter → ``[R, D]``, all experts' A on top of each other.
+        lora_mixer_B: adapter → ``[R, F]``, all experts' B transposed, likewise.
         lora_mixer_router: adapter → linear map without bias, D → E.
-        lora_mixer_spread: adapter → ``[E, R]`` buffer with each expert's scaling on its own columns.
+        lora_mixer_expert_of_row: adapter → int64 ``[R]`` buffer; empty where all experts have one rank and scaling.
+        lora_mixer_scaling_of_row: adapter → float32 ``[R]`` buffer; likewise.
         lora_mixer_absent: adapter → bool ``[E]`` buffer, experts that do not change this site.
-        runtimes: adapter → what it shares with the other sites.
+        layouts: adapter → whose rows are whose.
+        runtimes: adapter → what it shares with all other sites.
+        places: adapter → the group of sites with the same input, and the position in it.
+        sites: adapter → index among the sites of the mixture.
     """
 
     if TYPE_CHECKING:  # nn.Module declares every attribute as a tensor or a module; these are neither
@@ -40,7 +48,16 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         frozen_peft_weight_names: dict[str, tuple[str, ...]]
 
     adapter_layer_names = ("lora_mixer_A", "lora_mixer_B", "lora_mixer_router")
-    other_param_names = ("lora_mixer_spread", "lora_mixer_absent")
+    other_param_names = (
+        "lora_mixer_expert_of_row",
+        "lora_mixer_scaling_of_row",
+        "lora_mixer_absent",
+        "layouts",
+        "has_absent",
+        "runtimes",
+        "places",
+        "sites",
+    )
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -53,94 +70,144 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         self.lora_mixer_A = nn.ParameterDict()
         self.lora_mixer_B = nn.ParameterDict()
         self.lora_mixer_router = nn.ModuleDict()
-        self.lora_mixer_spread = BufferDict(persistent=False)
+        self.lora_mixer_expert_of_row = BufferDict(persistent=False)
+        self.lora_mixer_scaling_of_row = BufferDict(persistent=False)
         self.lora_mixer_absent = BufferDict(persistent=False)
+        self.layouts: dict[str, SiteLayout] = {}
+        self.has_absent: dict[str, bool] = {}
         self.runtimes: dict[str, MixtureRuntime] = {}
-        self._sites: dict[str, int] = {}
+        self.places: dict[str, tuple[InputGroup, int]] = {}
+        self.sites: dict[str, int] = {}
 
-    def update_layer(
-        self,
-        adapter_name: str,
-        runtime: MixtureRuntime,
-        site: int,
-        ranks: list[int],
-        scalings: list[float],
-        weights: list[SiteWeights | None] | None,
-    ) -> None:
-        """Add a mixture to this layer.
+    def add_router(self, adapter_name: str, runtime: MixtureRuntime, experts: int) -> None:
+        """Begin a mixture at this site with a new router; `set_experts` then gives it something to choose from.
 
         Args:
             adapter_name: PEFT's name for it.
             runtime: shared by all its layers.
-            site: index of this layer among them.
-            ranks: rank of each expert here, 0 where it is absent.
-            scalings: scaling of each expert here.
-            weights: the experts' matrices (None for an absent one); or None when they are loaded afterwards.
+            experts: how many.
         """
-        total = sum(ranks)
-        # Not PEFT's own move: it would also cast to the type of the backbone, and round float32 experts to bfloat16.
-        device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())  # type: ignore[operator]
         self.runtimes[adapter_name] = runtime
-        self._sites[adapter_name] = site
-        self.lora_mixer_A[adapter_name] = nn.Parameter(
-            torch.empty(total, self.in_features, device=device, dtype=torch.float32)
-        )
-        self.lora_mixer_B[adapter_name] = nn.Parameter(
-            torch.empty(self.out_features, total, device=device, dtype=torch.float32)
-        )
-        router = nn.Linear(self.in_features, len(ranks), bias=False, device=device, dtype=torch.float32)
-        nn.init.normal_(router.weight, std=runtime.config.router_init_std)
+        weight_ED = torch.empty(experts, self.in_features, device=self._device(), dtype=torch.float32)
+        router = nn.Linear(self.in_features, experts, bias=False, device="meta")
+        router.weight = nn.Parameter(nn.init.normal_(weight_ED, std=runtime.config.router_init_std))
         self.lora_mixer_router[adapter_name] = router
-        self.lora_mixer_spread[adapter_name] = spread_matrix(ranks, scalings).to(device)
-        self.lora_mixer_absent[adapter_name] = torch.tensor([rank == 0 for rank in ranks], device=device)
-        if weights is not None:
-            self._fill_experts(adapter_name, [part for part in weights if part is not None])
-        if not runtime.config.train_experts:
+
+    def freeze_experts(self, adapter_name: str) -> None:
+        """Tell PEFT that the experts of a mixture do not train, unless its configuration says so."""
+        if not self.runtimes[adapter_name].config.train_experts:
             # The class attribute is shared, so it is copied and never changed in place.
             self.frozen_peft_weight_names = {
                 **self.frozen_peft_weight_names,
                 adapter_name: ("lora_mixer_A", "lora_mixer_B"),
             }
 
-    def _fill_experts(self, adapter_name: str, parts: list[SiteWeights]) -> None:
-        with torch.no_grad():
-            self.lora_mixer_A[adapter_name].copy_(torch.cat([part.A.float() for part in parts], dim=0))
-            self.lora_mixer_B[adapter_name].copy_(torch.cat([part.B.float() for part in parts], dim=1))
+    def set_experts(self, adapter_name: str, layout: SiteLayout, weights: Sequence[SiteWeights | None] | None) -> None:
+        """Put other experts in the place of the ones of a mixture; the router is left as it is.
+
+        Args:
+            adapter_name: PEFT's name for the mixture.
+            layout: rank and scaling of each expert here.
+            weights: the experts' matrices (None for an absent one); or None to leave them unset.
+        """
+        former = self.lora_mixer_A.get(adapter_name)
+        device = self._device()
+        dtype = torch.float32 if former is None else former.dtype
+        A_RD = torch.empty(layout.rows, self.in_features, device=device, dtype=dtype)  # type: ignore[call-overload]
+        B_RF = torch.empty(layout.rows, self.out_features, device=device, dtype=dtype)  # type: ignore[call-overload]
+        if weights is not None:
+            for index, part in enumerate(weights):
+                if part is not None:
+                    A_RD[layout.slice_of(index)] = part.A.to(A_RD)
+                    B_RF[layout.slice_of(index)] = part.B.t().to(B_RF)
+        trains = self.runtimes[adapter_name].config.train_experts if former is None else former.requires_grad
+        self.lora_mixer_A[adapter_name] = nn.Parameter(A_RD, requires_grad=trains)
+        self.lora_mixer_B[adapter_name] = nn.Parameter(B_RF, requires_grad=trains)
+        indexed = layout.uniform is None
+        self.lora_mixer_expert_of_row[adapter_name] = layout.expert_of_row().to(device)[: layout.rows * indexed]
+        self.lora_mixer_scaling_of_row[adapter_name] = layout.scaling_of_row().to(device)[: layout.rows * indexed]
+        self.lora_mixer_absent[adapter_name] = layout.absent().to(device)
+        self.layouts[adapter_name] = layout
+        # A mixture of one expert has nothing to choose, and no other site to be absent from.
+        self.has_absent[adapter_name] = len(layout.ranks) > 1 and 0 in layout.ranks
+
+    def _device(self) -> torch.device | None:
+        # Not PEFT's own move: it would also cast to the type of the backbone, and round float32 experts to bfloat16.
+        return self._get_base_layer_device_and_dtype(self.get_base_layer())[0]  # type: ignore[operator]
+
+    def expert_weights(self, adapter_name: str, expert: int) -> SiteWeights | None:
+        """The matrices of one expert here, as views, or None where it is absent."""
+        layout = self.layouts[adapter_name]
+        if not layout.ranks[expert]:
+            return None
+        rows = layout.slice_of(expert)
+        A_RD, B_RF = self.lora_mixer_A[adapter_name].detach(), self.lora_mixer_B[adapter_name].detach()
+        return SiteWeights(A_RD[rows], B_RF[rows].t(), layout.scalings[expert])
+
+    def matrices(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(A_RD, B_RF)`` of a mixture."""
+        # Straight from the dictionaries: looked up by attribute, they would cost as much as the products at one token.
+        modules: Any = self._modules
+        A_RD = modules["lora_mixer_A"]._parameters[adapter_name]
+        return A_RD, modules["lora_mixer_B"]._parameters[adapter_name]
+
+    def router_weight(self, adapter_name: str) -> torch.Tensor:
+        """``[E, D]``, the router of a mixture."""
+        modules: Any = self._modules
+        return modules["lora_mixer_router"]._modules[adapter_name]._parameters["weight"]
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The base layer's output, plus every active mixture unless adapters are disabled."""
-        result = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters:
+        base_layer: Any = self._modules["base_layer"]
+        plain = _is_plain_linear(base_layer)
+        if plain:
+            result = F.linear(x, base_layer._parameters["weight"], base_layer._parameters["bias"])
+        else:
+            result = base_layer(x, *args, **kwargs)
+        if self._disable_adapters:
             return result
         for adapter_name in self.active_adapters:
-            if adapter_name in self.lora_mixer_A:
-                result = result + self._mixture(x, adapter_name).to(result.dtype)
+            if adapter_name in self.places:
+                result = self._add_mixture(result, x, adapter_name, plain)
         return result
 
-    def _mixture(self, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
-        runtime = self.runtimes[adapter_name]
+    def _add_mixture(self, y: torch.Tensor, x: torch.Tensor, adapter_name: str, own: bool) -> torch.Tensor:
+        group, position = self.places[adapter_name]
+        runtime = group.runtime
         if not runtime.experts_loaded:
             raise MixerError(
                 "This mixture was created from a saved configuration but its experts were never loaded; use "
                 "load_mixer or PeftModel.from_pretrained instead of get_peft_model."
             )
-        A, B = self.lora_mixer_A[adapter_name], self.lora_mixer_B[adapter_name]
-        x_BTD = x.to(A.dtype)
-        logits_BTE = self.lora_mixer_router[adapter_name](x_BTD).float()
-        if len(runtime.experts) > 1:
-            logits_BTE = logits_BTE.masked_fill(self.lora_mixer_absent[adapter_name], -torch.inf)
-        gates_BTE = runtime.route(self._sites[adapter_name], logits_BTE, self.training)
-        spread_ER = self.lora_mixer_spread[adapter_name]
-        weights_BTR = gates_BTE.to(A.dtype) @ spread_ER.to(A.dtype)
-        dropped = F.dropout(x_BTD, runtime.config.dropout, self.training)
-        return F.linear(F.linear(dropped, A) * weights_BTR, B)
+        routed, index = group.route(position, x)
+        if runtime.listening:
+            runtime.note(self.sites[adapter_name], routed, index, x.shape[:-1])
+        A_RD, B_RF = self.matrices(adapter_name)
+        shape = y.shape
+        y_NF, x_ND, layout = y.view(-1, shape[-1]), routed.x_ND, self.layouts[adapter_name]
+        if routed.gates_NSE is None:
+            assert routed.chosen_NSK is not None
+            weights, chosen = (part[:, index] for part in routed.chosen_NSK)
+            return add_sparse(y_NF, x_ND, A_RD, B_RF, weights, chosen, layout).view(shape)
+        if self.training and runtime.config.dropout:
+            x_ND = F.dropout(x_ND, runtime.config.dropout)
+        tables = None
+        if layout.uniform is None:
+            tables = self.lora_mixer_expert_of_row[adapter_name], self.lora_mixer_scaling_of_row[adapter_name]
+        gates_NE = routed.gates_NSE[:, index]
+        return add_dense(y_NF, x_ND, A_RD, B_RF, gates_NE, layout, tables, own and routed.free).view(shape)
 
 
-def spread_matrix(ranks: list[int], scalings: list[float]) -> torch.Tensor:
-    """``[E, R]``: row e holds the scaling of expert e on its own columns and 0 elsewhere."""
-    spread = torch.zeros(len(ranks), sum(ranks))
-    start = 0
-    for index, (rank, scaling) in enumerate(zip(ranks, scalings, strict=True)):
-        spread[index, start : start + rank] = scaling
-        start += rank
-    return spread
+def _is_plain_linear(module: nn.Module) -> bool:
+    """Whether a call of the module is one product that nobody watches or changes.
+
+    Then the product can be taken directly, without the cost of a call, and its result belongs to the caller alone, who
+    may overwrite it. Hooks, quantised layers and the replaced ``forward`` of accelerate's offloading do not qualify.
+    """
+    return type(module) is nn.Linear and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )

@@ -6,11 +6,11 @@ import re
 from typing import Any, ClassVar
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _get_in_out_features, check_target_module_exists
 from torch import nn
 
 from loramixer.errors import ExpertError, MixerError
-from loramixer.experts import Expert, expert_folder, file_sha256, read_expert
+from loramixer.experts import Expert, check_unchanged, locate_expert, new_expert, read_expert
 from loramixer.losses import (
     load_balance,
     load_entropy,
@@ -20,10 +20,12 @@ from loramixer.losses import (
     rsl,
     token_entropy,
 )
-from loramixer.routing import DEFAULT_TOP_K, GateMode, check_k
-from loramixer.tuner.config import LoraMixerConfig
+from loramixer.routing import DEFAULT_TOP_K, UNROUTED_MODES, GateMode, check_k
+from loramixer.tuner.config import RULE_FIELDS, LoraMixerConfig
 from loramixer.tuner.layer import LoraMixerLayer
+from loramixer.tuner.layout import SiteLayout
 from loramixer.tuner.runtime import GateSettings, MixtureRuntime
+from loramixer.tuner.sharing import InputGroup, input_of
 
 IGNORED_LABEL = -100
 
@@ -43,25 +45,21 @@ class LoraMixerModel(BaseTuner):
         """Read the experts that are given by source, and describe all of them in the configuration."""
         self._ensure_state()
         name = next(name for name, config in self.peft_config.items() if config is peft_config)
-        read = {
-            expert: read_expert(expert, value)
-            for expert, value in peft_config.experts.items()
-            if not isinstance(value, dict)
-        }
-        if read and len(read) < len(peft_config.experts):
-            raise MixerError("A mixture takes all experts from sources or all from a saved mixture, not some of each.")
+        read = self._read_experts(peft_config)
         if read:
             self._check_backbone(read, peft_config)
-            peft_config.experts = {expert: _describe(found) for expert, found in read.items()}
+            peft_config.experts = {expert: describe(found) for expert, found in read.items()}
         self._experts_to_inject[name] = read
+        self._forget_groups(name)
         peft_config.target_modules = sorted(
             {site for value in peft_config.experts.values() for site in value["sites"]}
         )
         peft_config.top_k = (
             min(DEFAULT_TOP_K, len(peft_config.experts)) if peft_config.top_k is None else peft_config.top_k
         )
-        check_k(peft_config.top_k, len(peft_config.experts))
-        self._refuse_misfits(peft_config)
+        for k in (peft_config.top_k, *(rule["top_k"] for rule in peft_config.site_gates if "top_k" in rule)):
+            check_k(k, len(peft_config.experts))
+        self._refuse_misfits(peft_config.experts)
 
         def settings(mode: GateMode) -> GateSettings:
             assert peft_config.top_k is not None  # settled above
@@ -73,14 +71,91 @@ class LoraMixerModel(BaseTuner):
             inference=settings(peft_config.gate),
             training=settings(peft_config.training_gate),
             experts_loaded=bool(read),
+            rules=[_overrides(rule) for rule in peft_config.site_gates],
         )
         return peft_config
+
+    def _read_experts(self, config: LoraMixerConfig) -> dict[str, Expert]:
+        """Experts from their sources, new ones where the source is None; none when a saved mixture is loaded."""
+        given = {name: value for name, value in config.experts.items() if not isinstance(value, dict)}
+        if given and len(given) < len(config.experts):
+            raise MixerError("A mixture takes all experts from sources or all from a saved mixture, not some of each.")
+        found = {name: read_expert(name, source) for name, source in given.items() if source is not None}
+        if len(found) == len(given):
+            return found
+        sites = {site for expert in found.values() for site in expert.sites}
+        if config.target_modules:
+            sites = {site for site in self._linear_sites() if check_target_module_exists(config, site)}
+            if not sites:
+                raise MixerError(f"No linear layer of this backbone matches target_modules={config.target_modules!r}.")
+        shapes = {site: _get_in_out_features(module) for site, module in self._linear_sites().items() if site in sites}
+        new = {name: new_expert(name, shapes, config) for name in given if name not in found}
+        return {name: found.get(name) or new[name] for name in given}
+
+    def _linear_sites(self) -> dict[str, nn.Module]:
+        """The linear layers of the backbone by module name, quantised ones too."""
+        found: dict[str, nn.Module] = {}
+        for name, module in self.model.named_modules():
+            layer: nn.Module = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+            inside = isinstance(module, BaseTunerLayer) or ".base_layer" not in name
+            if inside and isinstance(layer, nn.Linear) and ".lora_mixer_" not in name:
+                found[name] = layer
+        return found
+
+    def read_fitting_expert(self, name: str, source: str, config: LoraMixerConfig) -> Expert:
+        """Read an expert that is to join a mixture.
+
+        Raises:
+            ExpertError: it cannot be read, or does not fit the backbone.
+        """
+        expert = read_expert(name, source)
+        self._check_backbone({name: expert}, config)
+        self._refuse_misfits({name: describe(expert)})
+        return expert
+
+    def wrap_site(self, site: str, adapter_name: str) -> None:
+        """Make a routed layer of a site that has none; without a mixture in it yet, but for an empty router."""
+        target = self.model.get_submodule(site)
+        layer = target if isinstance(target, LoraMixerLayer) else LoraMixerLayer(target)
+        if adapter_name not in layer.runtimes:
+            layer.add_router(adapter_name, self.runtimes[adapter_name], experts=0)
+            layer.freeze_experts(adapter_name)
+        if layer is not target:
+            parent, _, name = site.rpartition(".")
+            self._replace_module(self.model.get_submodule(parent), name, layer, target)
+            layer.set_adapter(  # type: ignore[operator]
+                self.active_adapters, inference_mode=self.runtimes[adapter_name].config.inference_mode
+            )
+
+    def place_sites(self, adapter_name: str) -> None:
+        """Number the sites of a mixture in the order of the model, and group those with one input."""
+        runtime = self.runtimes[adapter_name]
+        runtime.sites.clear()
+        self._forget_groups(adapter_name)
+        for name, module in self.model.named_modules():
+            if isinstance(module, LoraMixerLayer) and adapter_name in module.runtimes:
+                self._place(module, adapter_name, name)
+
+    def _place(self, layer: LoraMixerLayer, adapter_name: str, site: str) -> None:
+        runtime = self.runtimes[adapter_name]
+        layer.sites[adapter_name] = len(runtime.sites)
+        runtime.sites.append(site)
+        rule = runtime.config.rule_of(site)
+        key = (adapter_name, input_of(site), layer.in_features, rule)
+        if key not in self._groups:
+            self._groups[key] = InputGroup(adapter_name, runtime, rule)
+        self._groups[key].join(layer)
+
+    def _forget_groups(self, adapter_name: str) -> None:
+        for key in [key for key in self._groups if key[0] == adapter_name]:
+            del self._groups[key]
 
     def _ensure_state(self) -> None:
         # BaseTuner injects from its constructor, so there is no earlier place for these.
         if "runtimes" not in self.__dict__:
             self.runtimes: dict[str, MixtureRuntime] = {}
             self._experts_to_inject: dict[str, dict[str, Expert]] = {}
+            self._groups: dict[tuple[str, str, int, int | None], InputGroup] = {}
             self.routing_statistics: dict[str, torch.Tensor] = {}
             self.loss_warmup = 1.0
 
@@ -93,11 +168,11 @@ class LoraMixerModel(BaseTuner):
             if there and _is_hub_id(there) and here and _is_hub_id(here) and there != here:
                 raise ExpertError(f"Expert '{expert.name}' was trained on {there}; this backbone is {here}.")
 
-    def _refuse_misfits(self, config: LoraMixerConfig) -> None:
+    def _refuse_misfits(self, descriptions: dict[str, dict[str, Any]]) -> None:
         """Raise one error that lists the sites which the backbone lacks or which have other shapes."""
         modules = dict(self.model.named_modules())
         problems = []
-        for expert, description in config.experts.items():
+        for expert, description in descriptions.items():
             for site, (_, _, in_features, out_features) in description["sites"].items():
                 module = modules.get(site)
                 if isinstance(module, BaseTunerLayer):
@@ -122,20 +197,17 @@ class LoraMixerModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        runtime = self.runtimes[adapter_name]
-        site = len(runtime.sites)
-        runtime.sites.append(current_key)
         descriptions = [value["sites"].get(current_key) for value in peft_config.experts.values()]
         read = self._experts_to_inject[adapter_name]
         layer = target if isinstance(target, LoraMixerLayer) else LoraMixerLayer(target)
-        layer.update_layer(
+        layer.add_router(adapter_name, self.runtimes[adapter_name], len(descriptions))
+        layer.set_experts(
             adapter_name,
-            runtime,
-            site,
-            ranks=[found[0] if found else 0 for found in descriptions],
-            scalings=[found[1] if found else 0.0 for found in descriptions],
-            weights=[expert.sites.get(current_key) for expert in read.values()] if read else None,
+            SiteLayout.of([tuple(found[:2]) if found else None for found in descriptions]),
+            [expert.sites.get(current_key) for expert in read.values()] if read else None,
         )
+        layer.freeze_experts(adapter_name)
+        self._place(layer, adapter_name, current_key)
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
@@ -151,19 +223,22 @@ class LoraMixerModel(BaseTuner):
 
         Args:
             *args: as the backbone's.
-            expert_index: int64 ``[B]``, the own expert of each row (negative: none); only for the statistics.
+            expert_index: int64 ``[B]``, the own expert of each row (negative: none); for the statistics, and for gate
+                mode ``domain``.
             **kwargs: as the backbone's.
         """
         runtime = self.runtimes.get(self.active_adapters[0]) if self.active_adapters else None
         wanted = self.training and torch.is_grad_enabled() and runtime is not None and kwargs.get("labels") is not None
         if not wanted or runtime is None:
             return self.model(*args, **kwargs)
-        runtime.recorded = {}
+        runtime.recorded, domain = {}, runtime.domain
+        if expert_index is not None:
+            runtime.domain = expert_index
         try:
             outputs = self.model(*args, **kwargs)
             recorded = runtime.recorded
         finally:
-            runtime.recorded = None
+            runtime.recorded, runtime.domain = None, domain
         if outputs.loss is not None and recorded:
             p_SNE = torch.stack([recorded[site] for site in sorted(recorded)])
             attention_mask = kwargs.get("attention_mask")
@@ -214,7 +289,7 @@ class LoraMixerModel(BaseTuner):
             for name, layer in layers.items():
                 A, B = layer.lora_mixer_A[adapter_name], layer.lora_mixer_B[adapter_name]
                 if experts is not None:
-                    A, B = _concatenated(experts, runtime.sites[layer._sites[adapter_name]])
+                    A, B = _concatenated(experts, runtime.sites[layer.sites[adapter_name]])
                 state_dict[f"{name}.lora_mixer_A"], state_dict[f"{name}.lora_mixer_B"] = A.detach(), B.detach()
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         _check_complete(layers, adapter_name, remapped)
@@ -226,6 +301,15 @@ class LoraMixerModel(BaseTuner):
         raise MixerError(
             "A token-routed mixture has no fixed weights to merge; keep it as an adapter, or unload it with unload()."
         )
+
+
+def _overrides(rule: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a rule of `site_gates` changes in inference and in training, under the names of `GateSettings`."""
+    shared = {name: rule[key] for key, name in RULE_FIELDS.items() if key in rule}
+    fixed = {"mode": rule["gate"]} if rule.get("gate") in UNROUTED_MODES else {}
+    inference = {"mode": rule["gate"]} if "gate" in rule else {}
+    training = {"mode": rule["training_gate"]} if "training_gate" in rule else fixed
+    return shared | inference, shared | training
 
 
 def _routing_loss(config: LoraMixerConfig, p_SNE: torch.Tensor, mask_N: torch.Tensor | None) -> torch.Tensor:
@@ -271,7 +355,7 @@ def _statistics(
     return found
 
 
-def _describe(expert: Expert) -> dict[str, Any]:
+def describe(expert: Expert) -> dict[str, Any]:
     """What a saved configuration keeps of an expert: source, hash, and per site rank, scaling, in and out features."""
     return {
         "source": expert.source,
@@ -288,20 +372,15 @@ def _read_named_experts(config: LoraMixerConfig) -> list[Expert]:
     experts = []
     for name, description in config.experts.items():
         source = description["source"]
-        folder = expert_folder(name, source)
-        digest = file_sha256(folder / "adapter_model.safetensors")
-        if digest != description["sha256"]:
-            raise ExpertError(
-                f"Expert '{name}' in {folder} has changed since the routers were trained (SHA-256 {digest[:12]}…, "
-                f"expected {description['sha256'][:12]}…); restore it or train the routers again."
-            )
+        folder, _ = locate_expert(name, source)
+        check_unchanged(name, folder, description["sha256"])
         experts.append(read_expert(name, source))
     return experts
 
 
 def _concatenated(experts: list[Expert], site: str) -> tuple[torch.Tensor, torch.Tensor]:
     parts = [expert.sites[site] for expert in experts if site in expert.sites]
-    return torch.cat([part.A.float() for part in parts]), torch.cat([part.B.float() for part in parts], dim=1)
+    return torch.cat([part.A.float() for part in parts]), torch.cat([part.B.t().float() for part in parts])
 
 
 def _check_complete(layers: dict[str, LoraMixerLayer], adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:

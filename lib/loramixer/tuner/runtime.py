@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,22 @@ import numpy as np
 import torch
 
 from loramixer.errors import MixerError, RoutingError, TraceError
-from loramixer.routing import GateMode, check_gate_mode, check_k, check_temperature, gates, soft_gates
+from loramixer.routing import (
+    GateMode,
+    check_gate_mode,
+    check_k,
+    check_temperature,
+    choose_experts,
+    domain_gates,
+    gates,
+    soft_gates,
+)
 from loramixer.versions import library_versions
 
 if TYPE_CHECKING:
     from loramixer.tuner.config import LoraMixerConfig
+    from loramixer.tuner.layer import LoraMixerLayer
+    from loramixer.tuner.sharing import Routed
 
 
 @dataclass(frozen=True)
@@ -31,8 +42,12 @@ class GateSettings:
     renormalize: bool = True
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """Gates for logits ``[..., E]``."""
+        """Gates for logits ``[..., E]``, in any mode but ``domain``."""
         return gates(logits, self.mode, self.k, self.temperature, self.renormalize)
+
+    def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(weights, experts)``, each ``[..., k]``, for mode ``top_k``."""
+        return choose_experts(logits, self.k, self.temperature, self.renormalize)
 
 
 class RoutingCapture:
@@ -92,6 +107,9 @@ class MixtureRuntime:
         training: gate settings in training mode.
         sites: module names of the routed projections, in the order of the model.
         experts_loaded: whether the experts hold real weights; False between creation and loading.
+        rules: what each rule of the configuration changes, in inference and in training.
+        masked: bool ``[E]``, experts that may not be chosen, or None.
+        domain: int64 ``[rows]`` or ``[1]``, for gate mode ``domain``.
         recorded: per site the probabilities ``[tokens, E]`` of the current training forward, or None when not wanted.
         capture: the running capture, or None.
     """
@@ -102,27 +120,116 @@ class MixtureRuntime:
     training: GateSettings
     sites: list[str] = field(default_factory=list)
     experts_loaded: bool = True
+    rules: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
+    masked: torch.Tensor | None = None
+    domain: torch.Tensor | None = None
     recorded: dict[int, torch.Tensor] | None = None
     capture: RoutingCapture | None = None
 
-    def route(self, site: int, logits: torch.Tensor, training: bool) -> torch.Tensor:
-        """Gates ``[..., E]`` for the logits of a site; also notes what the loss or a trace wants to know.
+    def index_of(self, name: str) -> int:
+        """Position of an expert in the gates.
+
+        Raises:
+            RoutingError: there is no such expert.
+        """
+        if name not in self.experts:
+            raise RoutingError(f"The mixture has no expert '{name}'; it has {', '.join(self.experts)}.")
+        return self.experts.index(name)
+
+    def limit_k(self, experts: int) -> None:
+        """Lower every k that asks for more experts than there are."""
+        self.inference, self.training = (
+            replace(settings, k=min(settings.k, experts)) for settings in (self.inference, self.training)
+        )
+        for changes in (change for rule in self.rules for change in rule if "k" in change):
+            changes["k"] = min(changes["k"], experts)
+
+    @property
+    def listening(self) -> bool:
+        """Whether anybody wants to know where tokens go."""
+        return self.recorded is not None or self.capture is not None
+
+    def settings(self, rule: int | None, training: bool) -> GateSettings:
+        """Gate settings of the sites that follow a rule of the configuration (None: no rule of their own)."""
+        settings = self.training if training else self.inference
+        return settings if rule is None else replace(settings, **self.rules[rule][training])
+
+    def route(
+        self, logits_NSE: torch.Tensor, settings: GateSettings, leading: torch.Size, training: bool, few: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor | None]:
+        """Turn logits into gates.
+
+        Args:
+            logits_NSE: float32, N tokens, S sites, E experts.
+            settings: how.
+            leading: axes that N stands for, ``[B, T]`` as a rule.
+            training: whether the sites are in training mode.
+            few: whether the chosen experts are enough (mode ``top_k``).
+
+        Returns:
+            Logits with noise and mask applied; gates or, with ``few``, None; ``(weights, experts)`` or None; and in
+            training the probabilities.
+        """
+        if training and self.config.noise_std:
+            logits_NSE = logits_NSE + self.config.noise_std * torch.randn_like(logits_NSE)
+        nobody_left = None
+        if self.masked is not None:
+            logits_NSE = logits_NSE.masked_fill(self.masked.to(logits_NSE.device), -torch.inf)
+            nobody_left = (logits_NSE == -torch.inf).all(dim=-1, keepdim=True)
+        if few:
+            weights, experts = settings.choose(logits_NSE)
+            if nobody_left is not None:
+                weights = weights.masked_fill(nobody_left, 0.0)
+            return logits_NSE, None, (weights, experts), None
+        if settings.mode == "domain":
+            gates_NSE = domain_gates(logits_NSE, self._domain_of_token(leading, logits_NSE))
+        else:
+            gates_NSE = settings(logits_NSE)
+        if nobody_left is not None:
+            gates_NSE = gates_NSE.masked_fill(nobody_left, 0.0)
+        p_NSE = None
+        if training:
+            # Computed whether it is recorded or not: checkpointing must see the same operations when it recomputes.
+            p_NSE = gates_NSE if settings.mode == "soft" else soft_gates(logits_NSE, settings.temperature)
+        return logits_NSE, gates_NSE, None, p_NSE
+
+    def _domain_of_token(self, leading: torch.Size, logits_NSE: torch.Tensor) -> torch.Tensor:
+        """int64 ``[N, 1]``: the expert that each token's row belongs to."""
+        if self.domain is None:
+            raise RoutingError(
+                "Gate mode 'domain' needs the domain of each row: pass expert_index in training, or "
+                "set_gate(model, mode='domain', domain=…)."
+            )
+        domain_B = self.domain.to(logits_NSE.device)
+        if len(domain_B) == 1:
+            return domain_B.expand(len(logits_NSE)).unsqueeze(-1)
+        if not leading or leading[0] % len(domain_B):
+            raise RoutingError(
+                f"There are domains for {len(domain_B)} rows, but this batch has {leading[0] if leading else 1}."
+            )
+        # Beam search repeats every row; its copies lie next to each other.
+        return domain_B.repeat_interleave(len(logits_NSE) // len(domain_B)).unsqueeze(-1)
+
+    def note(self, site: int, routed: Routed, index: int, leading: torch.Size) -> None:
+        """Keep what the loss or a trace wants to know of a site.
 
         Args:
             site: index of the site.
-            logits: ``[..., E]`` float32.
-            training: whether the layer is in training mode.
+            routed: its input and gates.
+            index: of the site in the S axis of ``routed``.
+            leading: axes that N stands for.
         """
-        settings = self.training if training else self.inference
-        site_gates = settings(logits)
-        if training:
-            # Computed whether it is recorded or not: checkpointing must see the same operations when it recomputes.
-            p = site_gates if settings.mode == "soft" else soft_gates(logits, settings.temperature)
-            if self.recorded is not None:
-                self._record(site, p)
+        if self.recorded is not None and routed.p_NSE is not None:
+            self._record(site, routed.p_NSE[:, index])
         if self.capture is not None:
-            self.capture.add(site, logits, site_gates)
-        return site_gates
+            logits_NE = routed.logits_NSE[:, index]
+            if routed.gates_NSE is not None:
+                gates_NE = routed.gates_NSE[:, index]
+            else:
+                assert routed.chosen_NSK is not None
+                weights, experts = (part[:, index] for part in routed.chosen_NSK)
+                gates_NE = torch.zeros_like(logits_NE).scatter(-1, experts, weights)
+            self.capture.add(site, logits_NE.view(*leading, -1), gates_NE.view(*leading, -1))
 
     def _record(self, site: int, p: torch.Tensor) -> None:
         if self.recorded is None or not torch.is_grad_enabled():
@@ -131,7 +238,21 @@ class MixtureRuntime:
                 "gradient_checkpointing_kwargs={'use_reentrant': False}."
             )
         # The recomputation of non-reentrant checkpointing runs after the forward, when nothing is recorded.
-        self.recorded[site] = p.flatten(0, -2)
+        self.recorded[site] = p
+
+
+def mixture_layers(model: Any) -> Iterator[tuple[LoraMixerLayer, str]]:
+    """Every routed site of the active mixture with PEFT's name of the adapter, in the order of the model."""
+    from loramixer.tuner.layer import LoraMixerLayer
+
+    runtime = None
+    for module in model.modules():
+        if not isinstance(module, LoraMixerLayer):
+            continue
+        for adapter in module.active_adapters:
+            if adapter in module.runtimes and runtime in (None, module.runtimes[adapter]):
+                runtime = module.runtimes[adapter]
+                yield module, adapter
 
 
 def active_runtime(model: Any) -> MixtureRuntime:
@@ -140,23 +261,29 @@ def active_runtime(model: Any) -> MixtureRuntime:
     Raises:
         MixerError: the model holds no mixture.
     """
-    from loramixer.tuner.layer import LoraMixerLayer
-
-    for module in model.modules():
-        if isinstance(module, LoraMixerLayer):
-            for adapter in module.active_adapters:
-                if adapter in module.runtimes:
-                    return module.runtimes[adapter]
+    for layer, adapter in mixture_layers(model):
+        return layer.runtimes[adapter]
     raise MixerError("This model holds no LoRA-Mixer mixture; load one with load_mixer or get_peft_model.")
 
 
 def set_gate(
-    model: Any, mode: GateMode | None = None, k: int | None = None, temperature: float | None = None
+    model: Any,
+    mode: GateMode | None = None,
+    k: int | None = None,
+    temperature: float | None = None,
+    domain: str | Sequence[str] | None = None,
 ) -> GateSettings:
     """Change how the active mixture gates in inference; what is None stays as it is.
 
+    Args:
+        model: a model with a mixture.
+        mode: gate mode.
+        k: experts per token.
+        temperature: divides the logits.
+        domain: for mode ``domain``: the expert of all rows, or of each row.
+
     Raises:
-        RoutingError: unknown mode, k outside 1…experts, or a temperature that is not above 0.
+        RoutingError: unknown mode, k outside 1…experts, a temperature that is not above 0, or an unknown expert.
     """
     runtime = active_runtime(model)
     if mode is not None:
@@ -165,6 +292,9 @@ def set_gate(
         check_k(k, len(runtime.experts))
     if temperature is not None:
         check_temperature(temperature)
+    if domain is not None:
+        names = [domain] if isinstance(domain, str) else list(domain)
+        runtime.domain = torch.tensor([runtime.index_of(name) for name in names])
     former = runtime.inference
     runtime.inference = GateSettings(
         mode=former.mode if mode is None else mode,
@@ -173,6 +303,23 @@ def set_gate(
         renormalize=former.renormalize,
     )
     return runtime.inference
+
+
+def mask_experts(model: Any, *names: str) -> None:
+    """Take experts out of the choice at run time: their weight goes to the others. Without names: nobody is masked.
+
+    Nothing is changed on disk or in the weights, and a trace shows minus infinity as their logit.
+
+    Raises:
+        RoutingError: an unknown expert, or all of them.
+    """
+    runtime = active_runtime(model)
+    chosen = torch.zeros(len(runtime.experts), dtype=torch.bool)
+    for name in names:
+        chosen[runtime.index_of(name)] = True
+    if chosen.all():
+        raise RoutingError(f"All experts ({', '.join(names)}) would be masked; leave at least one.")
+    runtime.masked = chosen if names else None
 
 
 @contextmanager
@@ -201,7 +348,9 @@ def describe_mixture(model: Any) -> dict[str, Any]:
         "loss": config.loss_text,
         "gate": gate.mode,
         "k": gate.k,
-        "renormalize": gate.renormalize,
+        "renormalize": gate.renormalize and all(rule.get("renormalize", True) for rule in config.site_gates),
+        "site_gates": config.site_gates,
+        "masked": [] if runtime.masked is None else [runtime.experts[i] for i in runtime.masked.nonzero().flatten()],
         "gate_temperature": gate.temperature,
         "router_sha256": _router_digest(model),
         "expert_sha256": {
@@ -223,13 +372,8 @@ def split_site(module: str) -> tuple[int, str, str]:
 
 
 def _router_digest(model: Any) -> str:
-    from loramixer.tuner.layer import LoraMixerLayer
-
     digest = hashlib.sha256()
-    for module in model.modules():
-        if isinstance(module, LoraMixerLayer):
-            for adapter in module.active_adapters:
-                if adapter in module.lora_mixer_router:
-                    weight: Any = module.lora_mixer_router[adapter].weight
-                    digest.update(weight.detach().float().cpu().numpy().tobytes())
+    for layer, adapter in mixture_layers(model):
+        weight: Any = layer.lora_mixer_router[adapter].weight
+        digest.update(weight.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()

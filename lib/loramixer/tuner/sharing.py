@@ -1,0 +1,179 @@
+"""`InputGroup`: sites that read the same input, such as q, k and v, and so share its cast, router product and gates.
+
+Which sites these are is known by name, for the names that Transformers uses; sites with other names share nothing and
+are as exact. Should a site read another tensor all the same, it leaves the group when that shows, together with those
+that were not called yet.
+
+Shape legend: N tokens (all leading axes flattened), D in features, S sites of the group, E experts, K chosen experts.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from loramixer.tuner.mixing import sparse_is_cheaper
+
+if TYPE_CHECKING:
+    from loramixer.tuner.layer import LoraMixerLayer
+    from loramixer.tuner.runtime import MixtureRuntime
+
+
+SAME_INPUT = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q", "k", "v"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("gate_proj", "up_proj"),
+    ("wi_0", "wi_1"),
+)
+"""Projections of one module that read one tensor; of three the first is the query."""
+
+_CROSS_ATTENTION = re.compile(r"cross|encdec|encoder_attn", re.IGNORECASE)
+
+
+def input_of(site: str) -> str:
+    """A name for the input of a site; sites with the same one read the same tensor.
+
+    Args:
+        site: module name, such as ``model.layers.0.self_attn.q_proj``.
+    """
+    parent, _, projection = site.rpartition(".")
+    for index, names in enumerate(SAME_INPUT):
+        if projection in names and not (projection == names[0] and _CROSS_ATTENTION.search(parent)):
+            return f"{parent}#{index}"
+    return site
+
+
+@dataclass(slots=True)
+class Routed:
+    """One input, and which experts its tokens go to, at every site of a group.
+
+    Attributes:
+        x_ND: the input in the type of the experts.
+        logits_NSE: router logits, float32; minus infinity for experts that are absent or masked.
+        gates_NSE: gates, or None where the chosen experts are all that is needed.
+        chosen_NSK: ``(weights, experts)`` where these are all that is needed, else None.
+        p_NSE: probabilities in training, else None.
+        free: whether results may be overwritten: no gradients, no autocast.
+    """
+
+    x_ND: torch.Tensor
+    logits_NSE: torch.Tensor
+    gates_NSE: torch.Tensor | None
+    chosen_NSK: tuple[torch.Tensor, torch.Tensor] | None
+    p_NSE: torch.Tensor | None
+    free: bool
+
+
+class InputGroup:
+    """Sites of one adapter that read one input and gate by the same rule."""
+
+    def __init__(self, adapter_name: str, runtime: MixtureRuntime, rule: int | None) -> None:
+        self.adapter_name = adapter_name
+        self.runtime = runtime
+        self.rule = rule
+        self.members: list[LoraMixerLayer] = []
+        self._is_sparse: dict[tuple[int, int, torch.device, torch.dtype], bool] = {}
+        self._waiting: set[int] = set()
+        self._source: weakref.ref[torch.Tensor] | None = None
+        self._version: int | None = None
+        self._routed: Routed | None = None
+
+    def join(self, layer: LoraMixerLayer) -> None:
+        """Take a site in."""
+        layer.places[self.adapter_name] = (self, len(self.members))
+        self.members.append(layer)
+
+    def route(self, position: int, x: torch.Tensor) -> tuple[Routed, int]:
+        """Route the input of a site, or take what another site of the group found for the same tensor.
+
+        Args:
+            position: of the site among the members.
+            x: ``[..., D]``.
+
+        Returns:
+            What was routed, and the index of the site in its S axis.
+        """
+        if len(self.members) == 1 or torch.compiler.is_compiling():
+            return self._compute(self.members[position : position + 1], x), 0
+        if position in self._waiting and self._source is not None:
+            source = self._source()
+            if source is x and self._routed is not None and self._version == _version(x):
+                routed = self._routed
+                self._waiting.remove(position)
+                if not self._waiting:
+                    self._source = self._routed = None
+                return routed, position
+            if source is not None and source is not x:
+                group, position = self._split(position)
+                return group.route(position, x)
+        routed = self._compute(self.members, x)
+        self._waiting = set(range(len(self.members))) - {position}
+        self._source, self._version, self._routed = weakref.ref(x), _version(x), routed
+        return routed, position
+
+    def _split(self, position: int) -> tuple[InputGroup, int]:
+        """Move the sites that were not called yet into a group of their own; returns the new place of one of them."""
+        other = InputGroup(self.adapter_name, self.runtime, self.rule)
+        members, waiting, moved = self.members, self._waiting, self.members[position]
+        self.members, self._waiting, self._source, self._routed = [], set(), None, None
+        for index, member in enumerate(members):
+            (other if index in waiting else self).join(member)
+        return moved.places[self.adapter_name]
+
+    def _compute(self, layers: list[LoraMixerLayer], x: torch.Tensor) -> Routed:
+        name, runtime, first = self.adapter_name, self.runtime, layers[0]
+        x_any = x.reshape(-1, x.shape[-1])
+        weights = [layer.router_weight(name) for layer in layers]
+        weight_MD = weights[0] if len(weights) == 1 else torch.cat(weights)
+        autocast = torch.is_autocast_enabled(x.device.type)
+        logits_NSE = _router_product(x_any, weight_MD, autocast).view(x_any.shape[0], len(layers), -1)
+        if any([layer.has_absent[name] for layer in layers]):
+            absent_SE = torch.stack([layer.lora_mixer_absent[name] for layer in layers])
+            logits_NSE = logits_NSE.masked_fill(absent_SE, -torch.inf)
+        x_ND = x_any.to(first.matrices(name)[0].dtype)
+        settings = runtime.settings(self.rule, first.training)
+        without_gradient = not torch.is_grad_enabled()
+        few = without_gradient and settings.mode == "top_k" and self._sparse(layers, x_ND, settings.k)
+        routed = runtime.route(logits_NSE, settings, x.shape[:-1], first.training, few)
+        return Routed(x_ND, *routed, without_gradient and not autocast)
+
+    def _sparse(self, layers: list[LoraMixerLayer], x_ND: torch.Tensor, k: int) -> bool:
+        """Whether the sparse form can be used and is cheaper."""
+        key = (x_ND.shape[0], k, x_ND.device, x_ND.dtype)
+        if key not in self._is_sparse:
+            if len(self._is_sparse) > 1000:  # prompts of very many lengths
+                self._is_sparse.clear()
+            self._is_sparse[key] = self._decide(layers, x_ND, k)
+        return self._is_sparse[key]
+
+    def _decide(self, layers: list[LoraMixerLayer], x_ND: torch.Tensor, k: int) -> bool:
+        layouts = [layer.layouts[self.adapter_name] for layer in layers]
+        if any(layout.uniform is None for layout in layouts):
+            return False
+        if len(x_ND) > 1 and (x_ND.device.type != "cpu" or x_ND.dtype != torch.float32):
+            return False  # the sampled product is fast there only
+        forced = self.runtime.config.mixing
+        if forced != "auto":
+            return forced == "sparse"
+        features = layers[0].in_features + sum(layer.out_features for layer in layers) // len(layers)
+        return sparse_is_cheaper(len(x_ND), layouts[0].rows, k * layouts[0].ranks[0], features)
+
+
+def _router_product(x: torch.Tensor, weight: torch.Tensor, autocast: bool) -> torch.Tensor:
+    """Logits ``[N, M]`` float32, never in the reduced type of autocast: a small error changes who is chosen."""
+    if autocast:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(weight.dtype), weight).float()
+    return F.linear(x.to(weight.dtype), weight).float()
+
+
+def _version(x: torch.Tensor) -> int | None:
+    """Counts changes in place; tensors of inference mode have none."""
+    return None if x.is_inference() else x._version

@@ -1,0 +1,186 @@
+"""Experts added, removed, renamed and masked while the mixture is loaded; new experts that train with the routers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+
+import loramixer
+from loramixer import LoraMixerConfig, set_gate
+from loramixer.errors import ExpertError, MixerError, RoutingError
+from loramixer.tuner import LoraMixerLayer
+from loramixer.tuner.editing import add_expert, remove_expert, rename_expert
+from loramixer.tuner.runtime import active_runtime, mask_experts
+from tests import tiny
+from tests.tiny import logits_of
+
+
+def routers_of(model) -> dict[str, torch.Tensor]:
+    return {
+        name: module.lora_mixer_router["default"].weight.detach().clone()
+        for name, module in model.named_modules()
+        if isinstance(module, LoraMixerLayer) and "default" in module.runtimes
+    }
+
+
+def test_an_added_expert_leaves_the_trained_rows_of_the_others(experts, tmp_path):
+    two = {name: experts[name] for name in ("a", "b")}
+    model = tiny.mixture(two)
+    before = routers_of(model)
+    add_expert(model, "c", experts["c"], tasks=["gsm8k"])
+    after = routers_of(model)
+    assert before.keys() == after.keys()
+    for site, rows in before.items():
+        assert after[site].shape[0] == 3
+        assert torch.equal(after[site][:2], rows)
+    with tiny.only_expert(model, 2):
+        reference = PeftModel.from_pretrained(tiny.llama(), experts["c"]).eval()
+        torch.testing.assert_close(logits_of(model), logits_of(reference), atol=1e-5, rtol=0)
+    model.save_pretrained(tmp_path / "saved")
+    reloaded = PeftModel.from_pretrained(tiny.llama(), tmp_path / "saved").eval()
+    assert active_runtime(reloaded).experts == ("a", "b", "c")
+    assert reloaded.peft_config["default"].tasks == {"c": ["gsm8k"]}
+    assert torch.equal(logits_of(reloaded), logits_of(model))
+
+
+def test_an_added_expert_can_bring_sites_of_its_own(experts, tmp_path):
+    wide = tiny.save_expert(tmp_path / "wide", 9, r=3, target_modules=["q_proj", "down_proj"])
+    model = tiny.mixture({"b": experts["b"], "c": experts["c"]})
+    add_expert(model, "wide", wide)
+    sites = active_runtime(model).sites
+    assert [site.rpartition(".")[2] for site in sites] == ["q_proj", "v_proj", "down_proj"] * 2
+    with tiny.only_expert(model, 2):
+        reference = PeftModel.from_pretrained(tiny.llama(), wide).eval()
+        torch.testing.assert_close(logits_of(model), logits_of(reference), atol=1e-5, rtol=0)
+    trace = loramixer.trace(model, tiny.tokenizer(), "the dose", chat=False)
+    assert len(trace.sites) == len(sites)
+    model.save_pretrained(tmp_path / "saved")
+    reloaded = PeftModel.from_pretrained(tiny.llama(), tmp_path / "saved").eval()
+    assert torch.equal(logits_of(reloaded), logits_of(model))
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert len(trainable) == len(sites)
+    assert all("lora_mixer_router" in name for name in trainable)
+
+
+def test_a_mixture_without_one_expert_is_the_mixture_of_the_others(experts):
+    """Removing is masking for good: the others keep their logits, so their gates agree."""
+    model, other = tiny.mixture(experts, gate="soft"), tiny.mixture(experts, gate="soft")
+    mask_experts(model, "a")
+    remove_expert(other, "a")
+    torch.testing.assert_close(logits_of(model), logits_of(other), atol=1e-6, rtol=0)
+    assert active_runtime(other).experts == ("b", "c")
+    # Only expert a changes k and o.
+    assert {site.rpartition(".")[2] for site in active_runtime(other).sites} == {"q_proj", "v_proj"}
+
+
+def test_removing_lowers_k_and_never_the_last(experts):
+    model = tiny.mixture(experts, top_k=3, site_gates=[{"sites": ".*q_proj", "top_k": 3}])
+    remove_expert(model, "b")
+    assert active_runtime(model).inference.k == model.peft_config["default"].top_k == 2
+    logits_of(model)
+    remove_expert(model, "c")
+    with pytest.raises(MixerError, match="only expert"):
+        remove_expert(model, "a")
+    reference = PeftModel.from_pretrained(tiny.llama(), experts["a"]).eval()
+    torch.testing.assert_close(logits_of(model), logits_of(reference), atol=1e-5, rtol=0)
+
+
+def test_a_rename_changes_a_name_only(experts, tmp_path):
+    model = tiny.mixture(experts, tasks={"b": ["mbpp"]})
+    before = logits_of(model)
+    rename_expert(model, "b", "code")
+    assert active_runtime(model).experts == ("a", "code", "c")
+    assert model.peft_config["default"].tasks == {"code": ["mbpp"]}
+    assert torch.equal(logits_of(model), before)
+    model.save_pretrained(tmp_path)
+    assert active_runtime(PeftModel.from_pretrained(tiny.llama(), tmp_path)).experts == ("a", "code", "c")
+
+
+def test_a_masked_expert_gets_no_weight_and_comes_back(experts):
+    model = tiny.mixture(experts)
+    before = logits_of(model)
+    mask_experts(model, "a")
+    trace = loramixer.trace(model, tiny.tokenizer(), "the dose", chat=False)
+    assert (trace.gates[:, :, 0] == 0).all()
+    queries = [site.projection == "q_proj" for site in trace.sites]
+    torch.testing.assert_close(torch.from_numpy(trace.gates[queries].sum(-1)), torch.ones(2, trace.gates.shape[1]))
+    # k and o have no other expert, so they are left to the backbone.
+    assert (trace.gates[[site.projection == "k_proj" for site in trace.sites]] == 0).all()
+    assert torch.isfinite(logits_of(model)).all()
+    mask_experts(model)
+    assert torch.equal(logits_of(model), before)
+
+
+@pytest.mark.parametrize("gate", ["soft", "top_k", "uniform"])
+def test_masking_holds_in_every_gate_mode(experts, gate):
+    model = tiny.mixture(experts)
+    set_gate(model, mode=gate)
+    mask_experts(model, "b")
+    trace = loramixer.trace(model, tiny.tokenizer(), "the dose", chat=False)
+    assert (trace.gates[:, :, 1] == 0).all()
+
+
+def test_impossible_edits_are_refused_and_change_nothing(experts, tmp_path):
+    model = tiny.mixture(experts)
+    before = logits_of(model)
+    narrow = tiny.save_expert(tmp_path / "narrow", 4, r=2, target_modules=["q_proj"])
+    config = (tmp_path / "narrow" / "adapter_config.json").read_text()
+    (tmp_path / "narrow" / "adapter_config.json").write_text(config.replace('"use_dora": false', '"use_dora": true'))
+    with pytest.raises(ExpertError, match="DoRA"):
+        add_expert(model, "narrow", narrow)
+    with pytest.raises(MixerError, match="already has"):
+        add_expert(model, "a", experts["b"])
+    with pytest.raises(MixerError, match="no expert name"):
+        add_expert(model, "x.y", experts["b"])
+    with pytest.raises(MixerError, match="already has"):
+        rename_expert(model, "a", "b")
+    with pytest.raises(RoutingError, match="no expert 'z'; it has a, b, c"):
+        remove_expert(model, "z")
+    with pytest.raises(RoutingError, match="All experts"):
+        mask_experts(model, "a", "b", "c")
+    assert torch.equal(logits_of(model), before)
+
+
+def test_new_experts_start_as_the_backbone_and_train_with_the_routers():
+    targets = ["q_proj", "v_proj"]
+    torch.manual_seed(0)
+    config = LoraMixerConfig(
+        experts={"a": None, "b": None}, r=4, lora_alpha=8, target_modules=targets, train_experts=True, top_k=1
+    )
+    model = get_peft_model(tiny.llama(), config)
+    assert torch.equal(logits_of(model.eval()), logits_of(tiny.llama()))
+    layer = next(module for module in model.modules() if isinstance(module, LoraMixerLayer))
+    assert layer.layouts["default"].uniform == (4, 2.0)
+    ids = tiny.token_ids()
+    model.train()
+    model(input_ids=ids, labels=ids).loss.backward()
+    trainable = {
+        name.rpartition(".default")[0].rpartition("_")[2] for name, p in model.named_parameters() if p.grad is not None
+    }
+    assert trainable == {"B", "A", "router"}
+
+
+def test_new_experts_beside_given_ones_take_their_sites(experts, tmp_path):
+    config = {"r": 3, "lora_alpha": 3, "train_experts": True}
+    model = tiny.mixture({"b": experts["b"], "new": None}, **config)
+    assert {site.rpartition(".")[2] for site in active_runtime(model).sites} == {"q_proj", "v_proj"}
+    model.save_pretrained(tmp_path)
+    reloaded = PeftModel.from_pretrained(tiny.llama(), tmp_path).eval()
+    assert torch.equal(logits_of(reloaded), logits_of(model))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train_experts": False}, "train_experts=True"),
+        ({"target_modules": None}, "target_modules must say"),
+        ({"target_modules": ["nothing"]}, "No linear layer"),
+        ({"r": 0}, "from 1 on"),
+        ({"save_experts": False}, "would be lost"),
+    ],
+)
+def test_new_experts_that_make_no_sense(fields, message):
+    settings = {"r": 4, "target_modules": ["q_proj"], "train_experts": True, **fields}
+    with pytest.raises((MixerError, ExpertError), match=message):
+        get_peft_model(tiny.llama(), LoraMixerConfig(experts={"a": None}, **settings))
