@@ -5,6 +5,7 @@ Only safetensors are read. What a rank-concatenated mixture cannot represent exa
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -64,6 +65,12 @@ class Expert:
     backbone: str | None
     sites: dict[str, SiteWeights]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest type of its matrices."""
+        types = {part.dtype for weights in self.sites.values() for part in (weights.A, weights.B)}
+        return functools.reduce(torch.promote_types, types)
+
 
 def read_expert(name: str, source: str | Path) -> Expert:
     """Read a plain PEFT LoRA checkpoint.
@@ -98,6 +105,25 @@ def read_expert(name: str, source: str | Path) -> Expert:
         backbone=config.get("base_model_name_or_path"),
         sites={site: _site_weights(name, site, parts, config) for site, parts in sites.items()},
     )
+
+
+def read_experts(sources: Mapping[str, str]) -> dict[str, Expert]:
+    """Read several experts, name → folder or Hub id; what is wrong with any of them is said at once.
+
+    Raises:
+        ExpertError: as :func:`read_expert`, for all that cannot be read.
+    """
+    found, faults = {}, []
+    for name, source in sources.items():
+        try:
+            found[name] = read_expert(name, source)
+        except ExpertError as error:
+            faults.append(error)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise ExpertError(f"{len(faults)} of {len(sources)} experts cannot be used: " + " ".join(map(str, faults)))
+    return found
 
 
 class NewExpertSettings(Protocol):
@@ -188,8 +214,22 @@ def _refuse_inexact(name: str, config: dict[str, Any]) -> None:
         "trainable_token_indices": "it changes embeddings",
         "alora_invocation_tokens": "it is active for a part of the tokens only",
         "lora_bias": "it adds a bias to B",
+        "target_parameters": "it changes parameters that are no linear layer",
+        "layer_replication": "it repeats layers of the backbone",
+        "use_qalora": "it averages the input in groups",
+        "use_bdlora": "its matrices are block-diagonal",
+        "kasa_config": "it changes the backbone's weight",
+        "velora_config": "it compresses the input",
+        "monteclora_config": "its weights are drawn at random",
+        "arrow_config": "it is a router itself",
     }
     found = [f"{field} ({why})" for field, why in reasons.items() if config.get(field)]
+    start = str(config.get("init_lora_weights", True)).lower()
+    if start.startswith(("pissa", "corda", "olora", "mica", "loftq", "lora_ga")):
+        found.append(
+            f"init_lora_weights='{start}' (it goes with a changed backbone; save it converted to a plain LoRA with "
+            "path_initial_model_for_weight_conversion)"
+        )
     if config.get("bias", "none") != "none":
         found.append(f"bias='{config['bias']}' (it changes the backbone's biases)")
     if found:

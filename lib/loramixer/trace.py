@@ -8,6 +8,7 @@ Shapes: S sites (layer × projection), T tokens, E experts.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import queue
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Role = Literal["template", "prompt", "generated"]
+Side = Literal["encoder", "decoder"]
 
 FORMAT_VERSION = 1
 MAX_PROMPT_TOKENS = 1024
@@ -246,6 +248,7 @@ def trace(
     seed: int = 0,
     chat: bool = True,
     max_prompt_tokens: int = MAX_PROMPT_TOKENS,
+    side: Side | None = None,
 ) -> RoutingTrace:
     """Run a prompt through a mixture and record every router, for the prompt and for what the model writes.
 
@@ -258,9 +261,11 @@ def trace(
         seed: of the sampling.
         chat: whether the prompt goes through the tokenizer's chat template.
         max_prompt_tokens: longest prompt that is accepted.
+        side: for an encoder–decoder, and only there: ``encoder`` records the prompt at the sites that see it (the
+            encoder's, and the keys and values of cross-attention), ``decoder`` records what is written at the others.
 
     Raises:
-        TraceError: an empty or too long prompt, or a site that was not captured.
+        TraceError: an empty or too long prompt, a site that was not captured, or a side that does not fit the model.
     """
     (last,) = deque(
         stream_trace(
@@ -272,6 +277,7 @@ def trace(
             seed=seed,
             chat=chat,
             max_prompt_tokens=max_prompt_tokens,
+            side=side,
         ),
         maxlen=1,
     )
@@ -288,14 +294,24 @@ def stream_trace(
     seed: int = 0,
     chat: bool = True,
     max_prompt_tokens: int = MAX_PROMPT_TOKENS,
+    side: Side | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[RoutingTrace]:
     """Like :func:`trace`, but yields the growing trace: after the prompt, then after every token that was routed.
 
+    One side of an encoder–decoder is read after the whole answer is there, so it comes in one piece.
+
     The model runs in a thread of its own through the ordinary ``generate``, so any decoding that it supports works.
     Setting ``stop``, or leaving the loop, ends generation after the current token; what was yielded stays valid.
     """
+    if side is not None or _streams(model) != {"tokens"}:
+        _check_side(model, side)
+        # Without a chat template the special tokens of the tokenizer are what ends the encoder's text.
+        chat = chat and bool(getattr(tokenizer, "chat_template", None))
     encoded = _checked_prompt(tokenizer, prompt, chat, max_prompt_tokens)
+    if side is not None:
+        yield _trace_side(model, tokenizer, encoded, max_new_tokens, temperature, seed, side)
+        return
     stop = stop or threading.Event()
     steps: queue.Queue[_Step | BaseException | None] = queue.Queue()
     worker = threading.Thread(
@@ -387,9 +403,10 @@ def _generate(
                 )
                 last = output.sequences[:, -1:]
                 cache = getattr(output, "past_key_values", None)
-                if cache is not None:
+                takes_cache = "past_key_values" in inspect.signature(model.get_base_model().forward).parameters
+                if cache is not None and takes_cache:
                     model(input_ids=last, past_key_values=cache, use_cache=True)
-                else:  # backbones whose state is no key-value cache: read the whole text once more
+                else:  # Mamba calls it otherwise and would ignore it: read the whole text once more
                     model(input_ids=output.sequences, use_cache=False)
                 logits, gates = capture.take()
                 steps.put(_Step(last[0].tolist(), logits[:, -1:], gates[:, -1:]))
@@ -397,6 +414,58 @@ def _generate(
         steps.put(None)
     except BaseException as error:  # handed to the thread that reads the stream
         steps.put(error)
+
+
+def _streams(model: Any) -> set[str]:
+    from loramixer.tuner.runtime import active_runtime
+
+    return set(active_runtime(model).streams)
+
+
+def _check_side(model: Any, side: str | None) -> None:
+    """Raise a TraceError unless the model has this side, or has none and None is given."""
+    sides = sorted(_streams(model) - {"unknown"})
+    if side in sides and side != "tokens":
+        return
+    if "tokens" in sides:
+        raise TraceError(f"The side is '{side}', but this backbone is no encoder–decoder; leave it out.")
+    raise TraceError(
+        f"The side is {side!r}, but the encoder and the decoder of this backbone see different tokens; trace them one "
+        f"by one with {' or '.join(f'side={name!r}' for name in sides)}."
+    )
+
+
+def _trace_side(
+    model: Any, tokenizer: Any, encoded: EncodedPrompt, max_new_tokens: int, temperature: float, seed: int, side: Side
+) -> RoutingTrace:
+    """Let an encoder–decoder write, then read prompt and answer in one pass and keep what one side routed."""
+    import torch
+
+    from loramixer.tuner.runtime import capture_routing
+
+    was_training = model.training
+    model.eval()
+    input_ids = torch.tensor([encoded.ids], device=next(model.parameters()).device)
+    mask = torch.ones_like(input_ids)
+    with torch.inference_mode():
+        torch.manual_seed(seed)
+        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        # One token at least, which brings the token that the decoder starts from.
+        limits = {"max_new_tokens": max(max_new_tokens, 1), "pad_token_id": tokenizer.pad_token_id}
+        written = model.generate(input_ids=input_ids, attention_mask=mask, **limits, **sampling)
+        written = written[:, : max_new_tokens + 1]
+        with capture_routing(model) as capture:
+            model(input_ids=input_ids, attention_mask=mask, decoder_input_ids=written, use_cache=False)
+            routing = capture.take_streams()[side]
+    model.train(was_training)
+    if side == "decoder":
+        start = tokenizer.decode(written[0, :1])
+        encoded = EncodedPrompt(start, (0, 0), written[0, :1].tolist(), [(0, len(start))])
+    settings = {"max_new_tokens": max_new_tokens, "seed": seed, "temperature": temperature, "side": side}
+    assembly = _Assembly(model, tokenizer, encoded, settings)
+    assembly.sites = tuple(assembly.sites[site] for site in routing.sites)
+    ids = written[0].tolist() if side == "decoder" else encoded.ids
+    return assembly.add(_Step(ids, routing.logits[:, 0].cpu().numpy(), routing.gates[:, 0].cpu().numpy()))
 
 
 class _Assembly:

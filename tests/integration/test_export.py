@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from loramixer.errors import MixerError
 from loramixer.experts import read_expert
@@ -25,6 +29,17 @@ def test_an_exported_expert_is_bit_equal_to_the_one_that_went_in(experts, tmp_pa
     reference = PeftModel.from_pretrained(tiny.llama(), experts[name]).eval()
     exported = PeftModel.from_pretrained(tiny.llama(), tmp_path).eval()
     torch.testing.assert_close(logits_of(exported), logits_of(reference), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_exported_expert_keeps_its_type(experts, tmp_path, dtype):
+    folder = Path(shutil.copytree(experts["a"], tmp_path / "half"))
+    tensors = {key: value.to(dtype) for key, value in load_file(folder / "adapter_model.safetensors").items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    export_expert(tiny.mixture({"half": str(folder), "b": experts["b"]}), "half", tmp_path / "exported")
+    exported = load_file(tmp_path / "exported" / "adapter_model.safetensors")
+    assert exported.keys() == tensors.keys()
+    assert all(torch.equal(exported[key], tensors[key]) and exported[key].dtype == dtype for key in tensors)
 
 
 def test_a_static_blend_equals_fixed_gates(experts, tmp_path):

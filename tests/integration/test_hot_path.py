@@ -8,13 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import loramixer
 from loramixer import set_gate
 from loramixer.experts import SiteWeights
 from loramixer.routing import gates
 from loramixer.tuner import LoraMixerConfig, LoraMixerLayer, mixing, sharing
 from loramixer.tuner.layout import SiteLayout
-from loramixer.tuner.runtime import GateSettings, MixtureRuntime, capture_routing
+from loramixer.tuner.runtime import GateSettings, MixtureRuntime, RoutingCapture, capture_routing
 from loramixer.tuner.sharing import InputGroup
 from tests import tiny
 from tests.tiny import logits_of
@@ -123,7 +122,7 @@ def test_permuted_experts_permute_the_gates_and_nothing_else(case, random):
     seen = []
     for each in (layer, other):
         runtime = each.runtimes["default"]
-        runtime.capture = loramixer.tuner.runtime.RoutingCapture(["site"])
+        runtime.capture = RoutingCapture(["site"], ["tokens"])
         with torch.no_grad():
             seen.append((each(x), runtime.capture._gates[0][0]))
     (y, one), (permuted_y, another) = seen

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loramixer.errors import ExpertError
-from loramixer.experts import read_expert
+from loramixer.experts import read_expert, read_experts
 from tests import tiny
 
 
@@ -50,12 +50,24 @@ def test_alpha_pattern_follows_pefts_rule(folder):
         ({"bias": "all"}, "bias='all'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"peft_type": "IA3"}, "IA3"),
+        ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
+        ({"layer_replication": [[0, 2]]}, "repeats layers"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa.*changed backbone"),
+        ({"use_dora": True, "bias": "lora_only"}, "DoRA.*bias='lora_only'"),
     ],
 )
 def test_what_cannot_be_mixed_exactly_is_refused(folder, fields, reason):
     edit_config(folder, **fields)
     with pytest.raises(ExpertError, match=reason):
         read_expert("a", folder)
+
+
+def test_all_faulty_experts_are_named_at_once(folder, tmp_path):
+    edit_config(folder, use_dora=True)
+    with pytest.raises(
+        ExpertError, match=r"2 of 2 experts cannot be used: Expert 'a' .*DoRA.* Expert 'b': there is no"
+    ):
+        read_experts({"a": str(folder), "b": str(tmp_path / "nowhere")})
 
 
 def test_pickled_weights_are_never_opened(folder):

@@ -15,7 +15,9 @@ from loramixer.tuner.runtime import active_runtime, mixture_layers
 
 
 def export_expert(model: Any, name: str, folder: str | Path) -> Path:
-    """Write one expert of the active mixture as a plain PEFT LoRA folder, bit-equal to what the mixture computes with.
+    """Write one expert of the active mixture as a plain PEFT LoRA folder, bit-equal to the one that went in.
+
+    An expert that was trained with the mixture is written as float32, as it was trained.
 
     Args:
         model: a PEFT model with a mixture.
@@ -25,10 +27,16 @@ def export_expert(model: Any, name: str, folder: str | Path) -> Path:
     Raises:
         MixerError: the mixture has no such expert.
     """
-    experts = active_runtime(model).experts
-    if name not in experts:
-        raise MixerError(f"The mixture has no expert '{name}'; it has {', '.join(experts)}.")
-    sites = {site: parts[name] for site, parts in _experts_by_site(model).items() if name in parts}
+    runtime = active_runtime(model)
+    if name not in runtime.experts:
+        raise MixerError(f"The mixture has no expert '{name}'; it has {', '.join(runtime.experts)}.")
+    config = runtime.config
+    dtype = torch.float32 if config.train_experts else getattr(torch, config.experts[name].get("dtype", "float32"))
+    sites = {
+        site: SiteWeights(parts[name].A.to(dtype), parts[name].B.to(dtype), parts[name].scaling)
+        for site, parts in _experts_by_site(model).items()
+        if name in parts
+    }
     return _write_lora(model, sites, Path(folder))
 
 

@@ -164,11 +164,21 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
             result = F.linear(x, base_layer._parameters["weight"], base_layer._parameters["bias"])
         else:
             result = base_layer(x, *args, **kwargs)
+        return self.add_mixtures(result, x, own=plain)
+
+    def add_mixtures(self, result: torch.Tensor, x: torch.Tensor, own: bool = False) -> torch.Tensor:
+        """``result`` ``[..., F]`` plus every active mixture of ``x`` ``[..., D]``, unless adapters are disabled.
+
+        Args:
+            result: what the base layer gave.
+            x: its input.
+            own: whether nobody else holds ``result``, so that it may be overwritten.
+        """
         if self._disable_adapters:
             return result
         for adapter_name in self.active_adapters:
             if adapter_name in self.places:
-                result = self._add_mixture(result, x, adapter_name, plain)
+                result = self._add_mixture(result, x, adapter_name, own)
         return result
 
     def _add_mixture(self, y: torch.Tensor, x: torch.Tensor, adapter_name: str, own: bool) -> torch.Tensor:
@@ -184,7 +194,7 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
             runtime.note(self.sites[adapter_name], routed, index, x.shape[:-1])
         A_RD, B_RF = self.matrices(adapter_name)
         shape = y.shape
-        y_NF, x_ND, layout = y.view(-1, shape[-1]), routed.x_ND, self.layouts[adapter_name]
+        y_NF, x_ND, layout = y.reshape(-1, shape[-1]), routed.x_ND, self.layouts[adapter_name]
         if routed.gates_NSE is None:
             assert routed.chosen_NSK is not None
             weights, chosen = (part[:, index] for part in routed.chosen_NSK)

@@ -6,28 +6,28 @@ import re
 from typing import Any, ClassVar
 
 import torch
+from peft import TaskType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _get_in_out_features, check_target_module_exists
 from torch import nn
 
 from loramixer.errors import ExpertError, MixerError
-from loramixer.experts import Expert, check_unchanged, locate_expert, new_expert, read_expert
-from loramixer.losses import (
-    load_balance,
-    load_entropy,
-    mean_over_tokens,
-    pool_routers,
-    reduce_over_routers,
-    rsl,
-    token_entropy,
-)
+from loramixer.experts import Expert, check_unchanged, locate_expert, new_expert, read_expert, read_experts
 from loramixer.routing import DEFAULT_TOP_K, UNROUTED_MODES, GateMode, check_k
 from loramixer.tuner.config import RULE_FIELDS, LoraMixerConfig
+from loramixer.tuner.guards import OwnerWatch, guarded_layer, refuse_passed_over
 from loramixer.tuner.layer import LoraMixerLayer
 from loramixer.tuner.layout import SiteLayout
+from loramixer.tuner.routing_loss import (
+    Recording,
+    group_by_tokens,
+    named_inputs,
+    routing_loss,
+    routing_statistics,
+    share_of_step,
+)
 from loramixer.tuner.runtime import GateSettings, MixtureRuntime
 from loramixer.tuner.sharing import InputGroup, input_of
-
-IGNORED_LABEL = -100
+from loramixer.tuner.sites import token_streams
 
 
 class LoraMixerModel(BaseTuner):
@@ -44,6 +44,12 @@ class LoraMixerModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: LoraMixerConfig, model_config: dict[str, Any]) -> LoraMixerConfig:
         """Read the experts that are given by source, and describe all of them in the configuration."""
         self._ensure_state()
+        if peft_config.task_type == TaskType.TOKEN_CLS:
+            # PeftModelForTokenClassification iterates over modules_to_save, which only some of PEFT's methods have.
+            raise MixerError(
+                "The task type is TOKEN_CLS, which PEFT has for methods that train a head along; leave task_type out, "
+                "the mixture is the same without it."
+            )
         name = next(name for name, config in self.peft_config.items() if config is peft_config)
         read = self._read_experts(peft_config)
         if read:
@@ -80,7 +86,7 @@ class LoraMixerModel(BaseTuner):
         given = {name: value for name, value in config.experts.items() if not isinstance(value, dict)}
         if given and len(given) < len(config.experts):
             raise MixerError("A mixture takes all experts from sources or all from a saved mixture, not some of each.")
-        found = {name: read_expert(name, source) for name, source in given.items() if source is not None}
+        found = read_experts({name: source for name, source in given.items() if source is not None})
         if len(found) == len(given):
             return found
         sites = {site for expert in found.values() for site in expert.sites}
@@ -116,13 +122,14 @@ class LoraMixerModel(BaseTuner):
     def wrap_site(self, site: str, adapter_name: str) -> None:
         """Make a routed layer of a site that has none; without a mixture in it yet, but for an empty router."""
         target = self.model.get_submodule(site)
-        layer = target if isinstance(target, LoraMixerLayer) else LoraMixerLayer(target)
+        parent, _, name = site.rpartition(".")
+        owner = self.model.get_submodule(parent)
+        layer = target if isinstance(target, LoraMixerLayer) else guarded_layer(owner, name, target, site)
         if adapter_name not in layer.runtimes:
             layer.add_router(adapter_name, self.runtimes[adapter_name], experts=0)
             layer.freeze_experts(adapter_name)
         if layer is not target:
-            parent, _, name = site.rpartition(".")
-            self._replace_module(self.model.get_submodule(parent), name, layer, target)
+            self._replace_module(owner, name, layer, target)
             layer.set_adapter(  # type: ignore[operator]
                 self.active_adapters, inference_mode=self.runtimes[adapter_name].config.inference_mode
             )
@@ -131,6 +138,7 @@ class LoraMixerModel(BaseTuner):
         """Number the sites of a mixture in the order of the model, and group those with one input."""
         runtime = self.runtimes[adapter_name]
         runtime.sites.clear()
+        runtime.streams.clear()
         self._forget_groups(adapter_name)
         for name, module in self.model.named_modules():
             if isinstance(module, LoraMixerLayer) and adapter_name in module.runtimes:
@@ -140,6 +148,7 @@ class LoraMixerModel(BaseTuner):
         runtime = self.runtimes[adapter_name]
         layer.sites[adapter_name] = len(runtime.sites)
         runtime.sites.append(site)
+        runtime.streams += token_streams(self.model, [site])
         rule = runtime.config.rule_of(site)
         key = (adapter_name, input_of(site), layer.in_features, rule)
         if key not in self._groups:
@@ -158,6 +167,11 @@ class LoraMixerModel(BaseTuner):
             self._groups: dict[tuple[str, str, int, int | None], InputGroup] = {}
             self.routing_statistics: dict[str, torch.Tensor] = {}
             self.loss_warmup = 1.0
+            self._recording: Recording | None = None
+            self._hooks = [
+                self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+                self.model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
+            ]
 
     def _check_backbone(self, experts: dict[str, Expert], config: LoraMixerConfig) -> None:
         """Experts of another backbone are refused where both names are public ones."""
@@ -180,7 +194,7 @@ class LoraMixerModel(BaseTuner):
                 if module is None:
                     problems.append(f"{expert} changes {site}, which the backbone does not have")
                     continue
-                found = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+                found = _get_in_out_features(module)
                 if None not in found and found != (in_features, out_features):
                     problems.append(f"{expert} at {site} is {in_features}→{out_features}, here {found[0]}→{found[1]}")
         if problems:
@@ -199,7 +213,9 @@ class LoraMixerModel(BaseTuner):
     ) -> None:
         descriptions = [value["sites"].get(current_key) for value in peft_config.experts.values()]
         read = self._experts_to_inject[adapter_name]
-        layer = target if isinstance(target, LoraMixerLayer) else LoraMixerLayer(target)
+        layer = (
+            target if isinstance(target, LoraMixerLayer) else guarded_layer(parent, target_name, target, current_key)
+        )
         layer.add_router(adapter_name, self.runtimes[adapter_name], len(descriptions))
         layer.set_experts(
             adapter_name,
@@ -218,38 +234,78 @@ class LoraMixerModel(BaseTuner):
         # The experts decide; PEFT shortens `target_modules` to suffixes, which can match more than they change.
         return any(key in description["sites"] for description in peft_config.experts.values())
 
-    def forward(self, *args: Any, expert_index: torch.Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's forward; in training the routing loss is added to its loss.
 
         Args:
             *args: as the backbone's.
-            expert_index: int64 ``[B]``, the own expert of each row (negative: none); for the statistics, and for gate
-                mode ``domain``.
-            **kwargs: as the backbone's.
+            **kwargs: as the backbone's; and ``expert_index``, int64 ``[B]``, the own expert of each row (negative:
+                none), for the statistics, and for gate mode ``domain``.
         """
+        return self.model(*args, **kwargs)
+
+    def unload(self) -> nn.Module:
+        """The backbone without mixtures."""
+        for handle in self._hooks:
+            handle.remove()
+        return super().unload()
+
+    def _before_forward(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Start recording when the backbone runs in training with labels.
+
+        This is a hook on the backbone, since `PeftModel.forward` of a model without task type, and the backbone that
+        Transformers' own `load_adapter` returns, do not pass through :meth:`forward`.
+        """
+        kwargs = dict(kwargs)
+        expert_index = kwargs.pop("expert_index", None)
+        self._recording = None
         runtime = self.runtimes.get(self.active_adapters[0]) if self.active_adapters else None
-        wanted = self.training and torch.is_grad_enabled() and runtime is not None and kwargs.get("labels") is not None
-        if not wanted or runtime is None:
-            return self.model(*args, **kwargs)
-        runtime.recorded, domain = {}, runtime.domain
-        if expert_index is not None:
-            runtime.domain = expert_index
-        try:
-            outputs = self.model(*args, **kwargs)
-            recorded = runtime.recorded
-        finally:
-            runtime.recorded, runtime.domain = None, domain
-        if outputs.loss is not None and recorded:
-            p_SNE = torch.stack([recorded[site] for site in sorted(recorded)])
-            attention_mask = kwargs.get("attention_mask")
-            mask_N = attention_mask.flatten().bool() if attention_mask is not None else None
-            routing = _routing_loss(runtime.config, p_SNE, mask_N)
-            share = _share_of_step(kwargs)
-            self.routing_statistics = _statistics(runtime.config, p_SNE.detach(), mask_N, expert_index)
-            # Under accumulation the task loss is a share of the step's; dividing restores this forward's mean.
-            self.routing_statistics["task_loss"] = outputs.loss.detach() / share
-            self.routing_statistics["routing_loss"] = routing.detach()
-            outputs.loss = outputs.loss + self.loss_warmup * share * routing
+        if runtime is None or not model.training or not torch.is_grad_enabled():
+            return args, kwargs
+        inputs = named_inputs(model.forward, args, kwargs)
+        if inputs.get("labels") is not None:
+            # Some backbones divide their loss by the step's number of labels and some, T5 and all classifiers, do
+            # not; without that number each returns the mean over its own labels, which is weighted afterwards.
+            kwargs.pop("num_items_in_batch", None)
+            self._recording = Recording(
+                runtime, inputs, expert_index, OwnerWatch(model, runtime.sites), runtime.domain
+            )
+            runtime.recorded = []
+            if expert_index is not None:
+                runtime.domain = expert_index
+        return args, kwargs
+
+    def _after_forward(self, model: nn.Module, args: Any, kwargs: Any, outputs: Any) -> Any:
+        """Add the routing loss to the loss in ``outputs``, which is None when the forward failed."""
+        recording, self._recording = self._recording, None
+        if recording is None:
+            return None
+        runtime = recording.runtime
+        calls, runtime.recorded, runtime.domain = runtime.recorded or [], None, recording.former_domain
+        ran = recording.watch.end()
+        task_loss = None if outputs is None else outputs[0] if isinstance(outputs, tuple) else outputs.get("loss")
+        if task_loss is None:
+            return None
+        sites, config = runtime.sites, runtime.config
+        refuse_passed_over(model, sites, ran, {sites[site] for site, _ in calls})
+        total = task_loss
+        if calls:
+            groups = group_by_tokens(sites, runtime.streams, calls, recording.inputs)
+            routing = routing_loss(config, groups)
+            self.routing_statistics = {
+                **routing_statistics(config, [group.detach() for group in groups], recording.expert_index),
+                "task_loss": task_loss.detach(),
+                "routing_loss": routing.detach(),
+            }
+            total = task_loss + self.loss_warmup * routing
+        share = share_of_step(model, recording.inputs).to(total.device)
+        # Without a single label the mean is no number, while its share of the step is nothing.
+        total = torch.where(share > 0, share * total, 0.0)
+        if isinstance(outputs, tuple):
+            return (total, *outputs[1:])
+        outputs["loss"] = total
         return outputs
 
     @classmethod
@@ -312,54 +368,12 @@ def _overrides(rule: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return shared | inference, shared | training
 
 
-def _routing_loss(config: LoraMixerConfig, p_SNE: torch.Tensor, mask_N: torch.Tensor | None) -> torch.Tensor:
-    """The routing loss of one forward: S sites, N = batch × tokens, E experts."""
-    if config.reduction == "pooled":
-        p_SNE, mask_N = pool_routers(p_SNE, mask_N)
-    k = config.top_k or 1
-    if config.routing_loss == "rsl":
-        per_router = rsl(
-            p_SNE,
-            mask_N,
-            balance_weight=config.balance_weight,
-            entropy_weight=config.entropy_weight,
-            entropy=config.entropy,
-            usage=config.usage,
-            k=k,
-            scale=config.scale,
-        )
-    elif config.routing_loss == "load_balance":
-        balance = load_balance(p_SNE, mask_N, usage=config.usage, k=k, scale=config.scale)
-        per_router = config.balance_weight * balance
-    else:
-        per_router = p_SNE.new_zeros(p_SNE.shape[0])
-    return reduce_over_routers(per_router)
-
-
-def _statistics(
-    config: LoraMixerConfig, p_SNE: torch.Tensor, mask_N: torch.Tensor | None, expert_index_B: torch.Tensor | None
-) -> dict[str, torch.Tensor]:
-    """Terms of one forward for the run log; entropies in nats, ``own_share`` ``[E]`` with NaN for absent domains."""
-    found = {
-        "token_entropy": token_entropy(p_SNE, mask_N).mean(),
-        "load_entropy": load_entropy(p_SNE, mask_N).mean(),
-        "balance": load_balance(p_SNE, mask_N, usage=config.usage, k=config.top_k or 1).mean(),
-    }
-    if expert_index_B is not None:
-        batch = len(expert_index_B)
-        p_BTE = p_SNE.mean(dim=0).unflatten(0, (batch, -1))
-        mask_BT = None if mask_N is None else mask_N.view(batch, -1)
-        share_BE = mean_over_tokens(p_BTE, mask_BT)
-        experts = range(p_SNE.shape[-1])
-        found["own_share"] = torch.stack([share_BE[expert_index_B == expert, expert].mean() for expert in experts])
-    return found
-
-
 def describe(expert: Expert) -> dict[str, Any]:
-    """What a saved configuration keeps of an expert: source, hash, and per site rank, scaling, in and out features."""
+    """What a saved configuration keeps of an expert: source, hash, type; per site rank, scaling, in and out size."""
     return {
         "source": expert.source,
         "sha256": expert.sha256,
+        "dtype": str(expert.dtype).removeprefix("torch."),
         "sites": {
             site: [weights.rank, weights.scaling, weights.A.shape[1], weights.B.shape[0]]
             for site, weights in expert.sites.items()
@@ -395,19 +409,6 @@ def _check_complete(layers: dict[str, LoraMixerLayer], adapter_name: str, state_
     }
     if missing := sorted(expected - set(state_dict)):
         raise MixerError(f"The saved mixture lacks {len(missing)} of {len(expected)} tensors, such as {missing[0]}.")
-
-
-def _share_of_step(kwargs: dict[str, Any]) -> torch.Tensor | float:
-    """The weight of this forward within an optimiser step.
-
-    The Trainer does not divide by the number of accumulated forwards when the model takes ``num_items_in_batch``, so
-    a term that is a mean must be weighted by its share of the step's labels, or it would count that many times.
-    """
-    items = kwargs.get("num_items_in_batch")
-    if items is None:
-        return 1.0
-    valid = (kwargs["labels"][..., 1:] != IGNORED_LABEL).sum()
-    return valid / items
 
 
 def _is_hub_id(name: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from loramixer.routing import (
     gates,
     soft_gates,
 )
+from loramixer.tuner.sites import TokenStream, split_sites
 from loramixer.versions import library_versions
 
 if TYPE_CHECKING:
@@ -50,11 +50,27 @@ class GateSettings:
         return choose_experts(logits, self.k, self.temperature, self.renormalize)
 
 
+@dataclass(frozen=True)
+class StreamRouting:
+    """The routing of one stream of tokens.
+
+    Attributes:
+        sites: indices of the sites that saw these tokens.
+        logits: float32 ``[S, B, t, E]``.
+        gates: float32 ``[S, B, t, E]``.
+    """
+
+    sites: tuple[int, ...]
+    logits: torch.Tensor
+    gates: torch.Tensor
+
+
 class RoutingCapture:
     """Logits and gates of every site, detached, as the model ran since the last :meth:`take`."""
 
-    def __init__(self, sites: list[str]) -> None:
+    def __init__(self, sites: list[str], streams: list[TokenStream]) -> None:
         self.sites = sites
+        self.streams = streams
         self._logits: list[list[torch.Tensor]] = [[] for _ in sites]
         self._gates: list[list[torch.Tensor]] = [[] for _ in sites]
 
@@ -63,26 +79,51 @@ class RoutingCapture:
         self._logits[site].append(logits.detach())
         self._gates[site].append(site_gates.detach())
 
+    def take_streams(self) -> dict[TokenStream, StreamRouting]:
+        """Return the routing of every stream of tokens, and start afresh.
+
+        A decoder-only or encoder-only model has the stream ``tokens``; an encoder–decoder has ``encoder`` (its
+        encoder, and the keys and values of cross-attention) and ``decoder``. While it generates with a cache, the
+        former run once for the whole prompt and the latter once for every token.
+
+        Raises:
+            TraceError: a site saw no token, or sites of one stream saw different numbers of tokens.
+        """
+        found = {stream: self._collect(stream) for stream in dict.fromkeys(self.streams)}
+        for parts in (*self._logits, *self._gates):
+            parts.clear()
+        return found
+
+    def _collect(self, stream: TokenStream) -> StreamRouting:
+        sites = tuple(site for site, found in enumerate(self.streams) if found == stream)
+        for store in (self._logits, self._gates):
+            _restore_rows([store[site] for site in sites])
+        seen = [sum(part.shape[1] for part in self._logits[site]) for site in sites]
+        if min(seen) == 0 or min(seen) != max(seen):
+            odd = self.sites[sites[seen.index(min(seen))]]
+            raise TraceError(
+                f"{odd} routed {min(seen)} tokens while other sites routed {max(seen)}; this site was skipped, so the "
+                "trace would be wrong."
+            )
+        logits, gates = (
+            torch.stack([torch.cat(store[site], dim=1) for site in sites]).float()
+            for store in (self._logits, self._gates)
+        )
+        return StreamRouting(sites, logits, gates)
+
     def take_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ``(logits, gates)``, float32 ``[S, B, t, E]``, and start afresh.
 
         Raises:
             TraceError: a site saw no token, or sites saw different numbers of tokens.
         """
-        seen = [sum(part.shape[1] for part in parts) for parts in self._logits]
-        if min(seen) == 0 or min(seen) != max(seen):
-            odd = self.sites[seen.index(min(seen))]
+        if len(set(self.streams)) > 1:
             raise TraceError(
-                f"{odd} routed {min(seen)} tokens while other sites routed {max(seen)}; this site was skipped, so the "
-                "trace would be wrong."
+                "The encoder and the decoder of this backbone see different tokens, so their routing is no single "
+                "array; use take_streams()."
             )
-        logits, site_gates = (
-            torch.stack([torch.cat(parts, dim=1) for parts in store]).float() for store in (self._logits, self._gates)
-        )
-        for store in (self._logits, self._gates):
-            for parts in store:
-                parts.clear()
-        return logits, site_gates
+        (found,) = self.take_streams().values()
+        return found.logits, found.gates
 
     def take(self) -> tuple[np.ndarray, np.ndarray]:
         """Return ``(logits, gates)`` of one text, float32 arrays ``[S, t, E]``, and start afresh.
@@ -96,6 +137,13 @@ class RoutingCapture:
         return logits[:, 0].cpu().numpy(), site_gates[:, 0].cpu().numpy()
 
 
+def _restore_rows(stores: list[list[torch.Tensor]]) -> None:
+    """Give parts ``[B · t, E]``, of layers that flatten their input as OPT's do, the rows of the other parts."""
+    rows = [len(part) for parts in stores for part in parts if part.dim() == 3]
+    for parts in stores:
+        parts[:] = [part.unflatten(0, (rows[0], -1)) if part.dim() == 2 and rows else part for part in parts]
+
+
 @dataclass
 class MixtureRuntime:
     """Shared by all layers of one adapter.
@@ -106,11 +154,13 @@ class MixtureRuntime:
         inference: gate settings in evaluation mode.
         training: gate settings in training mode.
         sites: module names of the routed projections, in the order of the model.
+        streams: which tokens each of them sees.
         experts_loaded: whether the experts hold real weights; False between creation and loading.
         rules: what each rule of the configuration changes, in inference and in training.
         masked: bool ``[E]``, experts that may not be chosen, or None.
         domain: int64 ``[rows]`` or ``[1]``, for gate mode ``domain``.
-        recorded: per site the probabilities ``[tokens, E]`` of the current training forward, or None when not wanted.
+        recorded: ``(site, probabilities [..., E])`` of every call in the current training forward, or None when not
+            wanted.
         capture: the running capture, or None.
     """
 
@@ -119,11 +169,12 @@ class MixtureRuntime:
     inference: GateSettings
     training: GateSettings
     sites: list[str] = field(default_factory=list)
+    streams: list[TokenStream] = field(default_factory=list)
     experts_loaded: bool = True
     rules: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
     masked: torch.Tensor | None = None
     domain: torch.Tensor | None = None
-    recorded: dict[int, torch.Tensor] | None = None
+    recorded: list[tuple[int, torch.Tensor]] | None = None
     capture: RoutingCapture | None = None
 
     def index_of(self, name: str) -> int:
@@ -220,7 +271,7 @@ class MixtureRuntime:
             leading: axes that N stands for.
         """
         if self.recorded is not None and routed.p_NSE is not None:
-            self._record(site, routed.p_NSE[:, index])
+            self._record(site, routed.p_NSE[:, index].view(*leading, -1))
         if self.capture is not None:
             logits_NE = routed.logits_NSE[:, index]
             if routed.gates_NSE is not None:
@@ -238,7 +289,7 @@ class MixtureRuntime:
                 "gradient_checkpointing_kwargs={'use_reentrant': False}."
             )
         # The recomputation of non-reentrant checkpointing runs after the forward, when nothing is recorded.
-        self.recorded[site] = p
+        self.recorded.append((site, p))
 
 
 def mixture_layers(model: Any) -> Iterator[tuple[LoraMixerLayer, str]]:
@@ -328,7 +379,7 @@ def capture_routing(model: Any) -> Iterator[RoutingCapture]:
     runtime = active_runtime(model)
     if runtime.capture is not None:
         raise RoutingError("A capture is already running on this mixture; end it before starting another.")
-    runtime.capture = RoutingCapture(runtime.sites)
+    runtime.capture = RoutingCapture(runtime.sites, runtime.streams)
     try:
         yield runtime.capture
     finally:
@@ -341,7 +392,7 @@ def describe_mixture(model: Any) -> dict[str, Any]:
     config, gate = runtime.config, runtime.inference
     files = getattr(model.get_base_model(), "backbone_files", None)
     return {
-        "sites": [split_site(site) for site in runtime.sites],
+        "sites": split_sites(runtime.sites),
         "experts": list(runtime.experts),
         "mixer": getattr(config, "mixer_name", None) or config.title or "unnamed",
         "title": config.title,
@@ -363,12 +414,6 @@ def describe_mixture(model: Any) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": library_versions(),
     }
-
-
-def split_site(module: str) -> tuple[int, str, str]:
-    """``(layer, projection, module)`` of a module name: its first number, and its last part."""
-    number = re.search(r"\.(\d+)\.", f".{module}")
-    return (int(number[1]) if number else 0, module.rpartition(".")[2], module)
 
 
 def _router_digest(model: Any) -> str:

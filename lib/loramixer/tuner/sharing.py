@@ -9,7 +9,6 @@ Shape legend: N tokens (all leading axes flattened), D in features, S sites of t
 
 from __future__ import annotations
 
-import re
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from loramixer.tuner.mixing import sparse_is_cheaper
+from loramixer.tuner.sites import CROSS_ATTENTION
 
 if TYPE_CHECKING:
     from loramixer.tuner.layer import LoraMixerLayer
@@ -34,8 +34,6 @@ SAME_INPUT = (
 )
 """Projections of one module that read one tensor; of three the first is the query."""
 
-_CROSS_ATTENTION = re.compile(r"cross|encdec|encoder_attn", re.IGNORECASE)
-
 
 def input_of(site: str) -> str:
     """A name for the input of a site; sites with the same one read the same tensor.
@@ -45,7 +43,7 @@ def input_of(site: str) -> str:
     """
     parent, _, projection = site.rpartition(".")
     for index, names in enumerate(SAME_INPUT):
-        if projection in names and not (projection == names[0] and _CROSS_ATTENTION.search(parent)):
+        if projection in names and not (projection == names[0] and CROSS_ATTENTION.search(parent)):
             return f"{parent}#{index}"
     return site
 
