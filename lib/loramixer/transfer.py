@@ -7,6 +7,7 @@ implied: a LoRA is a change to the weights that it was trained with.
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from loramixer.errors import BackboneError, MixerError
 from loramixer.mixers import mixer_folder
 from loramixer.shapes import ATTENTION, linear_sites, meta_model, read_config
 from loramixer.tuner import LoraMixerConfig
-from loramixer.tuner.runtime import active_runtime, split_site
+from loramixer.tuner.runtime import active_runtime
+from loramixer.tuner.sites import split_sites
 
 Shapes = dict[str, tuple[int, int]]
 """Module name → in and out features."""
@@ -152,10 +154,10 @@ def _layers(model: Any) -> int:
 
 def _layers_of(backbone: str | None, sites: Shapes) -> int:
     """Layers of a backbone that is not loaded; where it cannot be found, as many as the sites reach."""
-    try:
-        return read_config(backbone or "").num_hidden_layers
-    except BackboneError:
-        return 1 + max(split_site(site)[0] for site in sites)
+    with suppress(BackboneError):
+        if backbone:
+            return read_config(backbone).num_hidden_layers
+    return 1 + max(layer for layer, *_ in split_sites(list(sites)))
 
 
 def _tensors(mixture: Any, config: LoraMixerConfig) -> dict[str, torch.Tensor]:

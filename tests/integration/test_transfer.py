@@ -117,6 +117,13 @@ def test_other_shapes_are_refused_with_what_differs(experts, saved, shape, messa
         check_transfer(tiny.mixture(experts), tiny.llama(**shape).config)
 
 
+def test_layers_are_counted_by_sites_where_the_former_backbone_has_no_name(experts, tmp_path):
+    tiny.mixture(experts).save_pretrained(tmp_path / "saved")
+    with pytest.raises(MixerError, match="it has 2 layers, there 4"):
+        transfer(tmp_path / "saved", tiny.llama(layers=4))
+    assert torch.equal(logits_of(transfer(tmp_path / "saved", tiny.llama())), logits_of(tiny.mixture(experts)))
+
+
 def test_a_backbone_with_an_adapter_is_refused(experts):
     with pytest.raises(MixerError, match="holds an adapter already"):
         transfer(tiny.mixture(experts), tiny.mixture(experts))
