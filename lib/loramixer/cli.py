@@ -272,6 +272,62 @@ def trace(
     )
 
 
+@app.command()
+def transfer(
+    mixer: Mixer,
+    backbone: Annotated[str, typer.Option(help="The other backbone: catalogue name, folder or Hub id.")],
+    output: Annotated[Path, typer.Option(help="Receives the moved mixture.")],
+) -> None:
+    """Move the experts and routers of a mixture to another backbone of the same shape; nothing is trained."""
+    from loramixer.backbones import load_backbone
+    from loramixer.mixers import mixer_folder, mixer_info
+    from loramixer.transfer import save_transfer
+    from loramixer.transfer import transfer as run
+
+    former = mixer_info(mixer_folder(mixer), mixer).backbone
+    model, _ = load_backbone(backbone, dtype=_dtype("bfloat16"))  # it does not run, and experts are never rounded
+    moved = run(mixer, model)
+    save_transfer(moved, output, mixer, former, shlex.join(["loramixer", *sys.argv[1:]]))
+    console.print(f"{output}", highlight=False)
+
+
+@app.command()
+def count_parameters(
+    backbone: Annotated[
+        str, typer.Option(help="A shape such as llama3-8b, mistral-7b, smollm2-135m; a config.json; or a Hub id.")
+    ] = "llama3-8b",
+    experts: Annotated[int, typer.Option(min=1, help="Number of experts.")] = 6,
+    rank: Annotated[int, typer.Option(min=1, help="LoRA rank of every expert.")] = 64,
+    targets: Annotated[
+        list[str] | None, typer.Option(help="Routed projection; repeat for several. q, k, v and o by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count a mixture's parameters without any weights, beside MixLoRA's and the paper's figures."""
+    from loramixer.accounting import parameter_table
+    from loramixer.shapes import ATTENTION
+
+    found = parameter_table(backbone, experts, rank, tuple(targets or ATTENTION))
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    sizes = Table("parameters", "backbone", "experts", "routers", "attention LoRA", "trainable", box=None)
+    for name, row in (("LoRA-Mixer", found["loramixer"]), ("MixLoRA", found["mixlora"])):
+        if row is not None:
+            parts = ("backbone", "experts", "routers", "shared", "trainable")
+            sizes.add_row(name, *(f"{row[part] / 1e6:,.2f} M" for part in parts))
+    console.print(sizes)
+    figures = Table("share", "counted", "paper", box=None)
+    for row in found["figures"]:
+        paper = "" if row["paper"] is None else f"{100 * row['paper']:g}%"
+        figures.add_row(row["what"], f"{row['counted']:.2%}", paper)
+    console.print(figures)
+    for row in found["figures"]:
+        if row["explanation"]:
+            console.print(f"{row['what']}: {row['explanation']}", highlight=False)
+    console.print(f"{backbone}, {experts} experts of rank {rank} on {', '.join(found['targets'])}.", highlight=False)
+
+
 def _evaluation_rows(data: list[Path] | None, limit: int, seed: int, mixer: str) -> list[Any]:
     import random
 

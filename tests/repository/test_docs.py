@@ -55,7 +55,9 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/errors.md", "docs/ecosystem.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/backbones.md", "docs/cost.md", "docs/ecosystem.md", "docs/errors.md"]
+)
 def test_links_lead_somewhere(root: Path, page: str) -> None:
     text = (root / page).read_text(encoding="utf-8")
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)

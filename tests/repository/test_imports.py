@@ -65,6 +65,11 @@ RULES = [
         never=frozenset({"gradio", "gradio_client"}),
     ),
     Rule(
+        "shapes of backbones need no adapters",
+        paths=("lib/loramixer/shapes",),
+        modules=frozenset({"errors", "backbones", "hub"}),
+    ),
+    Rule(
         "the Hub is spoken with in one place, which knows no model",
         paths=("lib/loramixer/hub",),
         libraries=frozenset({"huggingface_hub"}),

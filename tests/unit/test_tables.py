@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from loramixer.evaluation.tables import expert_matrix_table, fill, own_expert_table
+from loramixer.accounting import parameter_table
+from loramixer.evaluation.tables import (
+    expert_matrix_table,
+    fill,
+    overhead_table,
+    own_expert_table,
+    parameters_table,
+    scaling_table,
+)
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -49,6 +57,81 @@ def test_filling_replaces_what_stands_between_the_markers(folder):
     assert fill(filled, folder) == filled
     assert filled.startswith("a\n")
     assert filled.endswith("\nb\n")
+
+
+def timed(measure: str, ratio: float, goal: str | None, met: bool | None, **fields: object) -> dict:
+    interval = {"ratio": ratio, "ratio_low": ratio - 0.1, "ratio_high": ratio + 0.1}
+    return {"measure": measure, **interval, "goal": goal, "met": met, "note": "", **fields}
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Path:
+    """A folder with one result of each benchmark."""
+    common = {
+        "machine": {
+            "processor": "Some CPU",
+            "threads": 2,
+            "accelerator": None,
+            "versions": {"torch": "2.13.0"},
+            "commit": "0123456789abcdef",
+        },
+        "settings": {"rounds": 9, "shape": "tiny", "real": False, "dtype": "float32"},
+    }
+    ours, base = {"label": "ours", "reference": "backbone"}, {"label": "LoRA", "reference": "backbone", "note": "slow"}
+    overhead = [
+        timed("prefill-64", 1.05, "≤ 1.10", True, **ours),
+        timed("decode", 1.3, "≤ 1.10", False, **ours),
+        timed("decode", 1.2, None, None, **base),
+        timed("training", 0.95, "≥ 0.90", True, **ours),
+    ]
+    scaling = [
+        timed("decode", 1.0, None, None, rank=8, k=3, experts=6),
+        timed("decode", 1.6, "≤ 1.50", False, rank=8, k=3, experts=192),
+    ]
+    for name, rows in (("overhead", overhead), ("scaling", scaling)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**common, "rows": rows}))
+    return tmp_path
+
+
+def test_overhead_has_a_line_for_each_form_and_says_what_is_missed(measured):
+    lines = overhead_table(measured).splitlines()
+    assert lines[0] == "| time / backbone alone | prefill 64 | decode |"
+    assert lines[2:5] == [
+        "| ours | 1.05 [0.95, 1.15] | 1.30 [1.20, 1.40] (missed) |",
+        "| LoRA | – | 1.20 [1.10, 1.30] |",
+        "| goal for LoRA-Mixer | ≤ 1.10 | ≤ 1.10 |",
+    ]
+    assert lines[8] == "| training speed, tokens/s | ours | backbone | 0.95 [0.85, 1.05] | ≥ 0.90 |"
+    assert lines[10] == "LoRA: slow."
+    assert "Some CPU, 2 thread(s)" in lines[12]
+    assert "commit `0123456789`" in lines[12]
+
+
+def test_scaling_has_a_line_for_each_number_of_experts(measured):
+    assert scaling_table(measured).splitlines()[2:5] == [
+        "| 8 | 3 | 6 | 1.00 [0.90, 1.10] |",
+        "| 8 | 3 | 192 | 1.60 [1.50, 1.70] (missed) |",
+        "|  |  | goal for the most | ≤ 1.50 |",
+    ]
+
+
+def test_a_table_without_its_file_stays_as_it_is(measured):
+    page = "<!-- table parameters -->\nold\n<!-- end -->\n<!-- table scaling -->\nold\n<!-- end -->\n"
+    filled = fill(page, measured)
+    assert filled.startswith("<!-- table parameters -->\nold\n<!-- end -->\n")
+    assert filled.count("old") == 1
+    assert scaling_table(measured) in filled
+
+
+def test_the_stored_counts_are_what_is_counted_now():
+    assert json.loads((RESULTS / "parameters.json").read_text(encoding="utf-8")) == parameter_table()
+    assert "| LoRA-Mixer | 8,030.26 | 327.16 | 3.15 | 0.00 | 330.30 |" in parameters_table(RESULTS)
+
+
+def test_the_page_on_cost_prints_the_result_files():
+    text = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
+    assert text.count("<!-- table ") == 3
+    assert fill(text, RESULTS) == text
 
 
 def test_the_readme_prints_the_result_files():

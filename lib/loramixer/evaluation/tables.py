@@ -3,8 +3,9 @@
 With a second path the tables are written into that file, each between its markers ``<!-- table NAME -->`` and
 ``<!-- end -->``; else they are printed.
 
-Reads what ``loramixer expert-matrix --json`` and ``loramixer evaluate --json`` wrote, so that a table in the README
-is always the print of a file, and a test can hold the two together.
+Reads what ``loramixer expert-matrix --json``, ``loramixer evaluate --json``, ``loramixer count-parameters --json`` and
+the two benchmarks wrote, so that a table in a page is always the print of a file, and a test can hold them together.
+A table whose file does not exist yet is left as it stands.
 """
 
 from __future__ import annotations
@@ -40,6 +41,92 @@ def router_loss_table(folder: Path, names: tuple[str, ...] = ("rsl", "load-balan
     return _router_table(folder, names, "loss")
 
 
+def parameters_table(folder: Path) -> str:
+    """Counted parameters of ours and of MixLoRA, then the paper's figures, from ``parameters.json``."""
+    found = _read(folder / "parameters.json")
+    parts = {"backbone": "backbone", "experts": "experts", "routers": "routers", "shared": "attention LoRA"}
+    lines = [_line("parameters, millions", *parts.values(), "trainable"), _line("---", *["---:"] * 5)]
+    for label, row in (("LoRA-Mixer", found["loramixer"]), ("MixLoRA", found["mixlora"])):
+        lines.append(_line(label, *(f"{row[part] / 1e6:,.2f}" for part in (*parts, "trainable"))))
+    lines += ["", _line("share", "counted", "paper", "why they differ"), _line("---", "---:", "---:", "---")]
+    for row in found["figures"]:
+        lines.append(_line(row["what"], f"{row['counted']:.2%}", f"{100 * row['paper']:g}%", row["explanation"]))
+    return "\n".join(lines)
+
+
+def overhead_table(folder: Path) -> str:
+    """Time of every form over the backbone's, then tracing, training and memory, from ``overhead.json``."""
+    result = _read(folder / "overhead.json")
+    rows = result["rows"]
+    inference = [row for row in rows if row["measure"] == "decode" or row["measure"].startswith("prefill-")]
+    measures = list(dict.fromkeys(row["measure"] for row in inference))
+    labels = list(dict.fromkeys(row["label"] for row in inference))
+    lines = [
+        _line("time / backbone alone", *(measure.replace("-", " ") for measure in measures)),
+        _line("---", *("---:" for _ in measures)),
+    ]
+    for label in labels:
+        cells = {row["measure"]: _judged(row) for row in inference if row["label"] == label}
+        lines.append(_line(label, *(cells.get(measure, "–") for measure in measures)))
+    goals = {row["measure"]: row["goal"] for row in inference if row["goal"]}
+    lines.append(_line("goal for LoRA-Mixer", *(goals.get(measure, "–") for measure in measures)))
+    sections = ["\n".join(lines)]
+    if others := [row for row in rows if row not in inference]:
+        lines = [_line("measure", "form", "against", "ratio", "goal"), _line("---", "---", "---", "---:", "---:")]
+        for row in others:
+            what = OVERHEAD_MEASURES.get(row["measure"], row["measure"])
+            lines.append(_line(what, row["label"], row["reference"], _judged(row), row["goal"] or "–"))
+        sections.append("\n".join(lines))
+    if notes := dict.fromkeys(f"{row['label']}: {row['note']}." for row in rows if row["note"]):
+        sections.append("\n".join(notes))
+    return "\n\n".join([*sections, _circumstances(result)])
+
+
+OVERHEAD_MEASURES = {
+    "trace-prefill-256": "time of prefill 256",
+    "trace-decode": "time of decode",
+    "training": "training speed, tokens/s",
+    "memory": "extra peak memory over the size of the adapters",
+}
+"""What the rows of ``overhead.json`` that are not times over the backbone's mean."""
+
+
+def scaling_table(folder: Path) -> str:
+    """Time over that of six experts, by rank, k and number of experts, from ``scaling.json``."""
+    result = _read(folder / "scaling.json")
+    rows = result["rows"]
+    measures = list(dict.fromkeys(row["measure"] for row in rows))
+    lines = [
+        _line("rank", "k", "experts", *(measure.replace("-", " ") for measure in measures)),
+        _line(*["---:"] * (3 + len(measures))),
+    ]
+    groups: dict[tuple[int, int, int], dict[str, str]] = {}
+    for row in rows:
+        groups.setdefault((row["rank"], row["k"], row["experts"]), {})[row["measure"]] = _judged(row)
+    for key, cells in groups.items():
+        lines.append(_line(*map(str, key), *(cells.get(measure, "–") for measure in measures)))
+    goals = {row["measure"]: row["goal"] for row in rows if row["goal"]}
+    lines.append(_line("", "", "goal for the most", *(goals.get(measure, "–") for measure in measures)))
+    return "\n".join([*lines, "", _circumstances(result)])
+
+
+def _judged(row: dict[str, Any]) -> str:
+    missed = " (missed)" if row["met"] is False else ""
+    return f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]{missed}"
+
+
+def _circumstances(result: dict[str, Any]) -> str:
+    """One sentence on how a benchmark was run."""
+    machine, settings = result["machine"], result["settings"]
+    backbone = "SmolLM2-135M-Instruct" if settings.get("real") else f"random weights of shape `{settings['shape']}`"
+    place = machine["accelerator"] or f"{machine['processor']}, {machine['threads']} thread(s)"
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    return (
+        f"Medians over {settings['rounds']} rounds with 95 % bootstrap intervals; {backbone}, {settings['dtype']}, "
+        f"batch 1; {place}; {versions}; commit `{(machine['commit'] or 'unknown')[:10]}`."
+    )
+
+
 def _router_table(folder: Path, names: tuple[str, ...], field: str) -> str:
     results = {name: _read(folder / f"evaluate-{name}.json")["domains"] for name in names}
     domains = [row["domain"] for row in results[names[0]]]
@@ -70,19 +157,29 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "expert-matrix": expert_matrix_table,
     "own-expert": own_expert_table,
     "router-loss": router_loss_table,
+    "parameters": parameters_table,
+    "overhead": overhead_table,
+    "scaling": scaling_table,
 }
 
 
 def fill(text: str, folder: Path) -> str:
-    """A text with every table between its markers made anew."""
-    for name, make in TABLES.items():
-        text = re.sub(
-            rf"(<!-- table {name} -->\n).*?(<!-- end -->)",
-            lambda found, make=make: f"{found[1]}\n{make(folder)}\n\n{found[2]}",  # type: ignore[misc]
-            text,
-            flags=re.DOTALL,
-        )
-    return text
+    """A text with every table between its markers made anew; without its result file a table stays as it is."""
+
+    def replacement(found: re.Match[str]) -> str:
+        table = _made(found["name"], folder)
+        return found[0] if table is None else f"{found['start']}\n{table}\n\n{found['end']}"
+
+    names = "|".join(TABLES)
+    pattern = rf"(?P<start><!-- table (?P<name>{names}) -->\n).*?(?P<end><!-- end -->)"
+    return re.sub(pattern, replacement, text, flags=re.DOTALL)
+
+
+def _made(name: str, folder: Path) -> str | None:
+    try:
+        return TABLES[name](folder)
+    except FileNotFoundError:
+        return None
 
 
 def main() -> None:
@@ -92,8 +189,8 @@ def main() -> None:
         page = Path(sys.argv[2])
         page.write_text(fill(page.read_text(encoding="utf-8"), folder), encoding="utf-8")
         return
-    for name, make in TABLES.items():
-        print(f"{name}\n\n{make(folder)}\n")
+    for name in TABLES:
+        print(f"{name}\n\n{_made(name, folder) or 'no result file yet'}\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Other mixtures of LoRA experts in their published form, to compare with."""
