@@ -144,20 +144,44 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         A_RD, B_RF = self.lora_mixer_A[adapter_name].detach(), self.lora_mixer_B[adapter_name].detach()
         return SiteWeights(A_RD[rows], B_RF[rows].t(), layout.scalings[expert])
 
+    def matrices(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(A_RD, B_RF)`` of a mixture."""
+        # Straight from the dictionaries: looked up by attribute, they would cost as much as the products at one token.
+        modules: Any = self._modules
+        A_RD = modules["lora_mixer_A"]._parameters[adapter_name]
+        return A_RD, modules["lora_mixer_B"]._parameters[adapter_name]
+
+    def router_weight(self, adapter_name: str) -> torch.Tensor:
+        """``[E, D]``, the router of a mixture."""
+        modules: Any = self._modules
+        return modules["lora_mixer_router"]._modules[adapter_name]._parameters["weight"]
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The base layer's output, plus every active mixture unless adapters are disabled."""
-        return self.add_mixtures(self.base_layer(x, *args, **kwargs), x)
+        base_layer: Any = self._modules["base_layer"]
+        plain = _is_plain_linear(base_layer)
+        if plain:
+            result = F.linear(x, base_layer._parameters["weight"], base_layer._parameters["bias"])
+        else:
+            result = base_layer(x, *args, **kwargs)
+        return self.add_mixtures(result, x, plain)
 
-    def add_mixtures(self, result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """``result`` ``[..., F]`` plus every active mixture of ``x`` ``[..., D]``, unless adapters are disabled."""
-        if self.disable_adapters:
+    def add_mixtures(self, result: torch.Tensor, x: torch.Tensor, own: bool) -> torch.Tensor:
+        """``result`` ``[..., F]``, contiguous, plus every active mixture of ``x`` ``[..., D]``.
+
+        Args:
+            result: what the base layer made of ``x``.
+            x: the input.
+            own: whether nobody else holds ``result``, so that it may be written to.
+        """
+        if self._disable_adapters:
             return result
         for adapter_name in self.active_adapters:
             if adapter_name in self.places:
-                result = self._add_mixture(result, x, adapter_name)
+                result = self._add_mixture(result, x, adapter_name, own)
         return result
 
-    def _add_mixture(self, y: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+    def _add_mixture(self, y: torch.Tensor, x: torch.Tensor, adapter_name: str, own: bool) -> torch.Tensor:
         group, position = self.places[adapter_name]
         runtime = group.runtime
         if not runtime.experts_loaded:
@@ -168,27 +192,32 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         routed, index = group.route(position, x)
         if runtime.listening:
             runtime.note(self.sites[adapter_name], routed, index, x.shape[:-1])
-        A_RD, B_RF = self.lora_mixer_A[adapter_name], self.lora_mixer_B[adapter_name]
-        y_NF, x_ND = y.reshape(-1, self.out_features), routed.x_ND
-        layout = self.layouts[adapter_name]
+        A_RD, B_RF = self.matrices(adapter_name)
+        shape = y.shape
+        y_NF, x_ND, layout = y.view(-1, shape[-1]), routed.x_ND, self.layouts[adapter_name]
         if routed.gates_NSE is None:
             assert routed.chosen_NSK is not None
             weights, chosen = (part[:, index] for part in routed.chosen_NSK)
-            return add_sparse(y_NF, x_ND, A_RD, B_RF, weights, chosen, layout).view(y.shape)
+            return add_sparse(y_NF, x_ND, A_RD, B_RF, weights, chosen, layout).view(shape)
         if self.training and runtime.config.dropout:
             x_ND = F.dropout(x_ND, runtime.config.dropout)
         tables = None
         if layout.uniform is None:
             tables = self.lora_mixer_expert_of_row[adapter_name], self.lora_mixer_scaling_of_row[adapter_name]
-        return add_dense(
-            y_NF, x_ND, A_RD, B_RF, routed.gates_NSE[:, index], layout, tables, self._may_overwrite(y)
-        ).view(y.shape)
+        gates_NE = routed.gates_NSE[:, index]
+        return add_dense(y_NF, x_ND, A_RD, B_RF, gates_NE, layout, tables, own and routed.free).view(shape)
 
-    def _may_overwrite(self, y: torch.Tensor) -> bool:
-        """Whether nobody but this layer can hold the output of the base layer."""
-        return (
-            not torch.is_grad_enabled()
-            and type(self.base_layer) is nn.Linear
-            and not self.base_layer._forward_hooks
-            and not torch.is_autocast_enabled(y.device.type)
-        )
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    """Whether a call of the module is one product that nobody watches or changes.
+
+    Then the product can be taken directly, without the cost of a call, and its result belongs to the caller alone, who
+    may overwrite it. Hooks, quantised layers and the replaced ``forward`` of accelerate's offloading do not qualify.
+    """
+    return type(module) is nn.Linear and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )

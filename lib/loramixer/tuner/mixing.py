@@ -68,12 +68,16 @@ def add_dense(
         in_place: whether ``y`` may be overwritten; without gradients only.
     """
     h_NR = torch.mm(x_ND, A_RD.t())
-    gates_NE = gates_NE.to(h_NR.dtype)
+    if gates_NE.dtype != h_NR.dtype:
+        gates_NE = gates_NE.to(h_NR.dtype)
     if layout.uniform is not None:
         rank, scaling = layout.uniform
-        h_NEr = h_NR.view(h_NR.shape[0], -1, rank)
+        h_NEr = h_NR.view(-1, len(layout.ranks), rank)
         gate_NE1 = gates_NE.unsqueeze(-1)
-        h_NR = (h_NEr.mul_(gate_NE1) if in_place else h_NEr * gate_NE1).view(h_NR.shape)
+        if in_place:
+            h_NEr.mul_(gate_NE1)
+        else:
+            h_NR = (h_NEr * gate_NE1).view(h_NR.shape)
     else:
         assert row_tables is not None
         expert_of_row, scaling_of_row = row_tables

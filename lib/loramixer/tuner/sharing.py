@@ -58,6 +58,7 @@ class Routed:
         gates_NSE: gates, or None where the chosen experts are all that is needed.
         chosen_NSK: ``(weights, experts)`` where these are all that is needed, else None.
         p_NSE: probabilities in training, else None.
+        free: whether results may be overwritten: no gradients, no autocast.
     """
 
     x_ND: torch.Tensor
@@ -65,6 +66,7 @@ class Routed:
     gates_NSE: torch.Tensor | None
     chosen_NSK: tuple[torch.Tensor, torch.Tensor] | None
     p_NSE: torch.Tensor | None
+    free: bool
 
 
 class InputGroup:
@@ -75,6 +77,7 @@ class InputGroup:
         self.runtime = runtime
         self.rule = rule
         self.members: list[LoraMixerLayer] = []
+        self._is_sparse: dict[tuple[int, int, torch.device, torch.dtype], bool] = {}
         self._waiting: set[int] = set()
         self._source: weakref.ref[torch.Tensor] | None = None
         self._version: int | None = None
@@ -125,19 +128,30 @@ class InputGroup:
     def _compute(self, layers: list[LoraMixerLayer], x: torch.Tensor) -> Routed:
         name, runtime, first = self.adapter_name, self.runtime, layers[0]
         x_any = x.reshape(-1, x.shape[-1])
-        weights: list[torch.Tensor] = [layer.lora_mixer_router[name].weight for layer in layers]  # type: ignore[misc]
+        weights = [layer.router_weight(name) for layer in layers]
         weight_MD = weights[0] if len(weights) == 1 else torch.cat(weights)
-        logits_NSE = _router_product(x_any, weight_MD).view(len(x_any), len(layers), -1)
-        if any(layer.has_absent[name] for layer in layers):
+        autocast = torch.is_autocast_enabled(x.device.type)
+        logits_NSE = _router_product(x_any, weight_MD, autocast).view(x_any.shape[0], len(layers), -1)
+        if any([layer.has_absent[name] for layer in layers]):
             absent_SE = torch.stack([layer.lora_mixer_absent[name] for layer in layers])
             logits_NSE = logits_NSE.masked_fill(absent_SE, -torch.inf)
-        x_ND = x_any.to(first.lora_mixer_A[name].dtype)
+        x_ND = x_any.to(first.matrices(name)[0].dtype)
         settings = runtime.settings(self.rule, first.training)
-        few = settings.mode == "top_k" and not torch.is_grad_enabled() and self._sparse(layers, x_ND, settings.k)
-        return Routed(x_ND, *runtime.route(logits_NSE, settings, x.shape[:-1], first.training, few))
+        without_gradient = not torch.is_grad_enabled()
+        few = without_gradient and settings.mode == "top_k" and self._sparse(layers, x_ND, settings.k)
+        routed = runtime.route(logits_NSE, settings, x.shape[:-1], first.training, few)
+        return Routed(x_ND, *routed, without_gradient and not autocast)
 
     def _sparse(self, layers: list[LoraMixerLayer], x_ND: torch.Tensor, k: int) -> bool:
-        """Whether the sparse form can be used and is cheaper, summed over the sites."""
+        """Whether the sparse form can be used and is cheaper."""
+        key = (x_ND.shape[0], k, x_ND.device, x_ND.dtype)
+        if key not in self._is_sparse:
+            if len(self._is_sparse) > 1000:  # prompts of very many lengths
+                self._is_sparse.clear()
+            self._is_sparse[key] = self._decide(layers, x_ND, k)
+        return self._is_sparse[key]
+
+    def _decide(self, layers: list[LoraMixerLayer], x_ND: torch.Tensor, k: int) -> bool:
         layouts = [layer.layouts[self.adapter_name] for layer in layers]
         if any(layout.uniform is None for layout in layouts):
             return False
@@ -146,14 +160,13 @@ class InputGroup:
         forced = self.runtime.config.mixing
         if forced != "auto":
             return forced == "sparse"
-        chosen = k * layouts[0].ranks[0]
         features = layers[0].in_features + sum(layer.out_features for layer in layers) // len(layers)
-        return sparse_is_cheaper(len(x_ND), layouts[0].rows, chosen, features)
+        return sparse_is_cheaper(len(x_ND), layouts[0].rows, k * layouts[0].ranks[0], features)
 
 
-def _router_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _router_product(x: torch.Tensor, weight: torch.Tensor, autocast: bool) -> torch.Tensor:
     """Logits ``[N, M]`` float32, never in the reduced type of autocast: a small error changes who is chosen."""
-    if torch.is_autocast_enabled(x.device.type):
+    if autocast:
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.to(weight.dtype), weight).float()
     return F.linear(x.to(weight.dtype), weight).float()
