@@ -252,3 +252,9 @@ def test_k_changes_at_inference_in_both_directions(experts):
     assert not torch.allclose(logits_of(model), before)
     set_gate(model, k=2)
     assert torch.equal(logits_of(model), before)
+
+
+def test_the_files_of_the_experts_are_let_go_of(experts):
+    """Otherwise every expert would be in memory twice."""
+    model = tiny.mixture(experts)
+    assert not model.base_model._experts_to_inject

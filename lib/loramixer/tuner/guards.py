@@ -83,8 +83,10 @@ class _RoutedWeight(torch.Tensor):
 
     def __matmul__(self, x_BDT: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         product_BFT = self.as_subclass(torch.Tensor) @ x_BDT
-        mixed_BTF = self.layer.add_mixtures(product_BFT.transpose(-1, -2), x_BDT.transpose(-1, -2))
-        return mixed_BTF.transpose(-1, -2)
+        if self.layer.disable_adapters:
+            return product_BFT
+        product_BTF, x_BTD = product_BFT.transpose(-1, -2).contiguous(), x_BDT.transpose(-1, -2)
+        return self.layer.add_mixtures(product_BTF, x_BTD, own=False).transpose(-1, -2)
 
 
 class OwnerWatch:

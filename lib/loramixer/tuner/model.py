@@ -222,6 +222,11 @@ class LoraMixerModel(BaseTuner):
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise ExpertError(f"The experts do not fit this backbone: {'; '.join(problems[:3])}{more}.")
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's, and the files of the experts are let go of afterwards."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self._experts_to_inject.pop(adapter_name, None)
+
     def _create_and_replace(
         self,
         peft_config: LoraMixerConfig,
