@@ -392,7 +392,8 @@ class LoraMixerModel(BaseTuner):
             first = next(iter(layers.values()))
             runtime = first.runtimes[adapter_name]
             # With low_cpu_mem_usage the layers were made without memory, so what was read then could not be kept.
-            experts = _read_named_experts(config) if first.lora_mixer_A[adapter_name].is_meta else None
+            A = first.lora_mixer_A[adapter_name]
+            experts = _read_named_experts(config) if A.is_meta or A.isnan().any() else None
             for name, layer in layers.items():
                 A, B = layer.lora_mixer_A[adapter_name], layer.lora_mixer_B[adapter_name]
                 if experts is not None:
