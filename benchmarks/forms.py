@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from loramixer import LoraMixerConfig, load_backbone, set_gate
 from loramixer.baselines.mixlora import MixLoraSettings, add_mixlora, routing_loss
+from loramixer.experts import read_experts
 from loramixer.shapes import ATTENTION, PRESETS, read_config
 from loramixer.tuner.runtime import capture_routing
 
@@ -191,6 +192,38 @@ class TracedForm(OurForm):
         return outputs
 
 
+class ProductsForm(Form):
+    """The two products of all experts at every site and nothing else: what a dense mixture cannot go below."""
+
+    note = "no router, no gates: the floor of the dense form"
+
+    def build(self, base: Any, work: Workload) -> Any:
+        """The saved experts, concatenated."""
+        experts = list(read_experts(work.named).values())
+        model = twin(base)
+        for site in experts[0].sites:
+            parent, _, name = site.rpartition(".")
+            parts = [expert.sites[site] for expert in experts]
+            A_RD = torch.cat([part.A for part in parts]).to(base.device, base.dtype)
+            B_RF = torch.cat([part.scaling * part.B.t() for part in parts]).to(base.device, base.dtype)
+            owner = model.get_submodule(parent)
+            setattr(owner, name, _Products(getattr(owner, name), A_RD, B_RF))
+        return model
+
+
+class _Products(torch.nn.Module):
+    def __init__(self, base_layer: torch.nn.Linear, A_RD: torch.Tensor, B_RF: torch.Tensor) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.A_RD = torch.nn.Parameter(A_RD, requires_grad=False)
+        self.B_RF = torch.nn.Parameter(B_RF, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.linear(x, self.base_layer.weight, self.base_layer.bias)
+        y.view(-1, y.shape[-1]).addmm_(torch.mm(x.reshape(-1, x.shape[-1]), self.A_RD.t()), self.B_RF)
+        return y
+
+
 class LoraForm(Form):
     """One LoRA of PEFT, not merged."""
 
@@ -251,6 +284,7 @@ FORMS = {
         OurForm("soft", "LoRA-Mixer, soft", "soft"),
         OurForm("top-3", "LoRA-Mixer, top-3", "top_k"),
         TracedForm("traced", "LoRA-Mixer, top-3, traced", "top_k"),
+        ProductsForm("products", "all experts, no routing"),
         LoraForm("lora", "PEFT, one LoRA"),
         ArrowForm("arrow", "PEFT Arrow, top-3"),
         XLoraForm("x-lora", "PEFT X-LoRA"),

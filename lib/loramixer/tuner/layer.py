@@ -24,7 +24,7 @@ from loramixer.experts import SiteWeights
 from loramixer.tuner.layout import SiteLayout
 from loramixer.tuner.mixing import add_dense, add_sparse
 from loramixer.tuner.runtime import MixtureRuntime
-from loramixer.tuner.sharing import InputGroup
+from loramixer.tuner.sharing import InputGroup, Routed
 
 
 class LoraMixerLayer(nn.Module, BaseTunerLayer):
@@ -192,9 +192,21 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         plain = _is_plain_linear(base_layer)
         if plain:
             result = F.linear(x, base_layer._parameters["weight"], base_layer._parameters["bias"])
+            active: Any = self._active_adapter
+            if len(active) == 1 and not (self.training or self._disable_adapters or torch.is_grad_enabled()):
+                place = self.places.get(active[0])
+                lean = place[0].route_lean(place[1], x) if place else None
+                if lean is not None:
+                    return self._add_lean(result, *lean, active[0])
         else:
             result = base_layer(x, *args, **kwargs)
         return self.add_mixtures(result, x, own=plain)
+
+    def _add_lean(self, y: torch.Tensor, routed: Routed, index: int, adapter_name: str) -> torch.Tensor:
+        A_RD, B_RF = self.matrices(adapter_name)
+        gates_NE: torch.Tensor = routed.gates_NSE[:, index]  # type: ignore[index]
+        y_NF, layout = y.view(-1, y.shape[-1]), self.layouts[adapter_name]
+        return add_dense(y_NF, routed.x_ND, A_RD, B_RF, gates_NE, layout, None, True).view(y.shape)
 
     def add_mixtures(self, result: torch.Tensor, x: torch.Tensor, own: bool = False) -> torch.Tensor:
         """``result`` ``[..., F]`` plus every active mixture of ``x`` ``[..., D]``, unless adapters are disabled.
