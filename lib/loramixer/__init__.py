@@ -13,7 +13,9 @@ from loramixer.mixers import MixerInfo, add_mixer, list_mixers, load_mixer, push
 from loramixer.trace import RoutingTrace, stream_trace, trace
 from loramixer.training.run_log import RunLog
 from loramixer.tuner import LoraMixerConfig
-from loramixer.tuner.runtime import set_gate
+from loramixer.tuner.editing import add_expert, remove_expert, rename_expert
+from loramixer.tuner.export import export_expert, export_static
+from loramixer.tuner.runtime import capture_routing, mask_experts, set_gate
 from loramixer.versions import __version__
 
 if TYPE_CHECKING:
@@ -28,11 +30,18 @@ __all__ = [
     "RoutingTrace",
     "RunLog",
     "__version__",
+    "add_expert",
     "add_mixer",
+    "capture_routing",
+    "export_expert",
+    "export_static",
     "list_mixers",
     "load_backbone",
     "load_mixer",
+    "mask_experts",
     "push_mixer",
+    "remove_expert",
+    "rename_expert",
     "set_gate",
     "stream_trace",
     "trace",

@@ -12,7 +12,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--shape", "tiny", "--rounds", "2", "--block-seconds", "0.001"]
-FORMS = {"soft", "top-3", "traced", "lora", "arrow", "x-lora", "mixlora"}
+FORMS = {"soft", "top-3", "traced", "products", "lora", "arrow", "x-lora", "mixlora"}
 
 
 @pytest.fixture

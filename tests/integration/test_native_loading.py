@@ -135,3 +135,14 @@ def test_auto_classes_read_a_mixture_folder(experts, tmp_path, auto_class):
     model.save_pretrained(tmp_path / "mixture")
     loaded = auto_class.from_pretrained(tmp_path / "mixture").eval()
     assert torch.equal(logits_of(loaded), logits_of(model))
+
+
+def test_native_training_has_the_routing_loss(experts, tmp_path):
+    tiny.mixture(experts, routing_loss="load_balance", balance_weight=5.0).save_pretrained(tmp_path)
+    backbone = tiny.llama()
+    backbone.load_adapter(str(tmp_path), is_trainable=True)
+    ids = tiny.token_ids()
+    plain = backbone.eval()(input_ids=ids, labels=ids).loss
+    trained = backbone.train()(input_ids=ids, labels=ids).loss
+    # Five times a balance of at least 1.
+    assert trained > plain + 4.9
