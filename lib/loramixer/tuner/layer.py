@@ -196,7 +196,10 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
             if len(active) == 1 and not (self.training or self._disable_adapters or torch.is_grad_enabled()):
                 place = self.places.get(active[0])
                 lean = place[0].route_lean(place[1], x) if place else None
-                if lean is not None:
+                if place and lean is not None:
+                    runtime = place[0].runtime
+                    if runtime.capture is not None:
+                        runtime.note(self.sites[active[0]], *lean, x.shape[:-1])
                     return self._add_lean(result, *lean, active[0])
         else:
             result = base_layer(x, *args, **kwargs)

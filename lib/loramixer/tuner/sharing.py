@@ -94,11 +94,11 @@ class InputGroup:
         """:meth:`route` for the common case of inference, with as little as possible around the products.
 
         At one token, what Python does around the products takes as long as they do; here are none of the questions
-        that only training, traces, masks, half precision or unequal experts ask. None where :meth:`route` is needed.
+        that only training, masks, half precision or unequal experts ask. None where :meth:`route` is needed.
         Gradients must be off.
         """
         runtime = self.runtime
-        if runtime.capture is not None or runtime.recorded is not None or runtime.masked is not None:
+        if runtime.recorded is not None or runtime.masked is not None:
             return None
         settings, members, name = runtime.inference, self.members, self.adapter_name
         if self._is_lean is None:
