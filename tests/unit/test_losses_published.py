@@ -53,7 +53,7 @@ def test_poisson_distinction_by_hand():
 def test_normal_balance_by_hand():
     # k = 1: 0.9 + 0.6 for the first expert, 0.7 for the second. μ = σ = 1.
     load, low = (1.5 / 2.2, 0.7 / 2.2), math.exp(-0.5)
-    # paper: i = 1, 2, so the first expert lies on the mean; code: i = 0, 1, and sorted, so it is the same here
+    # i = 1, 2: the first expert lies on the mean
     v = (1 / (1 + low), low / (1 + low))
     terms = [v_i * math.log(v_i / load_i) for v_i, load_i in zip(v, load, strict=True)]
     assert normal_balance(P, k=1).item() == pytest.approx(sum(terms))

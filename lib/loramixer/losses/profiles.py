@@ -5,7 +5,8 @@ Source: Bai et al., GMoE (2024, arXiv 2412.16216), Eq. 6–9, and its released c
 
 - Eq. 7 and 9 are divergences Σ v log(v / found); the code sums v |log(v / found)|.
 - The paper compares the load of expert i with the i-th share of the Normal profile, i = 1…E, so it prefers the experts
-  in the middle by their number. The code lets i run from 0 and sorts both sides, so that any expert can be preferred.
+  in the middle by their number. The code sorts both sides, so that any expert can be preferred. (Its i runs from 0,
+  which mirrors the profile about E / 2: once sorted it is the same.)
 - The paper learns σ, and the code means to learn λ and σ, but holds both as plain tensors that no optimiser sees. Here
   they are settings, with the code's initial values.
 - The code adds up the load over the whole run, with the past detached, so that its gradient fades as the run goes on.
@@ -79,8 +80,7 @@ def normal_balance(
     weights, chosen = p.topk(min(k, experts), dim=-1)
     load = mean_over_tokens(torch.zeros_like(p).scatter(-1, chosen, weights), mask, across_processes)
     load = load / load.sum(dim=-1, keepdim=True).clamp_min(SMALLEST)
-    first = 0 if form == "code" else 1
-    numbers = torch.arange(first, first + experts, dtype=p.dtype, device=p.device)
+    numbers = torch.arange(1, experts + 1, dtype=p.dtype, device=p.device)
     mean, std = experts / 2, experts / 2 if std is None else std
     log_profile = torch.log_softmax(-((numbers - mean) ** 2) / (2 * std**2), dim=-1)
     if form == "code":
