@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Column, Table
 
 from loramixer.errors import LoraMixerError
+from loramixer.tuner.config import RoutingLoss
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Train, trace and evaluate mixtures of LoRA experts."
@@ -114,7 +115,7 @@ def train_router(
         str, typer.Option(help="Whose experts to route: a mixture (zoo name, folder, Hub id), or a folder of LoRAs.")
     ],
     output: Annotated[Path, typer.Option(help="Receives the trained mixture.")],
-    loss: Annotated[Literal["rsl", "load_balance", "none"], typer.Option(help="Routing loss.")] = "rsl",
+    loss: Annotated[RoutingLoss, typer.Option(help="Routing loss; docs/losses.md has them all.")] = "rsl",
     examples: Annotated[int, typer.Option(help="Number of mixed training rows.")] = 2000,
     seed: Seed = 0,
     balance_weight: Annotated[float, typer.Option(help="α, of K Σ p̄ f̄ (1 when the load is even).")] = 1.0,

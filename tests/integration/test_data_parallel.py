@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.scripts.data_parallel import RUNS, loss_alone, train
+from tests.scripts.data_parallel import ALONE, RUNS, loss_alone, train
 
 PROCESSES = 2
 
@@ -53,12 +53,12 @@ def test_routers_stay_equal_on_both_processes(parallel, name):
     assert all(torch.equal(first[router], second[router]) for router in first)
 
 
-@pytest.mark.parametrize("usage", ["top_k", "top_1", "soft"])
-def test_the_routing_loss_alone_with_uneven_tokens(parallel, usage):
-    value, gradient = loss_alone(1, 0, usage)
+@pytest.mark.parametrize("name", ALONE)
+def test_every_routing_loss_alone_with_uneven_tokens(parallel, name):
+    value, gradient = loss_alone(1, 0, name)
     for process in parallel:
-        torch.testing.assert_close(process["alone"][usage][0], value)
-        torch.testing.assert_close(process["alone"][usage][1], gradient)
+        torch.testing.assert_close(process["alone"][name][0], value)
+        torch.testing.assert_close(process["alone"][name][1], gradient)
 
 
 def test_evaluation_on_one_process_alone_waits_for_nobody(parallel, experts):

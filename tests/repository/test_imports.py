@@ -40,7 +40,7 @@ RULES = [
         "routing and losses are pure torch",
         paths=("lib/loramixer/routing", "lib/loramixer/losses", "lib/loramixer/distributed"),
         libraries=frozenset({"torch"}),
-        modules=frozenset({"errors", "distributed"}),
+        modules=frozenset({"errors", "distributed", "losses"}),
     ),
     Rule(
         "metrics, whatif and viz draw and count without a model",

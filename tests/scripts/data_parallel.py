@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import distributed
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
-from loramixer.losses import rsl
+from loramixer.losses import aesl, ds_moe, gmoe, load_balance, router_z, rsl, supervised
 from tests import tiny
 
 ROWS = 8
@@ -85,17 +86,38 @@ def train(experts: Path, output: Path, processes: int, accumulation: int, steps:
     }
 
 
-def loss_alone(processes: int, rank: int, usage: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Value of the routing loss and its gradient, averaged over processes, for a linear router that all share.
+AESL = {"balance_weight": 0.3, "orthogonality_weight": 0.5, "variance_weight": 2.0}
+RSL = {"balance_weight": 1.0, "entropy_weight": 0.3, "k": 2}
+ALL = {"across_processes": True}
+ALONE: dict[str, Callable[..., torch.Tensor]] = {
+    "rsl top_k": lambda p, z, gram, own: rsl(p, usage="top_k", **RSL, **ALL),
+    "rsl top_1": lambda p, z, gram, own: rsl(p, usage="top_1", **RSL, **ALL),
+    "rsl soft": lambda p, z, gram, own: rsl(p, usage="soft", **RSL, **ALL),
+    "load_balance": lambda p, z, gram, own: load_balance(p, **ALL),
+    "ds_moe": lambda p, z, gram, own: ds_moe(p, **ALL),
+    "gmoe": lambda p, z, gram, own: gmoe(p, poisson_weight=1.0, normal_weight=1.0, **ALL),
+    "gmoe code": lambda p, z, gram, own: gmoe(p, poisson_weight=1.0, normal_weight=1.0, form="code", **ALL),
+    "aesl": lambda p, z, gram, own: aesl(p, gram, k=2, **AESL, **ALL),
+    "aesl code": lambda p, z, gram, own: aesl(p, gram, k=2, form="code", **AESL, **ALL),
+    "router_z": lambda p, z, gram, own: router_z(z, **ALL),
+    "supervised": lambda p, z, gram, own: supervised(p, own, **ALL),
+}
+"""Every loss that is a function of means over tokens."""
+
+
+def loss_alone(processes: int, rank: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Value of a routing loss and its gradient, averaged over processes, for a linear router that all share.
 
     Tokens are spread unevenly: the first process has 3, the last one all others.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(12, 5, generator=generator, dtype=torch.float64)
     router = torch.randn(4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
-    mine = x if processes == 1 else (x[:3] if rank == 0 else x[3:])
-    p = torch.softmax(mine @ router.T, dim=-1)
-    value = rsl(p, balance_weight=1.0, entropy_weight=0.3, usage=usage, k=2, across_processes=True)
+    outputs = torch.randn(12, 4, 6, generator=generator, dtype=torch.float64)
+    own = torch.tensor([0, 1, -1, 2, 3, 3, -1, 0, 1, 2, 3, 1])
+    mine = slice(None) if processes == 1 else (slice(0, 3) if rank == 0 else slice(3, None))
+    z, mixed = x[mine] @ router.T, outputs[mine] * (x[mine] @ router.T).unsqueeze(-1)
+    value = ALONE[name](z.softmax(dim=-1), z, mixed @ mixed.transpose(-1, -2), own[mine])
     (gradient,) = torch.autograd.grad(value, router)
     if processes > 1:
         distributed.all_reduce(gradient)
@@ -109,7 +131,7 @@ def main() -> None:
     found: dict[str, Any] = {
         name: train(experts, output / "trainer", processes, **settings) for name, settings in RUNS.items()
     }
-    found["alone"] = {usage: loss_alone(processes, rank, usage) for usage in ("top_k", "top_1", "soft")}
+    found["alone"] = {name: loss_alone(processes, rank, name) for name in ALONE}
     if rank == 0:  # Evaluation must not wait for the other processes, which may not evaluate or hold other batches.
         model = tiny.mixture({name: str(experts / name) for name in tiny.EXPERT_SHAPES}, **LOSS)
         found["evaluated"] = model(input_ids=tiny.token_ids(), labels=tiny.token_ids()).loss.detach()

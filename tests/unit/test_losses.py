@@ -4,10 +4,14 @@ import math
 
 import pytest
 import torch
-from transformers.models.switch_transformers.modeling_switch_transformers import load_balancing_loss_func
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func as mixtral_loss
+from transformers.models.switch_transformers.modeling_switch_transformers import (
+    load_balancing_loss_func as switch_loss,
+)
 
 from loramixer.errors import RoutingError
 from loramixer.losses import (
+    ds_moe,
     expert_usage,
     load_balance,
     load_entropy,
@@ -37,14 +41,32 @@ def test_load_balance_by_hand():
 def test_load_balance_equals_the_switch_loss_of_transformers():
     logits = torch.randn(1, 40, 5, generator=torch.Generator().manual_seed(1))
     p = logits.softmax(-1)
-    theirs = load_balancing_loss_func(p, p.argmax(-1).unsqueeze(-1))
+    theirs = switch_loss(p, p.argmax(-1).unsqueeze(-1))
     torch.testing.assert_close(load_balance(p[0], usage="top_1"), theirs)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_load_balance_times_k_equals_the_mixtral_loss_of_transformers(k, masked):
+    """They pool layers, and count assignments per token, so that their loss is k when the load is even."""
+    logits = torch.randn(3, 2 * 20, 5, generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(20) < torch.tensor([[20], [13]])).long() if masked else None
+    theirs = mixtral_loss(tuple(logits), num_experts=5, top_k=k, attention_mask=mask)
+    pooled = pool_routers(logits.softmax(-1), None if mask is None else mask.flatten().bool())
+    torch.testing.assert_close(k * load_balance(*pooled, usage="top_k", k=k)[0], theirs)
 
 
 def test_entropies_by_hand():
     tokens = (entropy_of(0.9, 0.1) + entropy_of(0.6, 0.4) + entropy_of(0.3, 0.7)) / 3
     assert token_entropy(P).item() == pytest.approx(tokens)
     assert load_entropy(P).item() == pytest.approx(entropy_of(0.6, 0.4))
+
+
+def test_mutual_information_by_hand():
+    tokens = (entropy_of(0.9, 0.1) + entropy_of(0.6, 0.4) + entropy_of(0.3, 0.7)) / 3
+    assert ds_moe(P).item() == pytest.approx(tokens - entropy_of(0.6, 0.4))
+    assert ds_moe(torch.eye(4)).item() == pytest.approx(-math.log(4))  # balanced specialists
+    assert ds_moe(P[:1].expand(5, 2)).item() == pytest.approx(0)  # all tokens route alike
 
 
 def test_rsl_by_hand_with_both_signs():

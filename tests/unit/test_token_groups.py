@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
 from loramixer import LoraMixerConfig
 from loramixer.errors import MixerError
-from loramixer.losses import load_balance
+from loramixer.losses import Form, load_balance
+from loramixer.tuner.config import RoutingLoss
 from loramixer.tuner.routing_loss import TokenGroup, group_by_tokens, routing_loss, routing_statistics
+from loramixer.tuner.runtime import SiteCall
 
 MASK = torch.tensor([True, True, False, True])
 
@@ -22,7 +26,7 @@ def groups() -> list[TokenGroup]:
 
 
 def config(**fields) -> LoraMixerConfig:
-    return LoraMixerConfig(experts={"a": "x"}, routing_loss="load_balance", top_k=1, **fields)
+    return LoraMixerConfig(experts={"a": "x"}, **{"routing_loss": "load_balance", "top_k": 1, **fields})
 
 
 def test_per_site_is_the_mean_over_all_routers():
@@ -49,10 +53,56 @@ def test_own_share_is_per_row_over_its_own_tokens():
 
 def test_a_site_that_is_called_twice_counts_twice():
     p = torch.rand(2, 3, 4).softmax(-1)
-    (group,) = group_by_tokens(["a"], ["tokens"], [(0, p), (0, p)], {})
+    (group,) = group_by_tokens(["a"], ["tokens"], [SiteCall(0, p), SiteCall(0, p)], {})
     assert group.p.shape == (2, 6, 4)
 
 
 def test_keys_that_could_belong_to_either_text_are_refused():
     with pytest.raises(MixerError, match=r"decoder\.x\.k_proj is a key or value .*leave it out of the experts"):
-        group_by_tokens(["decoder.x.k_proj"], ["unknown"], [(0, torch.rand(1, 2, 3))], {"labels": torch.ones(1, 2)})
+        group_by_tokens(
+            ["decoder.x.k_proj"], ["unknown"], [SiteCall(0, torch.rand(1, 2, 3))], {"labels": torch.ones(1, 2)}
+        )
+
+
+def filled_groups() -> list[TokenGroup]:
+    """The groups with everything that any loss may need."""
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for group in groups():
+        logits = torch.randn(group.p.shape, generator=generator)
+        outputs = torch.randn(*group.p.shape, 4, generator=generator)
+        found.append(TokenGroup(logits.softmax(-1), group.mask, logits, outputs @ outputs.transpose(-1, -2)))
+    return found
+
+
+@pytest.mark.parametrize("form", get_args(Form))
+@pytest.mark.parametrize("name", get_args(RoutingLoss))
+def test_every_loss_can_be_pooled(name, form):
+    """Against one router that sees the tokens of all of them."""
+    settings = config(routing_loss=name, loss_form=form, z_weight=0.1)
+    pooled = config(routing_loss=name, loss_form=form, z_weight=0.1, reduction="pooled")
+    first, second = filled_groups()
+    parts = [
+        torch.cat([first_part[0][MASK], first_part[1][MASK], second_part[0]]).unsqueeze(0)
+        for first_part, second_part in (
+            (first.p, second.p),
+            (first.logits, second.logits),
+            (first.output_gram, second.output_gram),
+        )
+    ]
+    p, logits, output_gram = parts
+    # Rows 1 and 0: tokens of the first group are two per row, those of the second are three.
+    own = torch.tensor([1, 1, 0, 1, 1, 0, 1, 1, 1, 0, 0, 0])
+    expected = routing_loss(settings, [TokenGroup(p, None, logits, output_gram)], own)
+    torch.testing.assert_close(routing_loss(pooled, filled_groups(), torch.tensor([1, 0])), expected)
+
+
+def test_the_supervised_loss_is_of_each_rows_own_expert():
+    first, second = groups()
+    terms = [[router[MASK][:2, 1].log(), router[3:, 0].log()] for router in first.p]
+    terms.append([second.p[0][:3, 1].log(), second.p[0][3:, 0].log()])
+    expected = torch.stack([-torch.cat(site).mean() for site in terms]).mean()
+    found = routing_loss(config(routing_loss="supervised"), groups(), torch.tensor([1, 0]))
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(MixerError, match="needs the own expert of each row"):
+        routing_loss(config(routing_loss="supervised"), groups())

@@ -13,14 +13,24 @@ from peft import PeftConfig
 
 from loramixer.cards import write_mixture_card
 from loramixer.errors import MixerError
-from loramixer.losses import Entropy, Reduction, Scale, Usage
+from loramixer.losses import Entropy, Form, Reduction, Scale, Usage
 from loramixer.routing import GateMode, check_gate_mode, check_temperature
 
 RULE_FIELDS = {"top_k": "k", "temperature": "temperature", "renormalize": "renormalize"}
 """What a rule of `site_gates` can change besides the gate modes, and how `GateSettings` calls it."""
 
 Mixing = Literal["auto", "dense", "sparse"]
-RoutingLoss = Literal["rsl", "load_balance", "none"]
+RoutingLoss = Literal["rsl", "load_balance", "ds_moe", "gmoe", "aesl", "supervised", "none"]
+
+WEIGHTS = (
+    "poisson_weight",
+    "normal_weight",
+    "orthogonality_weight",
+    "variance_weight",
+    "z_weight",
+    "preservation_weight",
+)
+"""Fields that weigh a term whose sign is fixed."""
 
 
 class MixerPeftType(str, Enum):
@@ -57,13 +67,24 @@ class LoraMixerConfig(PeftConfig):
         dropout: on the input of the experts, in training.
         router_init_std: standard deviation of the routers' initial weights.
         train_experts: whether the experts train together with the routers; frozen by default.
-        routing_loss: what is added to the task loss: ``rsl``, ``load_balance`` or ``none``.
-        balance_weight: α, of the balance term.
+        routing_loss: what is added to the task loss: ``rsl``, ``load_balance``, ``ds_moe``, ``gmoe``, ``aesl``,
+            ``supervised`` (needs ``expert_index`` in every batch) or ``none``; see `docs/losses.md`.
+        balance_weight: α, of the balance term (``rsl``, ``load_balance``, ``aesl``) or of the whole loss (``ds_moe``,
+            ``supervised``).
         entropy_weight: λ, of the token entropy (``rsl`` only).
         entropy: ``sharpen`` (+λ) or ``flatten`` (−λ, as Eq. 5 is printed).
         usage: how the balance term counts use: ``top_k``, ``top_1`` or ``soft``.
         scale: form of the balance term: ``unit`` (1 when even) or ``paper`` (1/K when even).
         reduction: routers one by one (``per_site``) or concatenated (``pooled``).
+        loss_form: ``gmoe`` and ``aesl`` as in the ``paper`` or, where it differs, as in its released ``code``.
+        poisson_weight: of the profile of single tokens (``gmoe``).
+        normal_weight: of the profile of the load (``gmoe``).
+        orthogonality_weight: β, of the overlap of the experts' outputs (``aesl``).
+        variance_weight: γ, of the variance of probabilities (``aesl``).
+        z_weight: of the router z-loss, which can be added to any routing loss; none by default.
+        preserve: experts that are kept near what they were when they were read or loaded, or last edited (the set C
+            of the paper's Eq. 11); for ``train_experts=True``.
+        preservation_weight: β of Eq. 11; never warmed up.
         save_experts: whether a saved folder holds the experts too; otherwise it names them and checks their hashes.
         expert_order: names in the order of the gates; PEFT saves dictionaries sorted. Filled by itself.
         target_modules: which linear layers new experts change, as in `LoraConfig`; by default those that the other
@@ -93,13 +114,21 @@ class LoraMixerConfig(PeftConfig):
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the experts, in training."})
     router_init_std: float = field(default=0.02, metadata={"help": "Standard deviation of initial router weights."})
     train_experts: bool = field(default=False, metadata={"help": "Whether experts train together with the routers."})
-    routing_loss: RoutingLoss = field(default="none", metadata={"help": "rsl, load_balance or none."})
-    balance_weight: float = field(default=1.0, metadata={"help": "α: weight of the balance term."})
+    routing_loss: RoutingLoss = field(default="none", metadata={"help": f"One of {', '.join(get_args(RoutingLoss))}."})
+    balance_weight: float = field(default=1.0, metadata={"help": "α: of the balance term, or of the whole loss."})
     entropy_weight: float = field(default=0.05, metadata={"help": "λ: weight of the token entropy (rsl only)."})
     entropy: Entropy = field(default="sharpen", metadata={"help": "sharpen (+λ) or flatten (−λ)."})
     usage: Usage = field(default="top_k", metadata={"help": "How use is counted: top_k, top_1 or soft."})
     scale: Scale = field(default="unit", metadata={"help": "Balance term: unit (1 when even) or paper (1/K)."})
     reduction: Reduction = field(default="per_site", metadata={"help": "per_site or pooled."})
+    loss_form: Form = field(default="paper", metadata={"help": "gmoe and aesl: of the paper, or of its code."})
+    poisson_weight: float = field(default=0.005, metadata={"help": "Of the profile of single tokens (gmoe only)."})
+    normal_weight: float = field(default=8.0, metadata={"help": "Of the profile of the load (gmoe only)."})
+    orthogonality_weight: float = field(default=1.0, metadata={"help": "β: of the overlap of outputs (aesl only)."})
+    variance_weight: float = field(default=1.0, metadata={"help": "γ: of the variance (aesl only)."})
+    z_weight: float = field(default=0.0, metadata={"help": "Of the router z-loss, beside any routing loss."})
+    preserve: list[str] = field(default_factory=list, metadata={"help": "Trained experts that are kept near."})
+    preservation_weight: float = field(default=5e-5, metadata={"help": "β of Eq. 11, for `preserve`."})
     save_experts: bool = field(default=True, metadata={"help": "Whether saved folders hold the experts too."})
     expert_order: list[str] = field(
         default_factory=list, metadata={"help": "Names in the order of the gates; filled by itself."}
@@ -123,11 +152,15 @@ class LoraMixerConfig(PeftConfig):
             ("usage", Usage),
             ("scale", Scale),
             ("reduction", Reduction),
+            ("loss_form", Form),
         ):
             if (given := getattr(self, name)) not in get_args(allowed):
                 raise MixerError(f"{name} is '{given}'; it can be {', '.join(get_args(allowed))}.")
         if self.noise_std < 0:
             raise MixerError(f"noise_std is {self.noise_std}; it is a standard deviation, 0 or above.")
+        for name in WEIGHTS:
+            if not getattr(self, name) >= 0:
+                raise MixerError(f"{name} is {getattr(self, name)}; it is a weight, 0 or above.")
         for rule in self.site_gates:
             _check_rule(rule)
         if not self.experts:
@@ -139,10 +172,19 @@ class LoraMixerConfig(PeftConfig):
             raise MixerError("New experts (None) change nothing until they are trained; set train_experts=True.")
         if trains and not self.save_experts:
             raise MixerError("Trained experts would be lost with save_experts=False; leave it True, or export them.")
+        self._check_preserved()
         self.expert_order = self.expert_order or list(self.experts)
         if sorted(self.expert_order) != sorted(self.experts):
             raise MixerError(f"expert_order is {self.expert_order}; it must name each of {list(self.experts)} once.")
         self.experts = {name: self.experts[name] for name in self.expert_order}
+
+    def _check_preserved(self) -> None:
+        if unknown := sorted(set(self.preserve) - set(self.experts)):
+            raise MixerError(f"preserve names '{unknown[0]}', but the mixture has {', '.join(self.experts)}.")
+        if self.preserve and not self.train_experts:
+            raise MixerError("preserve is for experts that train, these are frozen; set train_experts=True.")
+        if new := [name for name in self.preserve if self.experts[name] is None]:
+            raise MixerError(f"Expert '{new[0]}' is new, so there is nothing of it to preserve; leave it out.")
 
     def rule_of(self, site: str) -> int | None:
         """Index of the first rule of ``site_gates`` that matches a module name, or None."""
@@ -151,13 +193,36 @@ class LoraMixerConfig(PeftConfig):
     @property
     def loss_text(self) -> str:
         """The routing loss in one line, with its coefficients and the form that they belong to."""
-        form = "K Σ p̄ f̄" if self.scale == "unit" else "Σ p̄ f̄"
-        if self.routing_loss == "none":
-            return "task loss only"
-        if self.routing_loss == "load_balance":
-            return f"load balance: {self.balance_weight:g} · {form}"
-        sign = "+" if self.entropy == "sharpen" else "−"
-        return f"RSL {self.entropy}: {self.balance_weight:g} · {form} {sign} {self.entropy_weight:g} · E[H(p)]"
+        terms = [self._main_term]
+        if self.z_weight:
+            terms.append(f"{self.z_weight:g} · E[(logsumexp z)²]")
+        if self.preserve:
+            terms.append(f"{self.preservation_weight:g} · Σ‖θ − θ⁰‖² of {', '.join(self.preserve)}")
+        return terms[0] if len(terms) == 1 else " + ".join([terms[0].removesuffix(" only"), *terms[1:]])
+
+    @property
+    def _main_term(self) -> str:
+        balance = f"{self.balance_weight:g} · {'K ' if self.scale == 'unit' else ''}Σ p̄ f̄"
+        match self.routing_loss:
+            case "load_balance":
+                return f"load balance: {balance}"
+            case "rsl":
+                sign = "+" if self.entropy == "sharpen" else "−"
+                return f"RSL {self.entropy}: {balance} {sign} {self.entropy_weight:g} · E[H(p)]"
+            case "ds_moe":
+                return f"DS-MoE mutual information: {self.balance_weight:g} · (E[H(p)] − H(p̄))"
+            case "gmoe":
+                terms = f"{self.poisson_weight:g} · D(Poisson, p) + {self.normal_weight:g} · D(Normal, load)"
+                return f"GMoE, {self.loss_form} form: {terms}"
+            case "aesl":
+                overlap = f"{self.orthogonality_weight:g} · overlap of outputs"
+                over = "tokens" if self.loss_form == "paper" else "experts"
+                variance = f"{self.variance_weight:g} · Var(p) over {over}"
+                return f"AESL, {self.loss_form} form: {balance} + {overlap} − {variance}"
+            case "supervised":
+                return f"supervised: {self.balance_weight:g} · E[−log p of the own expert]"
+            case _:
+                return "task loss only"
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Save; the sources of experts that are local folders are written relative to ``save_directory``.

@@ -84,6 +84,7 @@ def remove_expert(model: Any, name: str) -> None:
     config = runtime.config
     experts = {other: value for other, value in config.experts.items() if other != name}
     tasks = {other: value for other, value in config.tasks.items() if other != name}
+    config.preserve = [other for other in config.preserve if other != name]
     _finish(tuner, adapter, runtime, experts, tasks)
 
 
@@ -103,6 +104,8 @@ def rename_expert(model: Any, name: str, new_name: str) -> None:
     def renamed(values: dict[str, Any]) -> dict[str, Any]:
         return {new_name if other == name else other: value for other, value in values.items()}
 
+    config = runtime.config
+    config.preserve = [new_name if other == name else other for other in config.preserve]
     masked = runtime.masked
     _finish(tuner, adapter, runtime, renamed(runtime.config.experts), renamed(runtime.config.tasks))
     runtime.masked = masked

@@ -10,7 +10,7 @@ experts (paper, Eq. 4; `mixing` has the sum, `sharing` what q, k and v have in c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import nn
 
 from loramixer.errors import ExpertError, MixerError
 from loramixer.experts import SiteWeights
+from loramixer.losses import expert_output_gram
 from loramixer.tuner.layout import SiteLayout
 from loramixer.tuner.mixing import add_dense, add_sparse
 from loramixer.tuner.runtime import MixtureRuntime
@@ -37,6 +38,8 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         lora_mixer_expert_of_row: adapter → int64 ``[R]`` buffer; empty where all experts have one rank and scaling.
         lora_mixer_scaling_of_row: adapter → float32 ``[R]`` buffer; likewise.
         lora_mixer_absent: adapter → bool ``[E]`` buffer, experts that do not change this site.
+        lora_mixer_former_A: adapter → A as it was before training, a buffer of mixtures that preserve experts only.
+        lora_mixer_former_B: likewise.
         layouts: adapter → whose rows are whose.
         runtimes: adapter → what it shares with all other sites.
         places: adapter → the group of sites with the same input, and the position in it.
@@ -53,6 +56,8 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         "lora_mixer_expert_of_row",
         "lora_mixer_scaling_of_row",
         "lora_mixer_absent",
+        "lora_mixer_former_A",
+        "lora_mixer_former_B",
         "layouts",
         "has_absent",
         "runtimes",
@@ -75,6 +80,8 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         self.lora_mixer_expert_of_row = BufferDict(persistent=False)
         self.lora_mixer_scaling_of_row = BufferDict(persistent=False)
         self.lora_mixer_absent = BufferDict(persistent=False)
+        self.lora_mixer_former_A = BufferDict(persistent=False)
+        self.lora_mixer_former_B = BufferDict(persistent=False)
         self.layouts: dict[str, SiteLayout] = {}
         self.has_absent: dict[str, bool] = {}
         self.runtimes: dict[str, MixtureRuntime] = {}
@@ -124,6 +131,8 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
                     A_RD[layout.slice_of(index)] = part.A.to(A_RD)
                     B_RF[layout.slice_of(index)] = part.B.t().to(B_RF)
         trains = self.runtimes[adapter_name].config.train_experts if former is None else former.requires_grad
+        if weights is not None:
+            self.remember_experts(adapter_name, A_RD, B_RF)
         self.lora_mixer_A[adapter_name] = nn.Parameter(A_RD, requires_grad=trains)
         self.lora_mixer_B[adapter_name] = nn.Parameter(B_RF, requires_grad=trains)
         indexed = layout.uniform is None
@@ -146,6 +155,23 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         rows = layout.slice_of(expert)
         A_RD, B_RF = self.lora_mixer_A[adapter_name].detach(), self.lora_mixer_B[adapter_name].detach()
         return SiteWeights(A_RD[rows], B_RF[rows].t(), layout.scalings[expert])
+
+    def remember_experts(self, adapter_name: str, A_RD: torch.Tensor, B_RF: torch.Tensor) -> None:
+        """Keep a copy of what the experts are before they train, if they do and any of them is to be preserved."""
+        config = self.runtimes[adapter_name].config
+        if config.preserve and not config.inference_mode:
+            self.lora_mixer_former_A[adapter_name] = A_RD.detach().to(self._device(), copy=True)
+            self.lora_mixer_former_B[adapter_name] = B_RF.detach().to(self._device(), copy=True)
+
+    def preserved(self, adapter_name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """``(θ, θ⁰)`` of the matrices of the experts that are to be preserved here, if this mixture is to train."""
+        if adapter_name not in self.lora_mixer_former_A:
+            return
+        runtime, layout = self.runtimes[adapter_name], self.layouts[adapter_name]
+        for name in runtime.config.preserve:
+            rows = layout.slice_of(runtime.index_of(name))
+            yield self.lora_mixer_A[adapter_name][rows], self.lora_mixer_former_A[adapter_name][rows]
+            yield self.lora_mixer_B[adapter_name][rows], self.lora_mixer_former_B[adapter_name][rows]
 
     def matrices(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """``(A_RD, B_RF)`` of a mixture."""
@@ -184,6 +210,7 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         # Transformers makes whatever it loads trainable; this time frozen experts stay frozen.
         for name in self.frozen_peft_weight_names.get(adapter_name, ()):
             getattr(self, name)[adapter_name].requires_grad_(False)
+        self.remember_experts(adapter_name, *self.matrices(adapter_name))
         del self.awaiting_weights[adapter_name]
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -232,8 +259,11 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         if adapter_name in self.awaiting_weights:
             self._check_loaded(adapter_name)
         routed, index = group.route(position, x)
+        # As with probabilities, whether it is recorded or not: checkpointing must see the same operations again.
+        needs_outputs = self.training and runtime.config.routing_loss == "aesl"
+        output_gram = self._output_gram(adapter_name, routed.x_ND) if needs_outputs else None
         if runtime.listening:
-            runtime.note(self.sites[adapter_name], routed, index, x.shape[:-1])
+            runtime.note(self.sites[adapter_name], routed, index, x.shape[:-1], output_gram)
         A_RD, B_RF = self.matrices(adapter_name)
         shape = y.shape
         y_NF, x_ND, layout = y.reshape(-1, shape[-1]), routed.x_ND, self.layouts[adapter_name]
@@ -248,6 +278,14 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
             tables = self.lora_mixer_expert_of_row[adapter_name], self.lora_mixer_scaling_of_row[adapter_name]
         gates_NE = routed.gates_NSE[:, index]
         return add_dense(y_NF, x_ND, A_RD, B_RF, gates_NE, layout, tables, own and routed.free).view(shape)
+
+    def _output_gram(self, adapter_name: str, x_ND: torch.Tensor) -> torch.Tensor:
+        """``[N, E, E]``: inner products of the experts' outputs, without dropout and in float32."""
+        A_RD, B_RF = self.matrices(adapter_name)
+        layout = self.layouts[adapter_name]
+        with torch.autocast(x_ND.device.type, enabled=False):
+            h_NR = F.linear(x_ND.float(), A_RD.float()) * layout.scaling_of_row().to(x_ND.device)
+            return expert_output_gram(h_NR, B_RF.float(), layout.ranks)
 
 
 def _is_plain_linear(module: nn.Module) -> bool:

@@ -24,6 +24,7 @@ from loramixer.tuner.routing_loss import (
     Recording,
     group_by_tokens,
     named_inputs,
+    preservation_loss,
     routing_loss,
     routing_statistics,
     share_of_step,
@@ -315,17 +316,21 @@ class LoraMixerModel(BaseTuner):
         if task_loss is None:
             return None
         sites, config = runtime.sites, runtime.config
-        refuse_passed_over(model, sites, ran, {sites[site] for site, _ in calls})
+        refuse_passed_over(model, sites, ran, {sites[call.site] for call in calls})
         total = task_loss
         if calls:
             groups = group_by_tokens(sites, runtime.streams, calls, recording.inputs)
-            routing = routing_loss(config, groups)
+            routing = routing_loss(config, groups, recording.expert_index)
             self.routing_statistics = {
-                **routing_statistics(config, [group.detach() for group in groups], recording.expert_index),
+                **routing_statistics(config, [group.for_statistics() for group in groups], recording.expert_index),
                 "task_loss": task_loss.detach(),
                 "routing_loss": routing.detach(),
             }
             addition = self.loss_warmup * routing
+            kept = preservation_loss(model, config)
+            if kept is not None:
+                self.routing_statistics["preservation_loss"] = kept.detach()
+                addition = addition + kept
             self._warn_if_unused(addition)
             total = task_loss + addition
         share = share_of_step(model, recording.inputs).to(total.device)
@@ -401,8 +406,11 @@ class LoraMixerModel(BaseTuner):
                 state_dict[f"{name}.lora_mixer_A"], state_dict[f"{name}.lora_mixer_B"] = A.detach(), B.detach()
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         _check_complete(layers, adapter_name, remapped)
-        for layer in layers.values():
-            layer.awaiting_weights.pop(adapter_name, None)
+        for name, layer in layers.items():
+            # Only at the first time: a checkpoint that training resumes from is not what it began with.
+            if layer.awaiting_weights.pop(adapter_name, None):
+                parts = (remapped[f"{name}.lora_mixer_{part}.{adapter_name}"] for part in "AB")
+                layer.remember_experts(adapter_name, *parts)
         return remapped
 
     @contextmanager

@@ -7,8 +7,8 @@ one such group; in an encoder–decoder there are two, each with a mask of its o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,16 +16,21 @@ from torch import nn
 
 from loramixer.errors import MixerError
 from loramixer.losses import (
+    aesl,
+    ds_moe,
+    gmoe,
     load_balance,
     load_entropy,
-    pool_routers,
+    preservation,
     reduce_over_routers,
+    router_z,
     rsl,
+    supervised,
     token_entropy,
 )
-from loramixer.tuner.config import LoraMixerConfig
+from loramixer.tuner.config import LoraMixerConfig, RoutingLoss
 from loramixer.tuner.guards import OwnerWatch
-from loramixer.tuner.runtime import MixtureRuntime
+from loramixer.tuner.runtime import MixtureRuntime, SiteCall, mixture_layers
 from loramixer.tuner.sites import TokenStream
 
 IGNORED_LABEL = -100
@@ -33,13 +38,24 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """Probabilities ``[S, N, E]`` of routers that saw the same tokens, and bool ``[N]``: those that are no padding."""
+    """Routers that saw the same tokens.
+
+    Attributes:
+        p: probabilities ``[S, N, E]``.
+        mask: bool ``[N]``, or ``[S, N]`` of pooled routers: tokens that are no padding; None: all of them.
+        logits: ``[S, N, E]``, where the loss needs them.
+        output_gram: ``[S, N, E, E]``, inner products of the experts' outputs, where the loss needs them.
+        own_expert: int64 of the shape of the mask, the expert that each token belongs to, where the loss needs it.
+    """
 
     p: torch.Tensor
     mask: torch.Tensor | None
+    logits: torch.Tensor | None = None
+    output_gram: torch.Tensor | None = None
+    own_expert: torch.Tensor | None = None
 
-    def detach(self) -> TokenGroup:
-        """The same without gradient."""
+    def for_statistics(self) -> TokenGroup:
+        """Probabilities and mask, without gradient."""
         return TokenGroup(self.p.detach(), self.mask)
 
 
@@ -68,7 +84,7 @@ def named_inputs(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mappi
 def group_by_tokens(
     sites: Sequence[str],
     streams: Sequence[TokenStream],
-    recorded: Sequence[tuple[int, torch.Tensor]],
+    recorded: Sequence[SiteCall],
     inputs: Mapping[str, Any],
 ) -> list[TokenGroup]:
     """Put the routers that saw the same tokens together, with the mask that belongs to these tokens.
@@ -76,21 +92,34 @@ def group_by_tokens(
     Args:
         sites: module names of the routed projections.
         streams: which tokens each of them sees.
-        recorded: ``(site, probabilities [..., E])`` of every call; a module that is called twice counts twice.
+        recorded: every call; a module that is called twice counts twice.
         inputs: what the model was called with, by name.
 
     Raises:
         MixerError: it cannot be known which of a site's tokens are padding.
     """
-    calls: dict[tuple[TokenStream, torch.Size], list[tuple[int, torch.Tensor]]] = {}
-    for site, p in sorted(recorded, key=lambda call: call[0]):
-        calls.setdefault((streams[site], p.shape[:-1]), []).append((site, p))
+    calls: dict[tuple[TokenStream, torch.Size], list[SiteCall]] = {}
+    for call in sorted(recorded, key=lambda call: call.site):
+        calls.setdefault((streams[call.site], call.p.shape[:-1]), []).append(call)
     groups = []
     for (stream, shape), found in calls.items():
-        mask = _mask(sites[found[0][0]], stream, shape, inputs)
-        p_SNE = torch.stack([p.flatten(0, -2) for _, p in found])
-        groups.append(TokenGroup(p_SNE, None if mask is None else mask.to(p_SNE.device)))
+        mask = _mask(sites[found[0].site], stream, shape, inputs)
+        p_SNE = torch.stack([call.p.flatten(0, -2) for call in found])
+        groups.append(
+            TokenGroup(
+                p_SNE,
+                None if mask is None else mask.to(p_SNE.device),
+                _stacked([call.logits for call in found]),
+                _stacked([call.output_gram for call in found]),
+            )
+        )
     return groups
+
+
+def _stacked(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Tensors of all sites ``[S, …]``, or None where they were not recorded."""
+    found = [part for part in parts if part is not None]
+    return torch.stack(found) if found else None
 
 
 def _mask(site: str, stream: TokenStream, shape: torch.Size, inputs: Mapping[str, Any]) -> torch.Tensor | None:
@@ -129,42 +158,150 @@ def _decoder_mask(inputs: Mapping[str, Any]) -> torch.Tensor | None:
     )
 
 
-def routing_loss(config: LoraMixerConfig, groups: Sequence[TokenGroup]) -> torch.Tensor:
-    """The routing loss of one forward: the mean over all routers, whichever tokens they saw."""
+def routing_loss(
+    config: LoraMixerConfig, groups: Sequence[TokenGroup], expert_index: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The routing loss of one forward: the mean over all routers, whichever tokens they saw.
+
+    Args:
+        config: of the mixture.
+        groups: routers and their tokens.
+        expert_index: int64 ``[B]``, the own expert of each row (negative: none), or None.
+
+    Raises:
+        MixerError: the loss needs to know the own expert of each row, and it was not given.
+    """
+    if config.routing_loss == "supervised":
+        groups = [_with_own_expert(group, expert_index) for group in groups]
     if config.reduction == "pooled":
         groups = [_pooled(groups)]
     return reduce_over_routers(torch.cat([_per_router(config, group) for group in groups]))
 
 
-def _pooled(groups: Sequence[TokenGroup]) -> TokenGroup:
-    parts = [
-        pool_routers(
-            group.p, torch.ones_like(group.p[0, :, 0], dtype=torch.bool) if group.mask is None else group.mask
+def preservation_loss(model: nn.Module, config: LoraMixerConfig) -> torch.Tensor | None:
+    """β Σ ‖θ − θ⁰‖² over the preserved experts at all sites of the active mixture (paper, Eq. 11), or None."""
+    if not config.preserve:
+        return None
+    pairs = [pair for layer, adapter in mixture_layers(model) for pair in layer.preserved(adapter)]
+    return config.preservation_weight * preservation(pairs) if pairs else None
+
+
+def _with_own_expert(group: TokenGroup, expert_index: torch.Tensor | None) -> TokenGroup:
+    if expert_index is None:
+        raise MixerError(
+            "routing_loss='supervised' needs the own expert of each row, and this batch has none; pass expert_index, "
+            "the position of the expert among the gates, or −1 for none."
         )
-        for group in groups
-    ]
-    masks = [mask for _, mask in parts if mask is not None]
-    return TokenGroup(torch.cat([p for p, _ in parts], dim=1), torch.cat(masks, dim=1))
+    tokens = group.p.shape[1]
+    own_N = expert_index.to(group.p.device).repeat_interleave(tokens // len(expert_index))
+    return replace(group, own_expert=own_N)
+
+
+def _pooled(groups: Sequence[TokenGroup]) -> TokenGroup:
+    """All tokens of all routers as if one router had seen them: a single group with S = 1."""
+
+    def joined(parts: Iterable[torch.Tensor | None]) -> torch.Tensor | None:
+        """Parts ``[S, N, …]``, one after the other: ``[1, sum of S · N, …]``; None where there are none."""
+        found = [part.flatten(0, 1) for part in parts if part is not None]
+        return torch.cat(found).unsqueeze(0) if found else None
+
+    counts, own_experts = [], []
+    for group in groups:
+        sites_by_tokens = group.p.shape[:2]
+        everything = torch.ones(sites_by_tokens, dtype=torch.bool, device=group.p.device)
+        counts.append(everything if group.mask is None else group.mask.expand(sites_by_tokens))
+        own_experts.append(None if group.own_expert is None else group.own_expert.expand(sites_by_tokens))
+    p = joined(group.p for group in groups)
+    assert p is not None  # there is a group
+    return TokenGroup(
+        p,
+        joined(counts),
+        joined(group.logits for group in groups),
+        joined(group.output_gram for group in groups),
+        joined(own_experts),
+    )
 
 
 def _per_router(config: LoraMixerConfig, group: TokenGroup) -> torch.Tensor:
-    k = config.top_k or 1
-    if config.routing_loss == "rsl":
-        return rsl(
-            group.p,
-            group.mask,
-            balance_weight=config.balance_weight,
-            entropy_weight=config.entropy_weight,
-            entropy=config.entropy,
-            usage=config.usage,
-            k=k,
-            scale=config.scale,
-            across_processes=True,
-        )
-    if config.routing_loss == "load_balance":
-        balance = load_balance(group.p, group.mask, usage=config.usage, k=k, scale=config.scale, across_processes=True)
-        return config.balance_weight * balance
+    """``[S]``: the chosen loss, and the z-loss that can stand beside any."""
+    value = LOSSES[config.routing_loss](config, group)
+    if config.z_weight:
+        assert group.logits is not None  # recorded wherever there is a weight
+        value = value + config.z_weight * router_z(group.logits, group.mask, across_processes=True)
+    return value
+
+
+def _none(config: LoraMixerConfig, group: TokenGroup) -> torch.Tensor:
     return group.p.new_zeros(group.p.shape[0])
+
+
+def _rsl(config: LoraMixerConfig, group: TokenGroup) -> torch.Tensor:
+    return rsl(
+        group.p,
+        group.mask,
+        balance_weight=config.balance_weight,
+        entropy_weight=config.entropy_weight,
+        entropy=config.entropy,
+        usage=config.usage,
+        k=config.top_k or 1,
+        scale=config.scale,
+        across_processes=True,
+    )
+
+
+def _load_balance(config: LoraMixerConfig, group: TokenGroup) -> torch.Tensor:
+    settings: dict[str, Any] = {"usage": config.usage, "k": config.top_k or 1, "scale": config.scale}
+    return config.balance_weight * load_balance(group.p, group.mask, **settings, across_processes=True)
+
+
+def _ds_moe(config: LoraMixerConfig, group: TokenGroup) -> torch.Tensor:
+    return config.balance_weight * ds_moe(group.p, group.mask, across_processes=True)
+
+
+def _gmoe(config: LoraMixerConfig, group: TokenGroup) -> torch.Tensor:
+    return gmoe(
+        group.p,
+        group.mask,
+        poisson_weight=config.poisson_weight,
+        normal_weight=config.normal_weight,
+        k=config.top_k or 1,
+        form=config.loss_form,
+        across_processes=True,
+    )
+
+
+def _aesl(config: LoraMixerConfig, group: TokenGroup) -> torch.Tensor:
+    assert group.output_gram is not None  # recorded wherever this is the loss
+    return aesl(
+        group.p,
+        group.output_gram,
+        group.mask,
+        balance_weight=config.balance_weight,
+        orthogonality_weight=config.orthogonality_weight,
+        variance_weight=config.variance_weight,
+        k=config.top_k or 1,
+        usage=config.usage,
+        scale=config.scale,
+        form=config.loss_form,
+        across_processes=True,
+    )
+
+
+def _supervised(config: LoraMixerConfig, group: TokenGroup) -> torch.Tensor:
+    assert group.own_expert is not None  # given by `routing_loss`
+    return config.balance_weight * supervised(group.p, group.own_expert, group.mask, across_processes=True)
+
+
+LOSSES: dict[RoutingLoss, Callable[[LoraMixerConfig, TokenGroup], torch.Tensor]] = {
+    "rsl": _rsl,
+    "load_balance": _load_balance,
+    "ds_moe": _ds_moe,
+    "gmoe": _gmoe,
+    "aesl": _aesl,
+    "supervised": _supervised,
+    "none": _none,
+}
+"""Every routing loss by its name: from a configuration and a group of routers to one value ``[S]`` per router."""
 
 
 def routing_statistics(

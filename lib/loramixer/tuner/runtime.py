@@ -51,6 +51,23 @@ class GateSettings:
 
 
 @dataclass(frozen=True)
+class SiteCall:
+    """What the loss wants to know of one call of a site.
+
+    Attributes:
+        site: index of the site.
+        p: probabilities ``[..., E]``.
+        logits: float32 ``[N, E]``, where the loss needs them.
+        output_gram: ``[N, E, E]``, inner products of the experts' outputs, where the loss needs them.
+    """
+
+    site: int
+    p: torch.Tensor
+    logits: torch.Tensor | None = None
+    output_gram: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class StreamRouting:
     """The routing of one stream of tokens.
 
@@ -160,8 +177,7 @@ class MixtureRuntime:
         masked: bool ``[E]``, experts that may not be chosen, or None.
         domain: int64 ``[rows]`` or ``[1]``, for gate mode ``domain`` in inference.
         training_domain: int64 ``[B]``, the same for the current training batch.
-        recorded: ``(site, probabilities [..., E])`` of every call in the current training forward, or None when not
-            wanted.
+        recorded: every call in the current training forward, or None when not wanted.
         capture: the running capture, or None.
     """
 
@@ -176,7 +192,7 @@ class MixtureRuntime:
     masked: torch.Tensor | None = None
     domain: torch.Tensor | None = None
     training_domain: torch.Tensor | None = None
-    recorded: list[tuple[int, torch.Tensor]] | None = None
+    recorded: list[SiteCall] | None = None
     capture: RoutingCapture | None = None
 
     def index_of(self, name: str) -> int:
@@ -264,7 +280,9 @@ class MixtureRuntime:
         # Beam search repeats every row; its copies lie next to each other.
         return domain_B.repeat_interleave(len(logits_NSE) // len(domain_B)).unsqueeze(-1)
 
-    def note(self, site: int, routed: Routed, index: int, leading: torch.Size) -> None:
+    def note(
+        self, site: int, routed: Routed, index: int, leading: torch.Size, output_gram: torch.Tensor | None
+    ) -> None:
         """Keep what the loss or a trace wants to know of a site.
 
         Args:
@@ -272,9 +290,12 @@ class MixtureRuntime:
             routed: its input and gates.
             index: of the site in the S axis of ``routed``.
             leading: axes that N stands for.
+            output_gram: ``[N, E, E]``, inner products of the experts' outputs, where the loss needs them.
         """
         if self.recorded is not None and routed.p_NSE is not None:
-            self._record(site, routed.p_NSE[:, index].view(*leading, -1))
+            p = routed.p_NSE[:, index].view(*leading, -1)
+            logits_NE = routed.logits_NSE[:, index] if self.config.z_weight else None
+            self._record(SiteCall(site, p, logits_NE, output_gram))
         if self.capture is not None:
             logits_NE = routed.logits_NSE[:, index]
             if routed.gates_NSE is not None:
@@ -285,14 +306,14 @@ class MixtureRuntime:
                 gates_NE = torch.zeros_like(logits_NE).scatter(-1, experts, weights)
             self.capture.add(site, logits_NE.view(*leading, -1), gates_NE.view(*leading, -1))
 
-    def _record(self, site: int, p: torch.Tensor) -> None:
+    def _record(self, call: SiteCall) -> None:
         if self.recorded is None or not torch.is_grad_enabled():
             raise MixerError(
                 "Routers get no gradient under reentrant gradient checkpointing; set "
                 "gradient_checkpointing_kwargs={'use_reentrant': False}."
             )
         # The recomputation of non-reentrant checkpointing runs after the forward, when nothing is recorded.
-        self.recorded.append((site, p))
+        self.recorded.append(call)
 
 
 def mixture_layers(model: Any) -> Iterator[tuple[LoraMixerLayer, str]]:

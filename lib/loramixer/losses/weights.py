@@ -1,0 +1,18 @@
+"""Preservation, a function of the experts' weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+
+def preservation(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Σ ‖θ − θ⁰‖² over the matrices of the preserved experts (paper, Eq. 11, without its β): a scalar.
+
+    Canonical scale: squared entries of A and B as they are stored, summed over all sites, whatever the batch.
+
+    Args:
+        pairs: ``(θ, θ⁰)`` of every matrix: what it is, and what it was when training began.
+    """
+    return torch.stack([((current - initial) ** 2).sum() for current, initial in pairs]).sum()
