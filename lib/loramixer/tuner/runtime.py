@@ -281,7 +281,7 @@ class MixtureRuntime:
         return domain_B.repeat_interleave(len(logits_NSE) // len(domain_B)).unsqueeze(-1)
 
     def note(
-        self, site: int, routed: Routed, index: int, leading: torch.Size, output_gram: torch.Tensor | None
+        self, site: int, routed: Routed, index: int, leading: torch.Size, output_gram: torch.Tensor | None = None
     ) -> None:
         """Keep what the loss or a trace wants to know of a site.
 
