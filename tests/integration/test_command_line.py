@@ -31,7 +31,7 @@ def run_command(*words: object) -> tuple[int, str, str]:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        patch.delenv("LORAMIXER_DATA", raising=False)
+        patch.setenv("LORAMIXER_DATA", "generated")
         patch.setenv("COLUMNS", "400")  # one sentence on one line
         patch.setattr(sys, "argv", ["loramixer", *map(str, words)])
         try:
