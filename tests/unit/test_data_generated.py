@@ -149,6 +149,8 @@ def test_another_way_to_write_a_program_is_right(text):
         "def f(x):\n    while True:\n        pass",
         "def f(x):\n    return f(x)",
         "def f(x):\n    return 9 ** 9 ** 9 ** 9",
+        "def f(x):\n    x += 30\n" + "    x *= x\n" * 200 + "    return 0 * x",
+        "def f(x):\n    return round(x, -999999999)",
         "def f(x):\n    return y",
         "def f(x):\n    return 1 / (x - x)",
         "def f(x):\n    return [0]",

@@ -90,6 +90,8 @@ def test_shares_of_tokens_are_kept_to_a_row(small_folder, seed, math):
         assert abs(mixture.tokens_of[name] - total * share / sum(shares.values())) < 2 * 312
     assert len(mixture.rows) == 600
     assert mixture.rows_of["language"] > 2 * mixture.rows_of["medical"]
+    medical = [sum(count_words(row) for row in mixture.rows if row.task == task) for task in ("medquad", "pubmedqa")]
+    assert abs(medical[0] - medical[1]) < 2 * 312
     assert mixture.to_dict()["tokens_of"] == mixture.tokens_of
     assert json.loads(json.dumps(mixture.to_dict()))["fingerprint"] == fingerprint(mixture.rows)
 

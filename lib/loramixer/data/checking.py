@@ -33,7 +33,20 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
-_FUNCTIONS: dict[str, Callable[..., Any]] = {"max": max, "min": min, "abs": abs, "int": int, "round": round}
+
+
+def _rounded(value: float) -> int:
+    """``round`` of one argument: rounding an integer to minus a billion places would compute ten to that power."""
+    return round(value)
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "max": max,
+    "min": min,
+    "abs": abs,
+    "int": int,
+    "round": _rounded,
+}
 _LARGEST = 1e15
 """Beyond it a value is no answer to any generated task; numbers that grow without end are stopped here."""
 
