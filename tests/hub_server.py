@@ -1,8 +1,8 @@
 """A small Hugging Face Hub on the loopback interface: the part of its file API that downloads and pushes really use.
 
 Repositories are kept in memory as commits, so that a pinned revision gives other bytes than ``main``. As on the real
-Hub, safetensors carry the SHA-256 of their content as ETag (they are LFS files) and all else its git hash. What the
-client is told to upload as ``regular`` comes with the commit, so no LFS or Xet upload is needed.
+Hub, safetensors and Parquet files carry the SHA-256 of their content as ETag (they are LFS files) and all else its git
+hash. What the client is told to upload as ``regular`` comes with the commit, so no LFS or Xet upload is needed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ import yaml
 
 TOKEN = "hf_loopback"
 """The one token that may push and read gated repositories."""
+
+LFS = (".safetensors", ".parquet")
+"""Endings of the files that the Hub keeps in LFS."""
 
 TRUNCATIONS = 5
 """So often breaks a truncated file off; never to end would let a client that does not give up hang."""
@@ -68,7 +71,7 @@ class HubServer:
 
     Attributes:
         url: what ``HF_ENDPOINT`` would be.
-        repositories: id → repository.
+        repositories: id → repository; that of a data set is ``datasets/organisation/name``.
         requests: method and path of every request, in order.
         faults: repository id → what it does wrong.
     """
@@ -127,12 +130,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":
             return self._validate_yaml(json.loads(body)["content"])
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(\w+)/(.+))?", path):
-            name, action, revision = match[1], match[2] or "revision", match[3] or "main"
-        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+|refs/[^/]+/[^/]+)/(.+)", path):
-            name, action, revision = match[1], "resolve", match[2]
+        if match := re.fullmatch(r"/api/(?:models|(datasets))/([^/]+/[^/]+)(?:/(\w+)/(.+))?", path):
+            name, action, revision = match[2], match[3] or "revision", match[4] or "main"
+        elif match := re.fullmatch(r"(?:/(datasets))?/([^/]+/[^/]+)/resolve/([^/]+|refs/[^/]+/[^/]+)/(.+)", path):
+            name, action, revision = match[2], "resolve", match[3]
         else:
             return self._refuse(404, "")
+        if match[1]:
+            name = f"datasets/{name}"
         fault = self.hub.faults.get(name)
         if fault == "silent" or (fault == "silent_files" and action == "resolve"):
             self.hub.closing.wait(60)
@@ -156,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             return self._refuse(404, "RevisionNotFound")
         if action == "resolve":
-            return self._file(repository.commits[commit], commit, match[3], fault)
+            return self._file(repository.commits[commit], commit, match[4], fault)
         if action == "tree":
             return self._send([_entry(path, data) for path, data in repository.commits[commit].items()])
         siblings = [{"rfilename": path} for path in repository.commits[commit]]
@@ -210,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(401, "GatedRepo")
         if path not in files:
             return self._refuse(404, "EntryNotFound", {"X-Repo-Commit": commit})
-        data, is_weights = files[path], path.endswith(".safetensors")
+        data, is_weights = files[path], path.endswith(LFS)
         headers = {"X-Repo-Commit": commit, "ETag": f'"{_git_hash(data)}"', "Accept-Ranges": "bytes"}
         if is_weights:
             headers |= {"X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Linked-Size": str(len(data))}
@@ -259,6 +264,6 @@ def _git_hash(data: bytes) -> str:
 
 def _entry(path: str, data: bytes) -> dict[str, Any]:
     entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": _git_hash(data)}
-    if path.endswith(".safetensors"):
+    if path.endswith(LFS):
         entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
     return entry

@@ -210,17 +210,20 @@ def expert_matrix(
     """Test loss of the backbone and of every expert alone on every domain."""
     from dataclasses import asdict
 
-    from loramixer.data import RECIPES
+    from loramixer.data import DEFAULT_DOMAINS, PAPER_DOMAINS, RECIPES
     from loramixer.evaluation.matrix import expert_matrix as run
     from loramixer.training.routers import find_experts
 
     _say_where_rows_come_from()
     found = find_experts(experts)
+    known = [name for name in found if name in RECIPES]
+    # All domains of the setting that the experts belong to, those without an expert of their own too.
+    domains = next((group for group in (DEFAULT_DOMAINS, PAPER_DOMAINS) if set(known) <= set(group)), tuple(known))
     with _progress() as progress:
         task = progress.add_task("rows", total=None)
         results = run(
             dict(found),
-            list(RECIPES),
+            domains,
             backbone=backbone,
             count=limit,
             seed=seed,
@@ -230,7 +233,7 @@ def expert_matrix(
     if as_json:
         print(json.dumps({name: [asdict(row) for row in rows] for name, rows in results.items()}, indent=1))
         return
-    table = Table("loss per answer token", *RECIPES, box=None)
+    table = Table("loss per answer token", *domains, box=None)
     for name, rows in results.items():
         table.add_row(name, *(_with_interval(row.loss, row.loss_low, row.loss_high) for row in rows))
     console.print(table)
@@ -332,30 +335,26 @@ def count_parameters(
 def _evaluation_rows(data: list[Path] | None, limit: int, seed: int, mixer: str) -> list[Any]:
     import random
 
-    from loramixer.data import RECIPES, held_out_examples, read_examples
+    from loramixer.data import DEFAULT_DOMAINS, RECIPES, held_out_examples, read_examples
     from loramixer.mixers import mixer_folder, mixer_info
 
+    experts = mixer_info(mixer_folder(mixer), mixer).experts
     if data:
         rows = []
         for path in data:
-            found = read_examples(path)
+            found = read_examples(path, experts)
             random.Random(seed).shuffle(found)
             rows += found[:limit]
         return rows
     _say_where_rows_come_from()
-    experts = mixer_info(mixer_folder(mixer), mixer).experts
-    domains = [name for name in experts if name in RECIPES] or list(RECIPES)
+    domains = [name for name in experts if name in RECIPES] or list(DEFAULT_DOMAINS)
     return [row for domain in domains for row in held_out_examples(domain, limit, seed)]
 
 
 def _say_where_rows_come_from() -> None:
-    from loramixer.data import data_folder
+    from loramixer.data import describe_source
 
-    folder = data_folder()
-    where = (
-        f"rows from {folder}" if folder else "GENERATED rows (LORAMIXER_DATA is not set): a toy set, good for a trial"
-    )
-    Console(stderr=True).print(f"Data: {where}.", highlight=False)
+    Console(stderr=True).print(f"Data: {describe_source()}.", highlight=False, markup=False)
 
 
 def _with_interval(value: float | None, low: float | None, high: float | None) -> str:

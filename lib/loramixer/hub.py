@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from loramixer.errors import HubError
 
@@ -34,6 +34,8 @@ PUSHED_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md",
 
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+RepositoryType = Literal["model", "dataset"]
 
 Result = TypeVar("Result")
 
@@ -70,7 +72,13 @@ def is_pinned(text: str) -> bool:
     return named is not None and _COMMIT.fullmatch(named[1] or "") is not None
 
 
-def fetch(hub_id: str, revision: str | None, required: Sequence[str], optional: Sequence[str] = ()) -> HubFiles:
+def fetch(
+    hub_id: str,
+    revision: str | None,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    repo_type: RepositoryType = "model",
+) -> HubFiles:
     """Fetch named files of a repository, from the cache when the Hub does not give them.
 
     A pinned commit that is in the cache asks no network. Of a branch or tag the Hub is asked what it points at now;
@@ -81,15 +89,16 @@ def fetch(hub_id: str, revision: str | None, required: Sequence[str], optional: 
         revision: branch, tag or commit; None is the main branch.
         required: files that must be there; no other files than these and ``optional`` are ever requested.
         optional: files that may be missing.
+        repo_type: whether it is a repository of a model or of a data set.
 
     Raises:
         HubError: not found, private or gated, no answer, offline, incomplete, or damaged on the way.
     """
-    cached = cached_files(hub_id, revision, required)
+    cached = cached_files(hub_id, revision, required, repo_type)
     if cached is not None and _COMMIT.fullmatch(revision or ""):
         return cached
     try:
-        known = ask(hub_id, revision)
+        known = ask(hub_id, revision, repo_type)
     except HubError as error:
         if cached is not None and not error.final:
             return cached
@@ -100,22 +109,31 @@ def fetch(hub_id: str, revision: str | None, required: Sequence[str], optional: 
             f"{hub_id} at {known.commit[:8]} holds no {' and no '.join(missing)}",
             "its pickled weights (.bin) are never opened, ask its author for safetensors"
             if pickled
-            else "give the repository of a PEFT adapter",
+            else "give the repository of a PEFT adapter"
+            if repo_type == "model"
+            else "give a revision that holds them",
         )
     wanted = [*required, *(file for file in optional if file in known.files)]
     # The branch is named for the first file, which is how the client's cache learns what it points at.
-    folder = _download(hub_id, revision or "main", wanted[0]).parent
+    first = _download(hub_id, revision or "main", wanted[0], repo_type)
+    folder = first.parents[wanted[0].count("/")]
     for file in wanted[1:]:
-        _download(hub_id, folder.name, file)
+        _download(hub_id, folder.name, file, repo_type)
     return HubFiles(folder, hub_id, folder.name)
 
 
-def cached_files(hub_id: str, revision: str | None, required: Sequence[str]) -> HubFiles | None:
+def cached_files(
+    hub_id: str, revision: str | None, required: Sequence[str], repo_type: RepositoryType = "model"
+) -> HubFiles | None:
     """The cached folder that holds all these files at this revision, or None; asks no network."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = [try_to_load_from_cache(hub_id, file, revision=revision) for file in required]
-    folders = {Path(path).parent for path in found if isinstance(path, str)}
+    found = [try_to_load_from_cache(hub_id, file, revision=revision, repo_type=repo_type) for file in required]
+    folders = {
+        Path(path).parents[file.count("/")]
+        for path, file in zip(found, required, strict=True)
+        if isinstance(path, str)
+    }
     if len(folders) != 1 or not all(isinstance(path, str) for path in found):
         return None
     (folder,) = folders
@@ -130,7 +148,7 @@ class KnownRepository:
     files: frozenset[str]
 
 
-def ask(hub_id: str, revision: str | None) -> KnownRepository:
+def ask(hub_id: str, revision: str | None, repo_type: RepositoryType = "model") -> KnownRepository:
     """Ask the Hub for a revision, for at most :data:`ANSWER_SECONDS`.
 
     Raises:
@@ -145,8 +163,12 @@ def ask(hub_id: str, revision: str | None) -> KnownRepository:
         )
 
     def question() -> KnownRepository:
-        info = HfApi().model_info(hub_id, revision=revision, timeout=ANSWER_SECONDS)
-        return KnownRepository(str(info.sha), frozenset(file.rfilename for file in info.siblings or ()))
+        api = HfApi()
+        if repo_type == "model":
+            model = api.model_info(hub_id, revision=revision, timeout=ANSWER_SECONDS)
+            return KnownRepository(str(model.sha), frozenset(file.rfilename for file in model.siblings or ()))
+        dataset = api.dataset_info(hub_id, revision=revision, timeout=ANSWER_SECONDS)
+        return KnownRepository(str(dataset.sha), frozenset(file.rfilename for file in dataset.siblings or ()))
 
     try:
         # Name resolution and proxies can outlast any time-out that the client itself is given.
@@ -261,23 +283,31 @@ def _in_time(work: Callable[[], Result], seconds: float, progress: _Progress | N
     return results[0]
 
 
-def _download(hub_id: str, revision: str, file: str) -> Path:
+def _download(hub_id: str, revision: str, file: str, repo_type: RepositoryType) -> Path:
     """One file into the Hub's cache, checked; for a commit, a file that is there already asks no network."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     progress = _Progress()
-    known = _blobs(hub_id)
+    known = _blobs(hub_id, repo_type)
 
     def question() -> int:
-        found = get_hf_file_metadata(hf_hub_url(hub_id, file, revision=revision), timeout=ANSWER_SECONDS)
+        url = hf_hub_url(hub_id, file, revision=revision, repo_type=repo_type)
+        found = get_hf_file_metadata(url, timeout=ANSWER_SECONDS)
         return found.size or 0
 
     def work() -> str:
-        return hf_hub_download(hub_id, file, revision=revision, etag_timeout=ANSWER_SECONDS, tqdm_class=progress.bar())
+        return hf_hub_download(
+            hub_id,
+            file,
+            revision=revision,
+            repo_type=repo_type,
+            etag_timeout=ANSWER_SECONDS,
+            tqdm_class=progress.bar(),
+        )
 
     size = 0
     try:
-        if not _COMMIT.fullmatch(revision) or cached_files(hub_id, revision, [file]) is None:
+        if not _COMMIT.fullmatch(revision) or cached_files(hub_id, revision, [file], repo_type) is None:
             # Asked by itself first: the client repeats its own question for minutes, and when that is given up it
             # goes on in its thread and closes the connections of later downloads at every failure.
             size = _in_time(question, ANSWER_SECONDS)
@@ -297,12 +327,12 @@ def _download(hub_id: str, revision: str, file: str) -> Path:
     return path
 
 
-def _blobs(hub_id: str) -> set[str]:
+def _blobs(hub_id: str, repo_type: RepositoryType) -> set[str]:
     """Names of the files that the Hub's cache holds of a repository; they are the digests that the Hub announced."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id, repo_type="model") / "blobs"
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id, repo_type=repo_type) / "blobs"
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 

@@ -31,7 +31,7 @@ def run_command(*words: object) -> tuple[int, str, str]:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        patch.delenv("LORAMIXER_DATA", raising=False)
+        patch.setenv("LORAMIXER_DATA", "generated")
         patch.setenv("COLUMNS", "400")  # one sentence on one line
         patch.setattr(sys, "argv", ["loramixer", *map(str, words)])
         try:
@@ -132,7 +132,7 @@ def test_expert_matrix(workshop, trained):
         (["trace", "hi", "--mixer", "nothing at all", "--out", "x.npz"], "There is no mixture"),
         (["train-experts", "--output", "x", "--domains", "cooking"], "There is no recipe for cooking"),
         (["train-router", "--mixer", ".", "--output", "x"], "holds no LoRA folders"),
-        (["evaluate", "--mixer", "m", "--data", "none.jsonl"], "There is no data file"),
+        (["evaluate", "--mixer", "smollm2-135m/rsl", "--data", "none.jsonl"], "There is no data file"),
     ],
 )
 def test_errors_are_one_sentence_and_status_2(tmp_path, monkeypatch, words, sentence):

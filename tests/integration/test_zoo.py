@@ -13,7 +13,7 @@ from peft import PeftModel
 from explorer.examples import EXAMPLES
 from explorer.recordings import Recordings
 from loramixer import add_mixer, list_mixers, load_backbone, load_mixer, set_gate, trace
-from loramixer.data import RECIPES, held_out_examples
+from loramixer.data import DEFAULT_DOMAINS, held_out_examples
 from loramixer.evaluation.harness import evaluate
 from loramixer.mixers import ZOO
 from loramixer.trace import RoutingTrace
@@ -34,7 +34,7 @@ def test_the_zoo_lists_its_routers_without_loading_a_model():
     found = {info.name: info for info in list_mixers()}
     assert tuple(sorted(found)) == ROUTERS
     for info in found.values():
-        assert info.experts == tuple(RECIPES)
+        assert info.experts == tuple(DEFAULT_DOMAINS)
         assert (info.backbone, info.top_k, info.seed) == ("smollm2-135m", 3, 0)
     assert "E[H(p)]" in found["smollm2-135m/rsl"].loss
 
@@ -105,12 +105,13 @@ def test_switching_routers_and_k_on_one_backbone(shipped):
 
 def test_each_expert_beats_the_backbone_on_its_own_domain(embedded_backbone, real_data):
     model, tokenizer = load_backbone("smollm2-135m")
-    rows = {domain: held_out_examples(domain, 6, seed=1) for domain in RECIPES}
+    rows = {domain: held_out_examples(domain, 6, seed=1) for domain in DEFAULT_DOMAINS}
     before = {
-        domain: evaluate(model, tokenizer, rows[domain], routing=False, max_answer=96)[0].loss for domain in RECIPES
+        domain: evaluate(model, tokenizer, rows[domain], routing=False, max_answer=96)[0].loss
+        for domain in DEFAULT_DOMAINS
     }
     peft_model = None
-    for domain in RECIPES:
+    for domain in DEFAULT_DOMAINS:
         folder = str(ZOO / "smollm2-135m/experts" / domain)
         if peft_model is None:
             peft_model = PeftModel.from_pretrained(model, folder, adapter_name=domain)
@@ -123,7 +124,7 @@ def test_each_expert_beats_the_backbone_on_its_own_domain(embedded_backbone, rea
 
 def test_the_rsl_router_gives_every_domain_its_own_expert_more_than_uniform(shipped, real_data):
     model, tokenizer = shipped
-    for domain in RECIPES:
+    for domain in DEFAULT_DOMAINS:
         (result,) = evaluate(model, tokenizer, held_out_examples(domain, 6, seed=1), max_answer=96)
         assert result.own_expert_share_low > 0.25, domain
 

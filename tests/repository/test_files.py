@@ -15,7 +15,7 @@ LARGEST_TREE = 120_000_000
 MUST_BE_SEEN = [
     "lib/loramixer/__init__.py",
     "lib/loramixer/py.typed",
-    "lib/loramixer/data.py",
+    "lib/loramixer/data/__init__.py",
     "lib/loramixer/zoo/smollm2-135m/math/adapter_model.safetensors",
     "lib/loramixer/zoo/smollm2-135m/math/adapter_config.json",
     "lib/loramixer/zoo/smollm2-135m/rsl/run_log.json",
@@ -26,7 +26,7 @@ MUST_BE_SEEN = [
     ".ci/run",
 ]
 MUST_BE_HIDDEN = [
-    "lib/loramixer/__pycache__/data.cpython-311.pyc",
+    "lib/loramixer/data/__pycache__/schema.cpython-311.pyc",
     "lib/loramixer.egg-info/PKG-INFO",
     "lib/loramixer/zoo/smollm2-135m/math/checkpoints/checkpoint-25/optimizer.pt",
     ".venv/bin/python",

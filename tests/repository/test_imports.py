@@ -65,6 +65,12 @@ RULES = [
         never=frozenset({"gradio", "gradio_client"}),
     ),
     Rule(
+        "rows are text: they need no model, and no code of a data set",
+        paths=("lib/loramixer/data",),
+        libraries=frozenset({"pyarrow"}),
+        modules=frozenset({"errors", "hub", "data"}),
+    ),
+    Rule(
         "shapes of backbones need no adapters",
         paths=("lib/loramixer/shapes",),
         modules=frozenset({"errors", "backbones", "hub"}),

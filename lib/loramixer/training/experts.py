@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,17 @@ from peft import LoraConfig, get_peft_model
 
 from loramixer.backbones import BackboneFiles, load_backbone
 from loramixer.cards import write_expert_card
-from loramixer.data import RECIPES, data_origin, encode_all, expert_examples, fingerprint, rows_per_task
+from loramixer.data import (
+    DEFAULT_DOMAINS,
+    RECIPES,
+    data_origin,
+    data_revisions,
+    encode_all,
+    expert_examples,
+    fingerprint,
+    rows_per_task,
+    task_licenses,
+)
 from loramixer.errors import ExpertError
 from loramixer.training.loop import LoopSettings, fast_training_dtype, run_training
 from loramixer.training.run_log import RunLog
@@ -37,7 +47,7 @@ def train_experts(
 
     Args:
         output: folder that receives one PEFT folder per domain.
-        domains: names of :data:`loramixer.data.RECIPES`; all by default.
+        domains: names of :data:`loramixer.data.RECIPES`; :data:`loramixer.data.DEFAULT_DOMAINS` by default.
         backbone: what :func:`loramixer.load_backbone` takes.
         seed: rows, order and initial weights.
         rank: LoRA rank r; ``lora_alpha`` is twice as much, as in the paper's A.6.
@@ -64,7 +74,7 @@ def train_experts(
             limit=limit,
             dtype=dtype or fast_training_dtype(),
         )
-        for name in domains or RECIPES
+        for name in domains or DEFAULT_DOMAINS
     ]
 
 
@@ -105,6 +115,7 @@ def train_expert(
             "backbone": files.name,
             "backbone_revision": files.revision,
             "data": data_origin(),
+            "data_revisions": data_revisions(),
             "rows": rows_per_task(examples),
             "rows_fingerprint": fingerprint(examples),
             "rank": rank,
@@ -115,7 +126,8 @@ def train_expert(
     )
     run_training(peft_model, tokenizer, rows, folder, settings, log)
     save_expert(peft_model, folder, files)
-    write_expert_card(folder, RECIPES[domain], log)
+    recipe = RECIPES[domain]
+    write_expert_card(folder, replace(recipe, licenses=task_licenses(list(recipe.tasks))), log)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return folder
 

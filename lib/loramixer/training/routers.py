@@ -14,7 +14,17 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from loramixer.backbones import load_backbone
 from loramixer.cards import write_router_card
-from loramixer.data import RECIPES, Example, data_origin, encode_all, fingerprint, mixed_examples, rows_per_task
+from loramixer.data import (
+    RECIPES,
+    Example,
+    data_origin,
+    data_revisions,
+    encode_all,
+    fingerprint,
+    mixed_examples,
+    rows_per_task,
+    task_licenses,
+)
 from loramixer.errors import ExpertError
 from loramixer.mixers import mixer_folder
 from loramixer.training.loop import LoopSettings, fast_training_dtype, run_training
@@ -105,8 +115,9 @@ def train_router(
             "backbone": files.name,
             "backbone_revision": files.revision,
             "data": data_origin() if isinstance(examples, int) else "given",
+            "data_revisions": data_revisions() if isinstance(examples, int) else {},
             "rows": rows_per_task(kept),
-            "licenses": {task: text for recipe in RECIPES.values() for task, text in recipe.licenses.items()},
+            "licenses": task_licenses(list(rows_per_task(kept))),
             "rows_fingerprint": fingerprint(kept),
             "training_gate": config.training_gate,
             "dtype": str(dtype).removeprefix("torch."),
