@@ -136,7 +136,9 @@ def train_router(
         str, typer.Option(help="Whose experts to route: a mixture (zoo name, folder, Hub id), or a folder of LoRAs.")
     ],
     output: Annotated[Path, typer.Option(help="Receives the trained mixture.")],
-    loss: Annotated[Literal["rsl", "load_balance", "none"], typer.Option(help="Routing loss.")] = "rsl",
+    loss: Annotated[
+        str, typer.Option(help="Routing loss: rsl, load_balance, none, or another of the library.")
+    ] = "rsl",
     examples: Annotated[int, typer.Option(help="Number of mixed training rows.")] = 2000,
     seed: Seed = 0,
     balance_weight: Annotated[
@@ -168,11 +170,12 @@ def train_router(
     from loramixer.training.routers import find_experts
     from loramixer.training.routers import train_router as run
 
+    fields = _config_fields(field or [])
     _say_where_rows_come_from()
     folder = run(
         output,
         find_experts(mixer),
-        loss=loss,
+        loss=loss,  # type: ignore[arg-type]
         balance_weight=balance_weight,
         entropy_weight=entropy_weight,
         entropy=entropy,
@@ -188,7 +191,7 @@ def train_router(
         preset=preset,
         keep_routers_at=keep_routers_at or (),
         report_to=report_to,
-        **_config_fields(field or []),
+        **fields,
     )
     console.print(f"{folder}", highlight=False)
 

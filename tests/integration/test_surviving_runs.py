@@ -17,7 +17,7 @@ from loramixer.training.batches import RowCollator
 from loramixer.training.checkpoints import KeepRouters, last_whole_checkpoint
 from loramixer.training.loop import REPORTERS, LoopSettings, run_training, training_arguments
 from loramixer.training.presets import CPU_SMALL, PAPER
-from loramixer.training.routers import RoutingStatistics, router_config
+from loramixer.training.routers import RoutingStatistics, frozen_experts_in_backbone_dtype, router_config
 from loramixer.tuner import LoraMixerLayer
 from tests import tiny
 from tests.architectures import ARCHITECTURES
@@ -238,3 +238,28 @@ def test_reporters_are_passed_on_or_named_when_missing(tmp_path, reporter):
     with pytest.raises(LoraMixerError, match="report_to is 'paper'; it can be none, trackio or tensorboard"):
         training_arguments(tmp_path, LoopSettings(1e-3, report_to="paper"), collator)
     assert training_arguments(tmp_path, LoopSettings(1e-3), collator).report_to == []
+
+
+def test_frozen_experts_are_held_as_the_backbone_only_where_nothing_is_rounded(experts):
+    def types(model) -> set[torch.dtype]:
+        return {value.dtype for name, value in model.named_parameters() if "_A." in name or "_B." in name}
+
+    model = training_mixture(experts)
+    model.get_base_model().model.to(torch.bfloat16)
+    model.get_base_model().lm_head.to(torch.bfloat16)
+    matrices = [value for name, value in model.named_parameters() if "lora_mixer_" in name]
+    for matrix in matrices:
+        matrix.data = torch.randn(matrix.shape)
+    with frozen_experts_in_backbone_dtype(model) as dtype:  # random float32 weights
+        assert dtype == "float32"
+        assert types(model) == {torch.float32}
+    for matrix in matrices:
+        matrix.data = matrix.data.bfloat16().float()
+    before = [matrix.clone() for matrix in matrices]
+    with frozen_experts_in_backbone_dtype(model) as dtype:
+        assert dtype == "bfloat16"
+        assert types(model) == {torch.bfloat16}
+        ids = tiny.token_ids()
+        model(input_ids=ids, labels=ids).loss.backward()
+    assert types(model) == {torch.float32}
+    assert all(torch.equal(*pair) for pair in zip(matrices, before, strict=True))

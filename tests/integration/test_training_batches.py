@@ -6,7 +6,13 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from loramixer.training.batches import RowCollator, attention_row_by_row, make_collator, rows_fit_in_line
+from loramixer.training.batches import (
+    RowCollator,
+    attend_row_by_row,
+    attention_row_by_row,
+    make_collator,
+    rows_fit_in_line,
+)
 from loramixer.tuner import LoraMixerLayer
 from tests import tiny
 from tests.architectures import ARCHITECTURES
@@ -74,6 +80,24 @@ def test_backbones_that_mix_rows_are_padded():
     sliding = MistralForCausalLM(config).eval()
     assert rows_fit_in_line(sliding, rows(), longest=16)
     assert not rows_fit_in_line(sliding, rows(), longest=17)
+
+
+def test_attention_by_whole_matrices_is_that_of_the_kernel():
+    module = torch.nn.Module()
+    module.num_key_value_groups = 3
+    generator = torch.Generator().manual_seed(0)
+    exact = [torch.randn(1, heads, 23, 8, generator=generator, requires_grad=True) for heads in (6, 2, 2)]
+    rounded = [part.detach().bfloat16().requires_grad_() for part in exact]
+    ends = torch.tensor([0, 9, 10, 23])
+    weights = torch.randn(1, 23, 6, 8, generator=generator)
+    outputs = []
+    for query, key, value in (exact, rounded):
+        out, _ = attend_row_by_row(module, query, key, value, None, scaling=0.3, cu_seq_lens_q=ends)
+        (out.float() * weights).sum().backward()
+        outputs.append(out)
+    torch.testing.assert_close(outputs[1].float(), outputs[0], atol=0.03, rtol=0.03)
+    for first, second in zip(exact, rounded, strict=True):
+        torch.testing.assert_close(second.grad.float(), first.grad, atol=0.06, rtol=0.06)
 
 
 def test_no_gradient_is_computed_below_the_first_routed_site(experts):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from loramixer.training.run_log import RunLog
 from loramixer.training.settings import LoopSettings
 from loramixer.tuner import LoraMixerConfig
 from loramixer.tuner.config import RoutingLoss
+from loramixer.tuner.runtime import mixture_layers
 from loramixer.versions import library_versions
 
 LOSS_WARMUP = 0.3
@@ -148,12 +150,44 @@ def train_router(
         statistics,
         KeepRouters(peft_model, folder / KEPT_ROUTERS, keep_routers_at),
     ]
-    run_training(peft_model, tokenizer, found.rows, folder, settings, log, callbacks, statistics.take)
+    with frozen_experts_in_backbone_dtype(peft_model) as rounded:
+        log.settings["experts_dtype"] = rounded
+        run_training(peft_model, tokenizer, found.rows, folder, settings, log, callbacks, statistics.take)
     with survivable(folder / "checkpoints"):
         save_mixture(peft_model, folder)
         write_router_card(folder, config.title, command, log, list(experts))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return folder
+
+
+@contextmanager
+def frozen_experts_in_backbone_dtype(peft_model: Any) -> Iterator[str]:
+    """Hold frozen experts in the type of the backbone while the block runs, if not one of their weights changes by it.
+
+    Experts are saved in bfloat16, so that a backbone in bfloat16 can multiply with them four times as fast as in
+    float32, and without a single rounded weight. Routers stay in float32.
+
+    Yields:
+        The type that the experts then have.
+    """
+    dtype = peft_model.get_base_model().dtype
+    matrices = [
+        matrix
+        for layer, adapter in mixture_layers(peft_model)
+        for matrix in layer.matrices(adapter)
+        if not matrix.requires_grad and torch.equal(matrix.to(dtype).to(matrix.dtype), matrix)
+    ]
+    total = sum(len(layer.matrices(adapter)) for layer, adapter in mixture_layers(peft_model))
+    former = [matrix.dtype for matrix in matrices]
+    if len(matrices) < total:  # all or none, since sites with one input share its cast
+        matrices = []
+    for matrix in matrices:
+        matrix.data = matrix.data.to(dtype)
+    try:
+        yield str(dtype if matrices else torch.float32).removeprefix("torch.")
+    finally:
+        for matrix, type_before in zip(matrices, former, strict=False):
+            matrix.data = matrix.data.to(type_before)
 
 
 def router_config(preset: Preset, experts: dict[str, str], **given: Any) -> LoraMixerConfig:
