@@ -97,6 +97,35 @@ def test_a_run_resumes_without_its_run_log(experts, tmp_path):
         assert torch.equal(first, second)
 
 
+def test_a_run_in_bfloat16_resumes_to_the_same_weights(experts, tmp_path):
+    from loramixer import LoraMixerConfig
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise ZeroDivisionError
+
+    def go(folder: Path, **more) -> list[torch.Tensor]:
+        config = LoraMixerConfig(experts=dict(experts), task_type="CAUSAL_LM", routing_loss="rsl", router_init_std=0.5)
+        model = get_peft_model(tiny.llama().to(torch.bfloat16), config).train()
+        for name, matrix in model.named_parameters():
+            if "_A." in name or "_B." in name:
+                matrix.data = matrix.data.bfloat16().float()
+        with frozen_experts_in_backbone_dtype(model) as dtype:
+            assert dtype == "bfloat16"
+            run(model, folder, **more)
+        return [value for name, value in model.named_parameters() if "lora_mixer_" in name]
+
+    torch.manual_seed(0)
+    whole = go(tmp_path / "whole")
+    torch.manual_seed(0)
+    with pytest.raises(ZeroDivisionError):
+        go(tmp_path / "cut", callbacks=[Stop()])
+    for first, second in zip(whole, go(tmp_path / "cut"), strict=True):
+        assert torch.equal(first, second)
+        assert first.requires_grad == second.requires_grad
+
+
 def broken(experts, part: str):
     model = training_mixture(experts)
     layer = next(module for module in model.modules() if isinstance(module, LoraMixerLayer))

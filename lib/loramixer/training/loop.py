@@ -155,11 +155,25 @@ class _WatchedTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.as_given = {name: (p.requires_grad, p.dtype) for name, p in self.model.named_parameters()}  # type: ignore[union-attr]
         self.started = time.monotonic()
         self.seconds_before = 0.0
         self.tokens = self.padded_tokens = 0
         self.rows_of_step: list[int] = []
         self.former_log = (0.0, 0)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Of the parameters that were to train when the run was set up, in the types that they had then.
+
+        Before this the Trainer has read the checkpoint of a resumed run through PEFT, which can cast adapters to
+        float32 and make frozen ones trainable.
+        """
+        for name, parameter in self.model.named_parameters():  # type: ignore[union-attr]
+            trains, dtype = self.as_given[name]
+            if parameter.dtype != dtype:
+                parameter.data = parameter.data.to(dtype)
+            parameter.requires_grad_(trains)
+        return super().create_optimizer(*args, **kwargs)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         rows = inputs.pop("row").tolist()
