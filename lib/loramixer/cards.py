@@ -23,6 +23,9 @@ GENERATED = "<!-- Written by loramixer from adapter_config.json; delete this lin
 UNPUBLISHED = "local:"
 """Stands before the name of a folder in a pushed configuration: it lies on the author's machine only."""
 
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+_JOINTLY = "It was trained jointly with {}: all rows in one run, each row moving the expert of its own domain only."
 _PEFT_TEMPLATE = "<!-- Provide a quick summary of what the model is/does. -->"
 _LOADING = (
     "import loramixer  # registers the method with PEFT; without it PEFT says KeyError: 'LORA_MIXER'",
@@ -37,8 +40,10 @@ def write_expert_card(folder: Path, recipe: DomainRecipe, log: RunLog) -> Path:
         *_front_matter(run["backbone"], ["lora"]),
         f"# {recipe.expert} expert for {run['backbone']}",
         "",
-        f"A plain PEFT LoRA (r = {run['rank']}, lora_alpha = {2 * run['rank']}) on the q, k, v and o projections, one",
+        f"A plain PEFT LoRA (r = {run['rank']}, lora_alpha = {run.get('lora_alpha', 2 * run['rank']):g}) on "
+        f"{', '.join(run.get('targets', ATTENTION))}, one",
         "of the experts that LoRA-Mixer routes between. It also loads by itself with `PeftModel.from_pretrained`.",
+        *(["", _JOINTLY.format(", ".join(run["experts"]))] if run.get("jointly") else []),
         "",
         "## Data",
         "",
@@ -46,12 +51,24 @@ def write_expert_card(folder: Path, recipe: DomainRecipe, log: RunLog) -> Path:
         "",
         "## Training",
         "",
-        f"`loramixer train-experts --domains {recipe.expert} --seed {run['seed']} --output experts`, with the data",
+        f"`{_expert_command(run, recipe.expert)}`, with the data",
         "sets in the folder that `LORAMIXER_DATA` names.",
         "",
         *_run_facts(log),
     ]
     return _write(folder, lines)
+
+
+def _expert_command(run: dict[str, Any], domain: str) -> str:
+    chosen = run["experts"] if run.get("jointly") else [domain]
+    words = ["loramixer train-experts", *(f"--domains {name}" for name in chosen), f"--seed {run['seed']}"]
+    if run.get("jointly"):
+        words.append("--jointly")
+    if run.get("preset"):
+        words.append(f"--preset {run['preset']} --rank {run['rank']} --lora-alpha {run['lora_alpha']:g}")
+    if tuple(run.get("targets", ATTENTION)) != ATTENTION:
+        words += [f"--targets {name}" for name in run["targets"]]
+    return " ".join([*words, "--output experts"])
 
 
 def write_router_card(folder: Path, title: str, command: str, log: RunLog, experts: list[str]) -> Path:
@@ -224,11 +241,21 @@ def _run_facts(log: RunLog) -> list[str]:
     run, summary = log.settings, log.summary
     note = f"- note: {summary['note']}" if "note" in summary else ""
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+    preset = f"preset {run['preset']}, " if run.get("preset") else ""
+    left_out = run.get("rows_left_out")
+    cut = (
+        [f"- rows left out as too long: {left_out}; answers cut: {run['answers_cut']}"] if left_out is not None else []
+    )
+    share = summary.get("backbone_share")
+    backbone = f"; the backbone alone takes {share:.0%} of a step" if share is not None else ""
     return [
         f"- steps: {log.steps[-1]['step'] if log.steps else 0} of {run['batch_size']} × {run['accumulation']} rows, "
-        f"{run['epochs']} epoch(s), learning rate {run['learning_rate']} (cosine), frozen backbone in {run['dtype']}",
+        f"{preset}{run['epochs']} epoch(s), learning rate {run['learning_rate']} (cosine), frozen backbone in "
+        f"{run['dtype']}",
+        *cut,
         f"- backbone: {run['backbone']}, weights from {run['backbone_revision']}",
-        f"- time: {summary.get('seconds')} s for {summary.get('tokens')} tokens, whatever else the machine was doing",
+        f"- time: {summary.get('seconds')} s for {summary.get('tokens')} tokens, whatever else the machine was "
+        f"doing{backbone}",
         *([note] if note else []),
         f"- versions: {versions}",
         "- training curve: `run_log.json`",

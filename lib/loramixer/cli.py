@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Column, Table
 
@@ -28,6 +29,10 @@ Mixer = Annotated[str, typer.Option(help="Zoo name such as smollm2-135m/rsl, a f
 Backbone = Annotated[str, typer.Option(help="Catalogue name, folder or Hub id.")]
 Seed = Annotated[int, typer.Option(help="Chooses rows, their order and new weights.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+PresetName = Annotated[
+    str, typer.Option(help="Settings for what is not given: cpu-small (what ships) or paper (its Appendix A.6).")
+]
+ReportTo = Annotated[str, typer.Option(help="Metrics besides the run log: none, trackio or tensorboard.")]
 DataType = Annotated[
     Literal["auto", "float32", "bfloat16"], typer.Option(help="Type of the frozen backbone; auto is the fastest here.")
 ]
@@ -38,8 +43,10 @@ def main() -> None:
     try:
         app()
     except LoraMixerError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 @app.command()
@@ -87,12 +94,21 @@ def train_experts(
     ] = None,
     backbone: Backbone = "smollm2-135m",
     seed: Seed = 0,
-    rank: Annotated[int, typer.Option(help="LoRA rank.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 8e-4,
+    rank: Annotated[int | None, typer.Option(help="LoRA rank; the preset's by default.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak; the preset's by default.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many rows per expert, for a trial.")] = None,
     dtype: DataType = "auto",
+    lora_alpha: Annotated[float | None, typer.Option(help="Twice the rank by default.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="On the experts' input; the preset's by default.")] = None,
+    targets: Annotated[
+        list[str] | None, typer.Option(help="Projection to change; repeat for several. q, k, v and o by default.")
+    ] = None,
+    jointly: Annotated[bool, typer.Option(help="All domains at once, each row moving its own expert.")] = False,
+    preset: PresetName = "cpu-small",
+    report_to: ReportTo = "none",
 ) -> None:
     """Train one LoRA expert per domain (stage 1); resumes where it was stopped."""
+    from loramixer.training.experts import ATTENTION_PROJECTIONS
     from loramixer.training.experts import train_experts as run
 
     _say_where_rows_come_from()
@@ -105,6 +121,12 @@ def train_experts(
         learning_rate=learning_rate,
         limit=limit,
         dtype=_dtype(dtype),
+        lora_alpha=lora_alpha,
+        dropout=dropout,
+        targets=targets or ATTENTION_PROJECTIONS,
+        jointly=jointly,
+        preset=preset,
+        report_to=report_to,
     ):
         console.print(f"{folder}", highlight=False)
 
@@ -118,27 +140,41 @@ def train_router(
     loss: Annotated[RoutingLoss, typer.Option(help="Routing loss; docs/losses.md has them all.")] = "rsl",
     examples: Annotated[int, typer.Option(help="Number of mixed training rows.")] = 2000,
     seed: Seed = 0,
-    balance_weight: Annotated[float, typer.Option(help="α, of K Σ p̄ f̄ (1 when the load is even).")] = 1.0,
-    entropy_weight: Annotated[float, typer.Option(help="λ, of the mean token entropy in nats (rsl only).")] = 0.05,
+    balance_weight: Annotated[
+        float | None, typer.Option(help="α, of K Σ p̄ f̄ (1 when the load is even); the preset's by default.")
+    ] = None,
+    entropy_weight: Annotated[
+        float | None, typer.Option(help="λ, of the mean token entropy in nats (rsl only); the preset's by default.")
+    ] = None,
     entropy: Annotated[
         Literal["sharpen", "flatten"], typer.Option(help="Sign of λ: sharpen (+) or flatten (−, Eq. 5 as printed).")
     ] = "sharpen",
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak; the preset's by default.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Experts per token in inference; 3 by default.")] = None,
     backbone: Backbone = "smollm2-135m",
     routers_only: Annotated[bool, typer.Option(help="Save routers alone and name the experts.")] = False,
     title: Annotated[str, typer.Option(help="A short name for people.")] = "",
     dtype: DataType = "auto",
+    preset: PresetName = "cpu-small",
+    keep_routers_at: Annotated[
+        list[int] | None, typer.Option(help="Step after which the routers are kept for replay; repeat for several.")
+    ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE, any further field of LoraMixerConfig, such as training_gate=straight_through."),
+    ] = None,
+    report_to: ReportTo = "none",
 ) -> None:
     """Train fresh routers over given experts (stage 2); resumes where it was stopped."""
     from loramixer.training.routers import find_experts
     from loramixer.training.routers import train_router as run
 
+    fields = _config_fields(field or [])
     _say_where_rows_come_from()
     folder = run(
         output,
         find_experts(mixer),
-        loss=loss,
+        loss=loss,  # type: ignore[arg-type]
         balance_weight=balance_weight,
         entropy_weight=entropy_weight,
         entropy=entropy,
@@ -151,6 +187,10 @@ def train_router(
         routers_only=routers_only,
         title=title,
         command=shlex.join(["loramixer", *sys.argv[1:]]),
+        preset=preset,
+        keep_routers_at=keep_routers_at or (),
+        report_to=report_to,
+        **fields,
     )
     console.print(f"{folder}", highlight=False)
 
@@ -330,6 +370,25 @@ def count_parameters(
         if row["explanation"]:
             console.print(f"{row['what']}: {row['explanation']}", highlight=False)
     console.print(f"{backbone}, {experts} experts of rank {rank} on {', '.join(found['targets'])}.", highlight=False)
+
+
+def _config_fields(given: list[str]) -> dict[str, Any]:
+    """``{"train_experts": True}`` from ``["train_experts=true"]``; values are JSON, or else texts."""
+    from dataclasses import fields
+
+    from loramixer.tuner import LoraMixerConfig
+
+    known = sorted({field.name for field in fields(LoraMixerConfig)} - {"experts", "peft_type"})
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or name not in known:
+            raise LoraMixerError(f"--field is '{text}'; it must be NAME=VALUE with a name of {', '.join(known)}.")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
 
 
 def _evaluation_rows(data: list[Path] | None, limit: int, seed: int, mixer: str) -> list[Any]:

@@ -54,7 +54,8 @@ def trained(workshop: Path) -> dict[str, Path]:
     assert "GENERATED rows" in err
     status, _, err = run_command(
         "train-router", "--mixer", experts, "--output", mixture, "--loss", "rsl", "--examples", 8, "--seed", 3,
-        "--backbone", workshop / "backbone", "--routers-only", "--dtype", "float32",
+        "--backbone", workshop / "backbone", "--routers-only", "--dtype", "float32", "--keep-routers-at", 1,
+        "--field", "training_gate=straight_through", "--field", "temperature=2.0",
     )  # fmt: skip
     assert status == 0, err
     return {"experts": experts, "mixture": mixture}
@@ -71,6 +72,22 @@ def test_training_leaves_plain_folders_with_cards_and_logs(trained):
     card = (trained["mixture"] / "README.md").read_text()
     assert "KeyError: 'LORA_MIXER'" in card
     assert "loramixer train-router --mixer" in card
+
+
+def test_further_fields_and_kept_routers_reach_the_run(trained):
+    settings = RunLog.load(trained["mixture"]).settings
+    assert (settings["preset"], settings["training_gate"]) == ("cpu-small", "straight_through")
+    kept = json.loads((trained["mixture"] / "routers/step-00001/adapter_config.json").read_text())
+    assert kept["temperature"] == 2.0
+
+
+def test_joint_training_by_the_command(workshop, tmp_path):
+    status, _, err = run_command(
+        "train-experts", "--output", tmp_path, "--backbone", workshop / "backbone", "--domains", "math",
+        "--domains", "code", "--limit", 4, "--rank", 2, "--dtype", "float32", "--jointly", "--targets", "q_proj",
+    )  # fmt: skip
+    assert status == 0, err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["code", "math"]
 
 
 def test_a_finished_mixture_is_not_trained_again(trained):
@@ -132,6 +149,8 @@ def test_expert_matrix(workshop, trained):
         (["trace", "hi", "--mixer", "nothing at all", "--out", "x.npz"], "There is no mixture"),
         (["train-experts", "--output", "x", "--domains", "cooking"], "There is no recipe for cooking"),
         (["train-router", "--mixer", ".", "--output", "x"], "holds no LoRA folders"),
+        (["train-experts", "--output", "x", "--preset", "huge"], "There is no preset 'huge'"),
+        (["train-router", "--mixer", ".", "--output", "x", "--field", "gates=soft"], "--field is 'gates=soft'"),
         (["evaluate", "--mixer", "smollm2-135m/rsl", "--data", "none.jsonl"], "There is no data file"),
     ],
 )

@@ -1,15 +1,16 @@
-"""Stage 1: one plain PEFT LoRA per domain, each trained by itself on its domain's rows (paper, section 3.2)."""
+"""Stage 1: one plain PEFT LoRA per domain, trained one by one or all at once with known domains (paper, 3.2)."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 
 from loramixer.backbones import BackboneFiles, load_backbone
 from loramixer.cards import write_expert_card
@@ -18,18 +19,54 @@ from loramixer.data import (
     RECIPES,
     data_origin,
     data_revisions,
-    encode_all,
     expert_examples,
     fingerprint,
     rows_per_task,
     task_licenses,
 )
 from loramixer.errors import ExpertError
-from loramixer.training.loop import LoopSettings, fast_training_dtype, run_training
+from loramixer.training.checkpoints import survivable
+from loramixer.training.expert_optimizer import ExpertAdamW
+from loramixer.training.loop import fast_training_dtype, run_training
+from loramixer.training.presets import Preset, find_preset
+from loramixer.training.rows import EncodedRows, encode_rows
 from loramixer.training.run_log import RunLog
+from loramixer.training.settings import LoopSettings
+from loramixer.tuner import LoraMixerConfig
+from loramixer.tuner.export import export_expert
 from loramixer.versions import library_versions
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class NewLora:
+    """Shape of a new expert.
+
+    Attributes:
+        rank: r.
+        lora_alpha: the scaling is lora_alpha / r.
+        dropout: on its input, in training.
+        targets: names of the linear layers that it changes.
+    """
+
+    rank: int
+    lora_alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all experts of one call share."""
+
+    backbone: str
+    settings: LoopSettings
+    lora: NewLora
+    limit: int | None
+    dtype: torch.dtype
+    preset: str
 
 
 def train_experts(
@@ -38,98 +75,197 @@ def train_experts(
     *,
     backbone: str = "smollm2-135m",
     seed: int = 0,
-    rank: int = 16,
-    learning_rate: float = 8e-4,
+    rank: int | None = None,
+    learning_rate: float | None = None,
     limit: int | None = None,
     dtype: torch.dtype | None = None,
+    lora_alpha: float | None = None,
+    dropout: float | None = None,
+    targets: Sequence[str] = ATTENTION_PROJECTIONS,
+    jointly: bool = False,
+    preset: str | Preset = "cpu-small",
+    report_to: str = "none",
 ) -> list[Path]:
-    """Train LoRA experts one by one; an expert that is already finished in ``output`` is left as it is.
+    """Train LoRA experts, one by one or jointly; one that is already finished in ``output`` is left as it is.
+
+    Jointly means: the experts lie in one mixture whose gate is the known domain of each row (paper, 3.2), the rows of
+    all domains are mixed, and only the experts of the domains in a batch move.
 
     Args:
         output: folder that receives one PEFT folder per domain.
         domains: names of :data:`loramixer.data.RECIPES`; :data:`loramixer.data.DEFAULT_DOMAINS` by default.
         backbone: what :func:`loramixer.load_backbone` takes.
         seed: rows, order and initial weights.
-        rank: LoRA rank r; ``lora_alpha`` is twice as much, as in the paper's A.6.
-        learning_rate: peak learning rate.
+        rank: LoRA rank r; the preset's by default.
+        learning_rate: peak learning rate; the preset's by default.
         limit: at most this many rows per expert (for a trial).
         dtype: type of the frozen backbone while training; the fastest of this machine by default.
+        lora_alpha: the preset's by default, or twice the rank where a rank is given.
+        dropout: on the input of the experts; the preset's by default.
+        targets: names of the linear layers that the experts change, such as ``in_proj`` and ``out_proj`` of Mamba.
+        jointly: whether all domains train at once.
+        preset: settings for what is not given, ``cpu-small`` or ``paper``.
+        report_to: where metrics go besides the run log: ``none``, ``trackio`` or ``tensorboard``.
 
     Returns:
         The folders, each with ``adapter_config.json``, bfloat16 ``adapter_model.safetensors``, ``run_log.json`` and a
         model card.
+
+    Raises:
+        ExpertError: an unknown domain, or targets that the backbone does not have.
+        LoraMixerError: an unknown preset; or the run had to stop, see :func:`loramixer.training.loop.run_training`.
     """
     unknown = [name for name in domains or () if name not in RECIPES]
     if unknown:
         raise ExpertError(f"There is no recipe for {', '.join(unknown)}; there are {', '.join(RECIPES)}.")
+    preset = find_preset(preset)
+    lora = NewLora(
+        rank=rank or preset.rank,
+        lora_alpha=lora_alpha or (2 * rank if rank else preset.lora_alpha),
+        dropout=preset.dropout if dropout is None else dropout,
+        targets=tuple(targets),
+    )
+    settings = replace(
+        preset.experts, learning_rate=learning_rate or preset.experts.learning_rate, seed=seed, report_to=report_to
+    )
+    names = list(domains or DEFAULT_DOMAINS)
+    dtype = dtype or fast_training_dtype()
+    run = _Run(backbone, settings, lora, limit, dtype, preset.name)
+    if jointly:
+        return _train_jointly(Path(output), names, run)
     return [
-        train_expert(
-            Path(output) / name,
-            name,
-            backbone=backbone,
-            settings=LoopSettings(
-                learning_rate, epochs=RECIPES[name].epochs, warmup=0.05, group_by_length=True, seed=seed
-            ),
-            rank=rank,
-            limit=limit,
-            dtype=dtype or fast_training_dtype(),
-        )
-        for name in domains or DEFAULT_DOMAINS
+        _train_one(Path(output) / name, name, replace(run, settings=replace(settings, epochs=RECIPES[name].epochs)))
+        for name in names
     ]
 
 
-def train_expert(
-    folder: Path,
-    domain: str,
-    *,
-    backbone: str,
-    settings: LoopSettings,
-    rank: int,
-    limit: int | None,
-    dtype: torch.dtype,
-) -> Path:
-    """Train one expert into ``folder``; see :func:`train_experts`."""
-    if (folder / "adapter_model.safetensors").is_file():
+def _train_one(folder: Path, domain: str, run: _Run) -> Path:
+    if (folder / WEIGHTS_FILE).is_file():
         print(f"{folder} holds a finished expert; delete it to train it again.")
         return folder
-    torch.manual_seed(settings.seed)
-    model, tokenizer = load_backbone(backbone, dtype=dtype)
+    torch.manual_seed(run.settings.seed)
+    model, tokenizer = load_backbone(run.backbone, dtype=run.dtype)
     files: BackboneFiles = model.backbone_files
-    encoded, examples = encode_all(
-        expert_examples(domain, settings.seed)[:limit], tokenizer, settings.max_length, settings.max_answer
-    )
-    rows = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in encoded]
-    print(f"Training the {domain} expert on {len(rows)} rows ({data_origin()} data) …")
+    _check_targets(model, run.lora.targets)
+    found = encode_rows(expert_examples(domain, run.settings.seed)[: run.limit], tokenizer, run.settings)
+    print(f"Training the {domain} expert on {found.text} ({data_origin()} data), preset {run.preset} …")
     lora = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        lora_dropout=0.05,
-        target_modules=list(ATTENTION_PROJECTIONS),
+        r=run.lora.rank,
+        lora_alpha=run.lora.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=run.lora.dropout,
+        target_modules=list(run.lora.targets),
         task_type="CAUSAL_LM",
     )
-    peft_model = get_peft_model(model, lora)
-    log = RunLog(
+    try:
+        peft_model = get_peft_model(model, lora)
+    except ValueError as error:  # PEFT refuses some projections of state-space models
+        raise ExpertError(f"PEFT cannot put a LoRA there ({error}); give other targets, or jointly=True.") from error
+    log = _run_log(run, found, files, {"domain": domain})
+    run_training(peft_model, tokenizer, found.rows, folder, run.settings, log)
+    with survivable(folder / "checkpoints"):
+        save_expert(peft_model, folder, files)
+        _write_card(folder, domain, log)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return folder
+
+
+def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
+    folders = [output / name for name in domains]
+    finished = [folder for folder in folders if (folder / WEIGHTS_FILE).is_file()]
+    run_folder = output / "joint-training"
+    if len(finished) == len(folders):
+        print(f"{output} holds these experts finished; delete them to train them again.")
+        return folders
+    if finished and not run_folder.is_dir():
+        raise ExpertError(
+            f"{finished[0]} holds an expert that was trained before, and joint training would write over it; delete "
+            "it or give another output."
+        )
+    torch.manual_seed(run.settings.seed)
+    model, tokenizer = load_backbone(run.backbone, dtype=run.dtype)
+    files: BackboneFiles = model.backbone_files
+    _check_targets(model, run.lora.targets)
+    # A domain with several epochs of its own comes several times in the one pass over the mixed rows.
+    examples = [
+        row
+        for name in domains
+        for row in expert_examples(name, run.settings.seed)[: run.limit] * max(1, round(RECIPES[name].epochs))
+    ]
+    found = encode_rows(examples, tokenizer, run.settings, experts=domains)
+    print(f"Training {len(domains)} experts jointly on {found.text} ({data_origin()} data), preset {run.preset} …")
+    config = joint_config(domains, run.lora)
+    peft_model = get_peft_model(model, config)
+    log = _run_log(run, found, files, {"jointly": True, "experts": domains})
+    optimizer = joint_optimizer(peft_model, run.settings)
+    run_training(peft_model, tokenizer, found.rows, run_folder, run.settings, log, optimizer=optimizer)
+    config.base_model_name_or_path = files.name
+    config.revision = files.revision if files.origin == "hub" else None
+    with survivable(run_folder / "checkpoints"):
+        for name, folder in zip(domains, folders, strict=True):
+            mine = [row for row in found.examples if row.domain == name]
+            own = {"domain": name, "rows": rows_per_task(mine), "rows_fingerprint": fingerprint(mine)}
+            own_log = RunLog(log.settings | own, log.steps, log.summary)
+            own_log.save(folder)
+            _write_card(folder, name, own_log)
+            export_expert(peft_model, name, folder, dtype=torch.bfloat16)
+    shutil.rmtree(run_folder, ignore_errors=True)
+    return folders
+
+
+def joint_config(domains: Sequence[str], lora: NewLora) -> LoraMixerConfig:
+    """A mixture of new experts in which every row goes to the expert of its domain."""
+    return LoraMixerConfig(
+        experts=dict.fromkeys(domains),
+        r=lora.rank,
+        lora_alpha=lora.lora_alpha,
+        dropout=lora.dropout,
+        target_modules=list(lora.targets),
+        train_experts=True,
+        training_gate="domain",
+        routing_loss="none",
+        task_type="CAUSAL_LM",  # type: ignore[arg-type]
+    )
+
+
+def joint_optimizer(model: nn.Module, settings: LoopSettings) -> tuple[type[ExpertAdamW], dict[str, Any]]:
+    """What the Trainer makes its optimiser of, so that only the experts of the domains in a step move."""
+    return ExpertAdamW, {"model": model, "lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+
+
+def _run_log(run: _Run, found: EncodedRows, files: BackboneFiles, of: dict[str, Any]) -> RunLog:
+    return RunLog(
         settings={
             "stage": "expert",
-            "domain": domain,
+            "preset": run.preset,
+            **of,
             "backbone": files.name,
             "backbone_revision": files.revision,
             "data": data_origin(),
             "data_revisions": data_revisions(),
-            "rows": rows_per_task(examples),
-            "rows_fingerprint": fingerprint(examples),
-            "rank": rank,
-            "dtype": str(dtype).removeprefix("torch."),
-            **asdict(settings),
+            "rows": rows_per_task(found.examples),
+            "rows_fingerprint": fingerprint(found.examples),
+            **found.facts,
+            **asdict(run.lora),
+            "targets": list(run.lora.targets),
+            "dtype": str(run.dtype).removeprefix("torch."),
+            **asdict(run.settings),
             "versions": library_versions(),
         }
     )
-    run_training(peft_model, tokenizer, rows, folder, settings, log)
-    save_expert(peft_model, folder, files)
+
+
+def _write_card(folder: Path, domain: str, log: RunLog) -> None:
     recipe = RECIPES[domain]
     write_expert_card(folder, replace(recipe, licenses=task_licenses(list(recipe.tasks))), log)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return folder
+
+
+def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    missing = [target for target in targets if target.rpartition(".")[2] not in linear]
+    if missing:
+        raise ExpertError(
+            f"This backbone has no linear layer {', '.join(missing)}; give targets from {', '.join(sorted(linear))}."
+        )
 
 
 def save_expert(peft_model: Any, folder: Path, files: BackboneFiles) -> None:

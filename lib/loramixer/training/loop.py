@@ -1,58 +1,30 @@
-"""What both training stages share: trainer settings, resuming after a kill, the run log, and speed."""
+"""What both training stages share: the stock Trainer, resuming after a kill, the run log, and what stops a run."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    DataCollatorForSeq2Seq,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from loramixer.data import IGNORED_LABEL
 from loramixer.errors import LoraMixerError
+from loramixer.training.batches import RowCollator, attention_row_by_row, make_collator
+from loramixer.training.checkpoints import last_good_checkpoint_text, last_whole_checkpoint, survivable
 from loramixer.training.run_log import RunLog
+from loramixer.training.settings import LoopSettings
+from loramixer.training.speed import measure_backbone
 
+REPORTERS = ("trackio", "tensorboard")
+"""Where metrics can go besides the run log."""
 
-@dataclass(frozen=True)
-class LoopSettings:
-    """How a run steps through its rows; the defaults fit a laptop CPU.
-
-    Attributes:
-        learning_rate: peak of the cosine schedule.
-        batch_size: rows per forward pass.
-        accumulation: forward passes per optimiser step.
-        epochs: passes over the rows.
-        warmup: share of the steps over which the learning rate rises.
-        save_steps: optimiser steps between checkpoints.
-        log_steps: optimiser steps between rows of the run log.
-        max_length: longest row in tokens.
-        max_answer: longest answer in tokens.
-        group_by_length: rows of like length share a batch: less padding, but also fewer domains in a batch, which
-            the balance term must not have.
-        seed: orders the rows and initialises new weights.
-    """
-
-    learning_rate: float
-    batch_size: int = 4
-    accumulation: int = 2
-    epochs: float = 1
-    warmup: float = 0.1
-    save_steps: int = 25
-    log_steps: int = 5
-    max_length: int = 512
-    max_answer: int = 256
-    group_by_length: bool = False
-    seed: int = 0
+Statistics = Callable[[], dict[str, float]]
+"""Gives what was seen since it was last asked, under names whose parts are divided by ``/``."""
 
 
 def fast_training_dtype() -> torch.dtype:
@@ -72,28 +44,71 @@ def run_training(
     settings: LoopSettings,
     log: RunLog,
     callbacks: list[TrainerCallback] | None = None,
+    statistics: Statistics | None = None,
+    optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
 ) -> RunLog:
     """Train ``model`` on encoded rows with the stock Trainer; resumes from the last whole checkpoint in ``folder``.
 
     Args:
         model: a PEFT model whose trainable parameters are the ones to train.
-        tokenizer: pads the batches.
-        rows: dictionaries with ``input_ids`` and ``labels``; other integer fields are passed on to the model.
+        tokenizer: names the padding.
+        rows: dictionaries with ``input_ids`` and ``labels``; ``id`` is a text for messages; other fields are whole
+            numbers and are passed on to the model.
         folder: receives ``checkpoints/`` and the run log.
         settings: batch, schedule and seed.
         log: filled row by row and saved whenever the trainer logs.
         callbacks: further trainer callbacks.
+        statistics: joins every row of the log.
+        optimizer: class and arguments of another optimiser than AdamW.
 
     Raises:
-        LoraMixerError: the loss is not finite; the last checkpoint stays good.
+        LoraMixerError: the loss or a gradient is not finite, or the disk is full; the last checkpoint stays good.
     """
     checkpoints = folder / "checkpoints"
-    resume_from = last_whole_checkpoint(checkpoints)
-    # A resumed run counts the time that the killed one took, as far as its log knows.
-    before = RunLog.load(folder).summary["seconds"] if resume_from else 0.0
-    arguments = TrainingArguments(
+    names = [str(row.get("id", number)) for number, row in enumerate(rows)]
+    numbered = [{**{k: v for k, v in row.items() if k != "id"}, "row": number} for number, row in enumerate(rows)]
+    backbone = model.get_base_model()
+    collator = make_collator(backbone, tokenizer, numbered)
+    log.settings |= {"rows_in_line": collator.in_line, "logits_at_answers_only": collator.answers_only}
+    trainer = _WatchedTrainer(
+        model=model,
+        args=training_arguments(checkpoints, settings, collator),
+        train_dataset=numbered,  # type: ignore[arg-type]
+        data_collator=collator,
+        processing_class=tokenizer,
+        callbacks=[*(callbacks or []), _RunLogCallback(log, folder)],
+        optimizer_cls_and_kwargs=optimizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_StopOnBadGradient(trainer))
+    trainer.row_names, trainer.statistics = names, statistics
+    with survivable(checkpoints), attention_row_by_row(backbone) if collator.in_line else nullcontext():
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
+        log.summary = trainer.summary(int(sum(len(row["input_ids"]) for row in rows) * settings.epochs))
+        log.summary |= measure_backbone(model, trainer.get_train_dataloader())
+        log.save(folder)
+    print(speed_text(log.summary))
+    return log
+
+
+def training_arguments(checkpoints: Path, settings: LoopSettings, collator: RowCollator) -> TrainingArguments:
+    """What the Trainer is told.
+
+    Raises:
+        LoraMixerError: ``report_to`` is unknown or its package is missing.
+    """
+    if settings.report_to not in ("none", *REPORTERS):
+        raise LoraMixerError(f"report_to is '{settings.report_to}'; it can be none, {' or '.join(REPORTERS)}.")
+    if settings.report_to != "none" and importlib.util.find_spec(settings.report_to) is None:
+        raise LoraMixerError(
+            f"report_to is '{settings.report_to}', but this package is not installed; "
+            f"pip install {settings.report_to}, or leave report_to out: the run log holds every number."
+        )
+    by_length = settings.group_by_length and not collator.in_line
+    return TrainingArguments(
         output_dir=str(checkpoints),
         learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
         num_train_epochs=settings.epochs,
@@ -103,72 +118,173 @@ def run_training(
         logging_nan_inf_filter=False,
         save_steps=settings.save_steps,
         save_total_limit=2,
-        report_to="none",
+        report_to=settings.report_to,
+        disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings.seed,
-        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
+        train_sampling_strategy="group_by_length" if by_length else "random",
         remove_unused_columns=False,
         label_names=["labels"],
     )
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,  # type: ignore[arg-type]
-        data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED_LABEL),
-        processing_class=tokenizer,
-        callbacks=[*(callbacks or []), _RunLogCallback(log, folder, before), _StopOnNan()],
+
+
+def speed_text(summary: dict[str, Any]) -> str:
+    """One line on how long a run took and how much of that the backbone alone would have taken."""
+    text = (
+        f"{summary['tokens']:,} tokens in {_duration(summary['seconds'])}: {summary['tokens_per_second']:g} tokens/s, "
+        f"{summary['padding_share']:.0%} of what was computed was padding"
     )
-    trainer.train(resume_from_checkpoint=resume_from)
-    tokens = int(sum(len(row["input_ids"]) for row in rows) * settings.epochs)
-    seconds = log.summary["seconds"]
-    log.summary = {"seconds": seconds, "tokens": tokens, "tokens_per_second": round(tokens / max(seconds, 0.1), 1)}
-    log.save(folder)
-    return log
+    if summary.get("backbone_share") is None:
+        return f"{text}."
+    return (
+        f"{text}; the backbone alone, forward and backward, takes {summary['backbone_share']:.0%} of a step, "
+        f"which is {summary['backbone_tokens_per_second']:g} tokens/s."
+    )
 
 
-def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end, or None; one that a kill cut short is passed over."""
-    whole = [
-        path
-        for path in folder.glob("checkpoint-*")
-        if all((path / name).is_file() for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"))
-    ]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class _WatchedTrainer(Trainer):
+    """The Trainer with a look at every batch: which rows it holds, how many tokens, and whether its loss is finite."""
+
+    row_names: Sequence[str] = ()
+    statistics: Statistics | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.as_given = {name: (p.requires_grad, p.dtype) for name, p in self.model.named_parameters()}  # type: ignore[union-attr]
+        self.started = time.monotonic()
+        self.seconds_before = 0.0
+        self.tokens = self.padded_tokens = 0
+        self.rows_of_step: list[int] = []
+        self.former_log = (0.0, 0)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Of the parameters that were to train when the run was set up, in the types that they had then.
+
+        Before this the Trainer has read the checkpoint of a resumed run through PEFT, which can cast adapters to
+        float32 and make frozen ones trainable.
+        """
+        for name, parameter in self.model.named_parameters():  # type: ignore[union-attr]
+            trains, dtype = self.as_given[name]
+            if parameter.dtype != dtype:
+                parameter.data = parameter.data.to(dtype)
+            parameter.requires_grad_(trains)
+        return super().create_optimizer(*args, **kwargs)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        rows = inputs.pop("row").tolist()
+        if getattr(self, "_step", None) != self.state.global_step:
+            self._step, self.rows_of_step = self.state.global_step, []
+        self.rows_of_step += rows
+        mask = inputs.get("attention_mask")
+        self.tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        self.padded_tokens += inputs["input_ids"].numel()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not math.isfinite(loss):
+            self.stop(f"The loss is {float(loss)}", rows)
+        return loss
+
+    def stop(self, what: str, rows: Sequence[int]) -> None:
+        """Ends a run before useless weights are written."""
+        assert self.args.output_dir is not None
+        names = ", ".join(self.row_names[row] for row in rows)
+        raise LoraMixerError(
+            f"{what} at step {self.state.global_step + 1}, in the batch of rows {names}; "
+            f"{last_good_checkpoint_text(Path(self.args.output_dir))}. Lower the learning rate, or look at these rows."
+        )
+
+    def begin(self) -> None:
+        """Start the clock; a resumed run goes on from what the log of its checkpoint says."""
+        last: dict[str, Any] = next((row for row in reversed(self.state.log_history) if "seconds" in row), {})
+        self.seconds_before, self.tokens = last.get("seconds", 0.0), last.get("tokens", 0)
+        self.padded_tokens = last.get("tokens_with_padding", 0)
+        self.started, self.former_log = time.monotonic(), (self.seconds_before, self.tokens)
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run so far, the parts before a kill included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Add speed and statistics to a row before anybody, such as TensorBoard, takes it."""
+        if "loss" in logs:
+            if self.statistics is not None:
+                logs |= self.statistics()
+            seconds, step = self.seconds, self.state.global_step
+            speed = (self.tokens - self.former_log[1]) / max(seconds - self.former_log[0], 1e-3)
+            logs |= {
+                "seconds": round(seconds, 1),
+                "tokens": self.tokens,
+                "tokens_with_padding": self.padded_tokens,
+                "tokens_per_second": round(speed, 1),
+                "seconds_left": round(seconds / max(step, 1) * (self.state.max_steps - step), 1),
+            }
+            self.former_log = (seconds, self.tokens)
+            print(
+                f"step {step}/{self.state.max_steps} · loss {logs['loss']:.4f} · {speed:.0f} tokens/s · "
+                f"{_duration(logs['seconds_left'])} left",
+                flush=True,
+            )
+        super().log(logs, start_time)
+
+    def summary(self, tokens: int) -> dict[str, Any]:
+        """Of the whole run."""
+        seconds = round(self.seconds, 1)
+        padding = 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+        return {
+            "seconds": seconds,
+            "tokens": tokens,
+            "tokens_per_second": round(tokens / max(seconds, 0.1), 1),
+            "padding_share": round(padding, 4),
+        }
 
 
 class _RunLogCallback(TrainerCallback):
     """Copies the trainer's log into the run log; on resume the trainer restores its history, so rows never repeat."""
 
-    def __init__(self, log: RunLog, folder: Path, seconds_before: float) -> None:
+    def __init__(self, log: RunLog, folder: Path) -> None:
         self.log = log
         self.folder = folder
-        self.started = time.monotonic() - seconds_before
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.log.steps = [
-            {"step": row["step"], **{name: value for name, value in row.items() if name != "step"}}
-            for row in state.log_history
-            if "loss" in row
-        ]
-        self._save()
+        self.log.steps = [_nested(row) for row in state.log_history if "loss" in row]
+        if self.log.steps:
+            self.log.summary = {"seconds": self.log.steps[-1]["seconds"]}
+        if state.is_world_process_zero:
+            self.log.save(self.folder)
 
-    def on_train_end(
+
+def _nested(row: dict[str, Any]) -> dict[str, Any]:
+    """``{"step": …, "own_expert_share": {"math": …}}`` from ``{"own_expert_share/math": …, "step": …}``."""
+    found: dict[str, Any] = {"step": row["step"]}
+    for name, value in row.items():
+        group, _, part = name.partition("/")
+        if part:
+            found.setdefault(group, {})[part] = value
+        else:
+            found[name] = value
+    return found
+
+
+class _StopOnBadGradient(TrainerCallback):
+    """Starts the clock, and stops before a gradient that is no number reaches the weights."""
+
+    def __init__(self, trainer: _WatchedTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._save()
+        self.trainer.begin()
 
-    def _save(self) -> None:
-        self.log.summary["seconds"] = round(time.monotonic() - self.started, 1)
-        self.log.save(self.folder)
-
-
-class _StopOnNan(TrainerCallback):
-    """Ends a run whose loss is no longer a number, instead of letting it write useless weights."""
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        loss = (kwargs.get("logs") or {}).get("loss")
-        if loss is not None and not math.isfinite(loss):
-            raise LoraMixerError(
-                f"The loss is {loss} at step {state.global_step}; the last checkpoint in {args.output_dir} is good, "
-                "lower the learning rate and start again."
-            )
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self.trainer.model is not None
+        gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
+        if gradients and not torch.stack([gradient.sum() for gradient in gradients]).isfinite().all():
+            self.trainer.stop("A gradient is no number", self.trainer.rows_of_step)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from loramixer.data import (
     Example,
     data_origin,
     data_revisions,
-    encode_all,
     fingerprint,
     mixed_examples,
     rows_per_task,
@@ -27,17 +27,22 @@ from loramixer.data import (
 )
 from loramixer.errors import ExpertError
 from loramixer.mixers import mixer_folder
-from loramixer.training.loop import LoopSettings, fast_training_dtype, run_training
+from loramixer.training.checkpoints import KeepRouters, survivable
+from loramixer.training.loop import fast_training_dtype, run_training
+from loramixer.training.presets import Preset, find_preset
+from loramixer.training.rows import EncodedRows, encode_rows
 from loramixer.training.run_log import RunLog
+from loramixer.training.settings import LoopSettings
 from loramixer.tuner import LoraMixerConfig
 from loramixer.tuner.config import RoutingLoss
+from loramixer.tuner.runtime import mixture_layers
 from loramixer.versions import library_versions
 
 LOSS_WARMUP = 0.3
 """Share of the training over which α and λ rise from 0 (paper, A.8)."""
 
-DEFAULT_BALANCE_WEIGHT = 1.0
-DEFAULT_ENTROPY_WEIGHT = 0.05
+KEPT_ROUTERS = "routers"
+"""Folder, inside that of the mixture, of the routers that were kept along the way."""
 
 
 def train_router(
@@ -45,70 +50,86 @@ def train_router(
     experts: dict[str, str],
     *,
     loss: RoutingLoss = "rsl",
-    balance_weight: float = DEFAULT_BALANCE_WEIGHT,
-    entropy_weight: float = DEFAULT_ENTROPY_WEIGHT,
+    balance_weight: float | None = None,
+    entropy_weight: float | None = None,
     entropy: str = "sharpen",
     examples: int | Sequence[Example] = 2000,
     backbone: str = "smollm2-135m",
     seed: int = 0,
-    learning_rate: float = 2e-3,
+    learning_rate: float | None = None,
     top_k: int | None = None,
     dtype: torch.dtype | None = None,
     routers_only: bool = False,
     title: str = "",
     command: str = "",
+    preset: str | Preset = "cpu-small",
+    keep_routers_at: Sequence[int] = (),
+    report_to: str = "none",
     **config_fields: Any,
 ) -> Path:
     """Train fresh routers over given experts and save the mixture; resumes when ``output`` holds checkpoints.
+
+    Experts are frozen. With ``train_experts=True`` they train along, ``training_gate="straight_through"`` gives all of
+    them a gradient while k of them act, and ``preserve=[…]`` holds some near where they were (Eq. 11).
 
     Args:
         output: folder that receives the mixture, its run log and model card.
         experts: expert name → folder or Hub id of a plain PEFT LoRA.
         loss: routing loss added to the task loss.
-        balance_weight: α, in the unit form K Σ p̄ f̄ unless ``scale`` says otherwise.
-        entropy_weight: λ, for ``rsl``.
+        balance_weight: α, in the unit form K Σ p̄ f̄ unless ``scale`` says otherwise; the preset's by default.
+        entropy_weight: λ, for ``rsl``; the preset's by default.
         entropy: sign of the entropy term, ``sharpen`` or ``flatten``.
         examples: number of rows of :func:`loramixer.data.mixed_examples`, or the rows themselves.
         backbone: what :func:`loramixer.load_backbone` takes.
         seed: rows, their order, and the routers' initial weights.
-        learning_rate: peak learning rate of the routers.
+        learning_rate: peak learning rate of the routers; the preset's by default.
         top_k: experts per token in inference; 3 by default.
         dtype: type of the frozen backbone while training; the fastest of this machine by default.
         routers_only: save the routers alone and name the experts (by relative path and hash).
         title: a short name for people.
         command: the command to print in the model card.
+        preset: settings for what is not given, ``cpu-small`` or ``paper``.
+        keep_routers_at: optimiser steps (0 is before training) after which the routers alone are kept in
+            ``output/routers/step-…``, each a small mixture that :func:`loramixer.load_mixer` takes.
+        report_to: where metrics go besides the run log: ``none``, ``trackio`` or ``tensorboard``.
         **config_fields: further fields of :class:`loramixer.LoraMixerConfig`.
 
     Returns:
         ``output``.
+
+    Raises:
+        MixerError: fields that do not go together.
+        LoraMixerError: an unknown preset; or the run had to stop, see :func:`loramixer.training.loop.run_training`.
     """
     folder = Path(output)
     if (folder / "adapter_model.safetensors").is_file():
         print(f"{folder} holds a finished mixture; delete it to train it again.")
         return folder
-    settings = LoopSettings(learning_rate, seed=seed)
+    preset = find_preset(preset)
+    settings = replace(
+        preset.routers, learning_rate=learning_rate or preset.routers.learning_rate, seed=seed, report_to=report_to
+    )
     dtype = dtype or fast_training_dtype()
+    given = {"balance_weight": balance_weight, "entropy_weight": entropy_weight, "top_k": top_k}
+    config = router_config(
+        preset,
+        experts,
+        routing_loss=loss,
+        entropy=entropy,
+        title=title or loss,
+        save_experts=not routers_only,
+        **{name: value for name, value in given.items() if value is not None},
+        **config_fields,
+    )
     torch.manual_seed(seed)
     model, tokenizer = load_backbone(backbone, dtype=dtype)
     files = model.backbone_files
-    config = LoraMixerConfig(
-        experts=dict(experts),
-        routing_loss=loss,
-        balance_weight=balance_weight,
-        entropy_weight=entropy_weight,
-        entropy=entropy,  # type: ignore[arg-type]
-        top_k=top_k,
-        task_type="CAUSAL_LM",  # type: ignore[arg-type]
-        title=title or loss,
-        tasks={name: list(RECIPES[name].tasks) for name in experts if name in RECIPES},
-        save_experts=not routers_only,
-        **config_fields,
-    )
-    rows, kept = mixture_rows(examples, list(experts), seed, tokenizer, settings)
+    found = mixture_rows(examples, list(experts), seed, tokenizer, settings)
     peft_model = get_peft_model(model, config)
     log = RunLog(
         settings={
             "stage": "router",
+            "preset": preset.name,
             "experts": list(experts),
             "loss": loss,
             "loss_text": config.loss_text,
@@ -116,10 +137,12 @@ def train_router(
             "backbone_revision": files.revision,
             "data": data_origin() if isinstance(examples, int) else "given",
             "data_revisions": data_revisions() if isinstance(examples, int) else {},
-            "rows": rows_per_task(kept),
-            "licenses": task_licenses(list(rows_per_task(kept))),
-            "rows_fingerprint": fingerprint(kept),
+            "rows": rows_per_task(found.examples),
+            "licenses": task_licenses(list(rows_per_task(found.examples))),
+            "rows_fingerprint": fingerprint(found.examples),
+            **found.facts,
             "training_gate": config.training_gate,
+            "train_experts": config.train_experts,
             "dtype": str(dtype).removeprefix("torch."),
             **asdict(settings),
             "loss_warmup": LOSS_WARMUP,
@@ -128,34 +151,80 @@ def train_router(
     )
     sites = len(peft_model.base_model.targeted_module_names)
     print(
-        f"Training {sites} routers over {len(experts)} experts on {len(rows)} rows ({log.settings['data']} data), "
-        f"{config.loss_text} …"
+        f"Training {sites} routers over {len(experts)} experts on {found.text} ({log.settings['data']} data), "
+        f"{config.loss_text}, preset {preset.name} …"
     )
-    callbacks = [_WarmUpRoutingLoss(peft_model.base_model), _RoutingStatistics(peft_model.base_model, list(experts))]
-    run_training(peft_model, tokenizer, rows, folder, settings, log, callbacks)
-    save_mixture(peft_model, folder)
-    write_router_card(folder, config.title, command, log, list(experts))
+    statistics = RoutingStatistics(peft_model.base_model, list(experts))
+    callbacks = [
+        _WarmUpRoutingLoss(peft_model.base_model),
+        statistics,
+        KeepRouters(peft_model, folder / KEPT_ROUTERS, keep_routers_at),
+    ]
+    with frozen_experts_in_backbone_dtype(peft_model) as rounded:
+        log.settings["experts_dtype"] = rounded
+        run_training(peft_model, tokenizer, found.rows, folder, settings, log, callbacks, statistics.take)
+    with survivable(folder / "checkpoints"):
+        save_mixture(peft_model, folder)
+        write_router_card(folder, config.title, command, log, list(experts))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return folder
 
 
+@contextmanager
+def frozen_experts_in_backbone_dtype(peft_model: Any) -> Iterator[str]:
+    """Hold frozen experts in the type of the backbone while the block runs, if not one of their weights changes by it.
+
+    Experts are saved in bfloat16, so that a backbone in bfloat16 can multiply with them four times as fast as in
+    float32, and without a single rounded weight. Routers stay in float32.
+
+    Yields:
+        The type that the experts then have.
+    """
+    dtype = peft_model.get_base_model().dtype
+    matrices = [
+        matrix
+        for layer, adapter in mixture_layers(peft_model)
+        for matrix in layer.matrices(adapter)
+        if not matrix.requires_grad and torch.equal(matrix.to(dtype).to(matrix.dtype), matrix)
+    ]
+    total = sum(len(layer.matrices(adapter)) for layer, adapter in mixture_layers(peft_model))
+    former = [matrix.dtype for matrix in matrices]
+    if len(matrices) < total:  # all or none, since sites with one input share its cast
+        matrices = []
+    for matrix in matrices:
+        matrix.data = matrix.data.to(dtype)
+    try:
+        yield str(dtype if matrices else torch.float32).removeprefix("torch.")
+    finally:
+        for matrix, type_before in zip(matrices, former, strict=False):
+            matrix.data = matrix.data.to(type_before)
+
+
+def router_config(preset: Preset, experts: dict[str, str], **given: Any) -> LoraMixerConfig:
+    """The configuration of a mixture with the preset's values for what is not given."""
+    fields = {**preset.mixture, **given}
+    if fields.get("preserve"):
+        fields.setdefault("preservation_weight", preset.preservation_weight)
+    if fields.get("top_k") is not None and "top_k" not in given:
+        fields["top_k"] = min(fields["top_k"], len(experts))
+    return LoraMixerConfig(
+        **{
+            "experts": dict(experts),
+            "task_type": "CAUSAL_LM",
+            "tasks": {name: list(RECIPES[name].tasks) for name in experts if name in RECIPES},
+            **fields,
+        }
+    )
+
+
 def mixture_rows(
     examples: int | Sequence[Example], experts: list[str], seed: int, tokenizer: Any, settings: LoopSettings
-) -> tuple[list[dict[str, Any]], list[Example]]:
-    """Encoded rows with ``expert_index`` (the row's own expert, −1 for none), and the rows that they are of."""
+) -> EncodedRows:
+    """Encoded rows with ``expert_index``, the row's own expert (−1 for none)."""
     if isinstance(examples, int):
         known = [name for name in experts if name in RECIPES]
         examples = mixed_examples(examples, seed, known or None)
-    encoded, kept = encode_all(examples, tokenizer, settings.max_length, settings.max_answer)
-    rows: list[dict[str, Any]] = [
-        {
-            "input_ids": row["input_ids"],
-            "labels": row["labels"],
-            "expert_index": experts.index(example.domain) if example.domain in experts else -1,
-        }
-        for row, example in zip(encoded, kept, strict=True)
-    ]
-    return rows, kept
+    return encode_rows(examples, tokenizer, settings, experts=experts)
 
 
 def save_mixture(peft_model: Any, folder: Path) -> None:
@@ -201,8 +270,8 @@ class _WarmUpRoutingLoss(TrainerCallback):
         self.tuner.loss_warmup = min(1.0, state.global_step / max(1.0, LOSS_WARMUP * state.max_steps))
 
 
-class _RoutingStatistics(TrainerCallback):
-    """Adds the mean of the routing statistics since the last log to the trainer's log."""
+class RoutingStatistics(TrainerCallback):
+    """The mean of the routing statistics over the forward passes since it was last asked."""
 
     def __init__(self, tuner: Any, experts: list[str]) -> None:
         self.tuner = tuner
@@ -219,19 +288,17 @@ class _RoutingStatistics(TrainerCallback):
     ) -> None:
         self.seen.append(self.tuner.routing_statistics)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not self.seen or "loss" not in (kwargs.get("logs") or {}):
-            return
-        row = state.log_history[-1]
-        for name in self.seen[0]:
+    def take(self) -> dict[str, float]:
+        """Every term of the routing loss, entropies and mutual information in nats, and own-expert shares."""
+        row: dict[str, float] = {}
+        for name in self.seen[0] if self.seen else ():
             mean = torch.stack([found[name].float() for found in self.seen]).nanmean(dim=0)
             if name == "own_share":
-                row["own_expert_share"] = {
-                    expert: round(float(share), 4)
-                    for expert, share in zip(self.experts, mean, strict=True)
-                    if not torch.isnan(share)
-                }
-            else:
+                shares = zip(self.experts, mean.tolist(), strict=True)
+                row |= {f"own_expert_share/{expert}": round(share, 4) for expert, share in shares if share == share}
+            elif mean.dim() == 0:
                 row[name] = round(float(mean), 5)
-        row["loss_warmup"] = round(self.tuner.loss_warmup, 4)
+        if "token_entropy" in row:
+            row["mutual_information"] = round(row["load_entropy"] - row["token_entropy"], 5)
         self.seen = []
+        return {**row, "loss_warmup": round(self.tuner.loss_warmup, 4)}

@@ -14,15 +14,16 @@ from loramixer.experts import WEIGHTS_FILE, SiteWeights
 from loramixer.tuner.runtime import active_runtime, mixture_layers
 
 
-def export_expert(model: Any, name: str, folder: str | Path) -> Path:
+def export_expert(model: Any, name: str, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
     """Write one expert of the active mixture as a plain PEFT LoRA folder, bit-equal to the one that went in.
 
-    An expert that was trained with the mixture is written as float32, as it was trained.
+    An expert that was trained with the mixture is written as float32, as it was trained, unless ``dtype`` says else.
 
     Args:
         model: a PEFT model with a mixture.
         name: of the expert.
         folder: receives ``adapter_config.json`` and ``adapter_model.safetensors``.
+        dtype: of the written weights; that of the source by default.
 
     Raises:
         MixerError: the mixture has no such expert.
@@ -31,7 +32,9 @@ def export_expert(model: Any, name: str, folder: str | Path) -> Path:
     if name not in runtime.experts:
         raise MixerError(f"The mixture has no expert '{name}'; it has {', '.join(runtime.experts)}.")
     config = runtime.config
-    dtype = torch.float32 if config.train_experts else getattr(torch, config.experts[name].get("dtype", "float32"))
+    if dtype is None:
+        trained = config.train_experts
+        dtype = torch.float32 if trained else getattr(torch, config.experts[name].get("dtype", "float32"))
     sites = {
         site: SiteWeights(parts[name].A.to(dtype), parts[name].B.to(dtype), parts[name].scaling)
         for site, parts in _experts_by_site(model).items()

@@ -271,6 +271,8 @@ class MixtureRuntime:
                 "set_gate(model, mode='domain', domain=…)."
             )
         domain_B = domain_B.to(logits_NSE.device)
+        if len(domain_B) == len(logits_NSE):
+            return domain_B.unsqueeze(-1)  # one for every token, where rows lie behind each other in one line
         if len(domain_B) == 1:
             return domain_B.expand(len(logits_NSE)).unsqueeze(-1)
         if not leading or leading[0] % len(domain_B):
