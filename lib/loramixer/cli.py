@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Column, Table
 
+from loramixer.commands.experiment import experiment
 from loramixer.errors import LoraMixerError
 
 app = typer.Typer(
@@ -326,6 +327,9 @@ def count_parameters(
         if row["explanation"]:
             console.print(f"{row['what']}: {row['explanation']}", highlight=False)
     console.print(f"{backbone}, {experts} experts of rank {rank} on {', '.join(found['targets'])}.", highlight=False)
+
+
+app.command()(experiment)
 
 
 def _evaluation_rows(data: list[Path] | None, limit: int, seed: int, mixer: str) -> list[Any]:
