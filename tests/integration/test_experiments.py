@@ -32,14 +32,22 @@ from tests import tiny
 from tests.integration.test_command_line import run_command
 
 EXPERTS = ("math", "language")
-OPTIONS = Options(experts=EXPERTS, seeds=(0, 1), examples=8)
+OPTIONS = Options(experts=EXPERTS, seeds=(0, 1), examples=80)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def generated_rows() -> Iterator[None]:
+def small() -> Iterator[None]:
+    """Generated rows, and a grid of few cells."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("LORAMIXER_DATA", raising=False)
+        patch.setattr("loramixer.evaluation.experiments.grid.BALANCE_WEIGHTS", (0.1, 4.0))
+        patch.setattr("loramixer.evaluation.experiments.grid.ENTROPY_WEIGHTS", (0.3,))
         yield
+
+
+def options_of(name: str) -> Options:
+    """Less for the experiments with the most runs, so that these tests take seconds."""
+    return replace(OPTIONS, seeds=(0,), examples=8) if name in ("grid", "data-size") else OPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +57,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     tiny.llama().save_pretrained(folder / "backbone")
     tiny.tokenizer().save_pretrained(folder / "backbone")
     sources = {
-        name: tiny.save_expert(folder / name, seed, r=2, lora_alpha=4, target_modules=list(tiny.ALL_PROJECTIONS))
-        for seed, name in enumerate(EXPERTS)
+        name: tiny.save_expert(folder / name, 1, r=rank, lora_alpha=16, target_modules=list(tiny.ALL_PROJECTIONS))
+        for rank, name in enumerate(EXPERTS, start=2)
     }
-    return Workshop(
-        folder / "work", sources, backbone=str(folder / "backbone"), limit=3, training_dtype=torch.float32
-    )
+    return Workshop(folder / "work", sources, backbone=str(folder / "backbone"), limit=3, training_dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +68,7 @@ def output(shop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of every experiment."""
     folder = tmp_path_factory.mktemp("results")
     for name, experiment in EXPERIMENTS.items():
-        # The grid has 17 cells; one seed of it is enough here.
-        perform(experiment, replace(OPTIONS, seeds=(0,)) if name == "grid" else OPTIONS, shop, folder, say=str)
+        perform(experiment, options_of(name), shop, folder, say=str)
     return folder
 
 
@@ -81,7 +86,7 @@ def test_every_experiment_writes_its_numbers_and_figures(output, name):
 
 @pytest.mark.parametrize("name", ["losses", "grid", "data-size", "top-k", "oracle"])
 def test_one_row_for_each_run(output, name):
-    plan = EXPERIMENTS[name].plan(replace(OPTIONS, seeds=(0,)) if name == "grid" else OPTIONS)
+    plan = EXPERIMENTS[name].plan(options_of(name))
     rows = read_csv(output / f"{name}.csv")
     assert [row["run"] for row in rows] == [run.name for run in plan.runs]
     assert len({row["run"] for row in rows}) == len(rows)
@@ -140,8 +145,8 @@ def test_a_second_call_trains_and_measures_nothing(output, shop, monkeypatch):
     monkeypatch.setattr("loramixer.evaluation.matrix.load_backbone", refuse)
     for name, experiment in EXPERIMENTS.items():
         # Fewer seeds than are stored: the file keeps all of them.
-        perform(experiment, replace(OPTIONS, seeds=(0,)) if name == "losses" else OPTIONS, shop, output,
-                say=str, stored_only=name == "grid")  # fmt: skip
+        options = replace(OPTIONS, seeds=(0,)) if name == "losses" else options_of(name)
+        perform(experiment, options, shop, output, say=str, stored_only=name == "grid")
     assert {path: path.read_bytes() for path in output.rglob("*.csv")} == before
 
 
@@ -225,7 +230,9 @@ def test_a_measurement_survives_its_file(shop, output, tmp_path):
     run = EXPERIMENTS["losses"].plan(OPTIONS).runs[0]
     model, tokenizer = load_mixer(shop.router_folder(run), backbone=shop.backbone)
     seen = []
-    found = measure(model, tokenizer, shop.test_rows(), "domain", progress=lambda done, total: seen.append((done, total)))
+    found = measure(
+        model, tokenizer, shop.test_rows(), "domain", progress=lambda done, total: seen.append((done, total))
+    )
     assert seen == [(done, 6) for done in range(1, 7)]
     found.save(tmp_path / "a.npz")
     again = Measurement.load(tmp_path / "a.npz")
@@ -244,7 +251,7 @@ def test_domain_information_by_hand():
 def test_the_command(shop, tmp_path):
     words = (
         "experiment", "top-k", "--output", tmp_path, "--work", shop.work, "--experts", Path(shop.backbone).parent,
-        "--backbone", shop.backbone, "--limit", 3, "--examples", 8, "--training-dtype", "float32",
+        "--backbone", shop.backbone, "--limit", 3, "--examples", 80, "--training-dtype", "float32",
     )  # fmt: skip
     status, out, _ = run_command(*words, "--seeds", "0", "--dry-run")
     assert (status, len(out.splitlines())) == (0, 2)

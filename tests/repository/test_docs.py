@@ -56,7 +56,8 @@ def anchor(heading: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/backbones.md", "docs/cost.md", "docs/ecosystem.md", "docs/errors.md"]
+    "page",
+    ["README.md", "docs/backbones.md", "docs/cost.md", "docs/ecosystem.md", "docs/errors.md", "docs/results.md"],
 )
 def test_links_lead_somewhere(root: Path, page: str) -> None:
     text = (root / page).read_text(encoding="utf-8")

@@ -96,7 +96,7 @@ def losses_verdicts(rows: Sequence[Row]) -> list[Verdict]:
             verdicts.append(
                 Verdict(
                     f"{row['setting']} (K Σ p̄ f̄) alone collapses to uniform gates, E[H] / log K above {UNIFORM:g}",
-                    above(share, UNIFORM),
+                    _uniform(share),
                     f"E[H] / log K = {printed(share)} ({sizes(row)})",
                 )
             )
@@ -223,15 +223,24 @@ def convergence_verdicts(rows: Sequence[Row]) -> list[Verdict]:
                     f"promised {row['bound']:.5f} ({sizes(row)})",
                 )
             )
-    for setting, claim in (
-        ("flatten", "the objective as printed, without a task loss, ends at uniform gates"),
-        ("sharpen", "the objective as described in the text ends at uniform gates"),
-    ):
+    ends: list[tuple[str, str, Callable[[Row], Status]]] = [
+        ("flatten", "the objective as printed, without a task loss, ends at uniform gates", _uniform),
+        ("sharpen", "the objective that the text describes ends at decided tokens", _decided),
+    ]
+    for setting, claim, rule in ends:
         end = find(rows, setting=setting, quantity="token_entropy")
         if end is not None:
             numbers = f"E[H] / log K = {printed(end)} after {end['steps']:.0f} steps ({sizes(end)})"
-            verdicts.append(Verdict(f"{setting}: {claim}", above(end, UNIFORM), numbers))
+            verdicts.append(Verdict(f"{setting}: {claim}", rule(end), numbers))
     return verdicts
+
+
+def _uniform(share: Row) -> Status:
+    return above(share, UNIFORM)
+
+
+def _decided(share: Row) -> Status:
+    return below(share, 1 - UNIFORM)
 
 
 def oracle_verdicts(rows: Sequence[Row]) -> list[Verdict]:

@@ -132,7 +132,8 @@ def expert_matrix_figure(rows: Sequence[Row]) -> go.Figure:
     # The colour says how much worse than the best expert of the domain, since domains differ in difficulty.
     best = [min(line[index] or math.inf for line in values) for index in range(len(domains))]
     shades = [[None if v is None else best[i] - v for i, v in enumerate(line)] for line in values]
-    _heat_map(figure, 1, shades, _texts(values), domains, experts, reverse=True)
+    worst = min(value for line in shades for value in line if value is not None)
+    _heat_map(figure, 1, shades, _texts(values), domains, experts, ends=(worst, 0), reverse=True)
     return figure
 
 
@@ -149,30 +150,32 @@ def grid_figure(runs: Sequence[Row]) -> go.Figure:
     seeds = len({row["seed"] for row in runs})
     title = f"α (across) × λ (up), means of {seeds} seed{'s' * (seeds > 1)}, n = {runs[0]['test_rows']:.0f} rows"
     figure = _canvas(title, 1120, 170 + 2 * (60 + 40 * len(entropy)), left=70, right=20)
-    for line, sign in enumerate(("sharpen", "flatten")):
-        for column, (quantity, label) in enumerate(panels):
-            values = [
-                [
-                    _mean([
-                        row[quantity]
-                        for row in runs
-                        if (row["balance_weight"], row["entropy_weight"]) == (alpha, weight)
-                        and (row["entropy"] == sign or not weight)
-                        and row[quantity] is not None
-                    ])
-                    for alpha in balance
-                ]
-                for weight in entropy
-            ]  # fmt: skip
-            number = line * len(panels) + column + 1
+    signs = ("sharpen", "flatten")
+    names = [f"{value:g}" for value in balance], [f"{value:g}" for value in entropy]
+    for column, (quantity, label) in enumerate(panels):
+        both = [_cells(runs, quantity, sign, balance, entropy) for sign in signs]
+        flat = [value for values in both for line in values for value in line if value is not None]
+        for line, (sign, values) in enumerate(zip(signs, both, strict=True)):
             across = (column / len(panels) + 0.02, (column + 1) / len(panels) - 0.02)
             up = (0.56, 0.93) if line == 0 else (0.03, 0.40)
-            names = [f"{value:g}" for value in balance], [f"{value:g}" for value in entropy]
-            _heat_map(figure, number, values, _texts(values), *names, across=across, up=up)
+            number = line * len(panels) + column + 1
+            ends = min(flat), max(flat)  # one scale for both signs, so that their shades can be compared
+            _heat_map(figure, number, values, _texts(values), *names, across=across, up=up, ends=ends)
             figure.add_annotation(
                 x=sum(across) / 2, y=up[1] + 0.04, xref="paper", yref="paper", text=f"{sign}: {label}", showarrow=False
             )
     return figure
+
+
+def _cells(
+    runs: Sequence[Row], quantity: str, sign: str, balance: Sequence[float], entropy: Sequence[float]
+) -> list[list[float | None]]:
+    """Mean over seeds of every cell, λ by α; λ = 0 has no sign and belongs to both."""
+    found: dict[tuple[float, float], list[float]] = {}
+    for row in runs:
+        if row[quantity] is not None and (row["entropy"] == sign or not row["entropy_weight"]):
+            found.setdefault((row["balance_weight"], row["entropy_weight"]), []).append(row[quantity])
+    return [[_mean(found.get((alpha, weight), [])) for alpha in balance] for weight in entropy]
 
 
 def plane_figure(points: Sequence[Row], paths: Sequence[Row]) -> go.Figure:
@@ -295,17 +298,16 @@ def _lines(
 
 def _heat_map(
     figure: go.Figure, number: int, values: Any, texts: Any, across_names: Sequence[str],
-    up_names: Sequence[str], *, reverse: bool = False, across: tuple[float, float] = (0, 1),
+    up_names: Sequence[str], *, ends: tuple[float, float], reverse: bool = False, across: tuple[float, float] = (0, 1),
     up: tuple[float, float] = (0, 1),
 ) -> None:  # fmt: skip
-    """One panel; ``reverse`` puts the first line on top."""
-    flat = [value for line in values for value in line if value is not None]
+    """One panel; ``reverse`` puts the first line on top, ``ends`` are the values of the lightest and darkest shade."""
     order = (lambda items: list(items)[::-1]) if reverse else list
     figure.add_trace(
         go.Heatmap(
             x=list(range(len(across_names))), y=list(range(len(up_names))), z=order(values), text=order(texts),
-            texttemplate="%{text}", colorscale=[[0, SCALE[0]], [1, SCALE[1]]], zmin=min(flat, default=0),
-            zmax=max(flat, default=1), showscale=False, xaxis=_axis_name("x", number), yaxis=_axis_name("y", number),
+            texttemplate="%{text}", colorscale=[[0, SCALE[0]], [1, SCALE[1]]], zmin=ends[0],
+            zmax=ends[1], showscale=False, xaxis=_axis_name("x", number), yaxis=_axis_name("y", number),
         )
     )  # fmt: skip
     _axes(

@@ -10,14 +10,14 @@ from loramixer.evaluation.experiments.plan import Experiment, Options, Plan, Run
 from loramixer.evaluation.experiments.results import Results
 
 NAME = "data-size"
-SIZES = (250, 500, 1000, 2000, 4000)
+EXAMPLES = 4000
+"""The largest number of rows; with its halves 250, 500, 1,000, 2,000 and 4,000."""
 
 
-def sizes(options: Options) -> tuple[int, ...]:
-    """Training rows; with ``examples`` given, the same steps up to twice that number."""
-    if options.examples is None:
-        return SIZES
-    return tuple(sorted({max(1, options.examples * size // 2000) for size in SIZES}))
+def sizes(options: Options) -> list[int]:
+    """Training rows, each twice the one before, up to ``examples``."""
+    largest = options.examples or EXAMPLES
+    return [largest // 2**halvings for halvings in range(4, -1, -1) if largest // 2**halvings >= len(options.experts)]
 
 
 def without(options: Options, examples: int) -> list[Run]:
