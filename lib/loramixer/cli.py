@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Column, Table
 
+from loramixer.commands.experiment import experiment
 from loramixer.errors import LoraMixerError
 from loramixer.tuner.config import RoutingLoss
 
@@ -389,6 +390,9 @@ def _config_fields(given: list[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             found[name] = value
     return found
+
+
+app.command()(experiment)
 
 
 def _evaluation_rows(data: list[Path] | None, limit: int, seed: int, mixer: str) -> list[Any]:

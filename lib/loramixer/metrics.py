@@ -7,6 +7,7 @@ Entropy is concave, so y ≥ x, and y − x is the mutual information between to
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,26 @@ def entropy(p: np.ndarray) -> np.ndarray:
 def load(p: np.ndarray) -> np.ndarray:
     """Mean share of each expert over all leading axes, ``[E]``."""
     return p.reshape(-1, p.shape[-1]).mean(axis=0)
+
+
+def mutual_information(p: np.ndarray) -> np.ndarray:
+    """I(token; expert) = H(p̄) − E[H(p)] of each router in nats: ``[..., T, E] → [...]``; 0 … log E."""
+    return entropy(p.mean(axis=-2)) - entropy(p).mean(axis=-1)
+
+
+def token_awareness(p: np.ndarray) -> np.ndarray:
+    """Var(p) = E‖p(x) − p̄‖² of each router (paper, Eq. 10): ``[..., T, E] → [...]``; 0 when all tokens agree."""
+    return np.square(p - p.mean(axis=-2, keepdims=True)).sum(axis=-1).mean(axis=-1)
+
+
+def load_variance(loads: np.ndarray) -> np.ndarray:
+    """Variance over the experts of their mean load: ``[..., E] → [...]``; 0 when even, (E − 1) / E² for one expert."""
+    return np.var(loads, axis=-1)
+
+
+def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Jensen–Shannon divergence of two distributions over the last axis, in nats; 0 … log 2."""
+    return entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
 
 
 def margin(p: np.ndarray) -> np.ndarray:
@@ -69,6 +90,117 @@ def plane_point(p: np.ndarray) -> PlanePoint:
         load_entropy=float(entropy(p.mean(axis=1)).mean()),
         experts=p.shape[-1],
     )
+
+
+@dataclass(frozen=True)
+class PlaneBand:
+    """Where a text of ``tokens`` tokens falls when its tokens are drawn at random from all texts; 95 % ranges, nats.
+
+    A text whose point lies outside is routed in another way than the same number of tokens without order or topic.
+    H(p̄) of few tokens is below that of many, so a point is to be read against the band of its own n.
+    """
+
+    tokens: int
+    token_entropy: tuple[float, float]
+    load_entropy: tuple[float, float]
+    mutual_information: tuple[float, float]
+
+
+def shuffled_token_band(p: np.ndarray, tokens: int, seed: int = 0, draws: int = 200) -> PlaneBand:
+    """Band of the entropy–balance plane for texts of a given length, from tokens shuffled between texts.
+
+    Args:
+        p: probabilities ``[S, T, E]`` of all tokens of all texts.
+        tokens: length of a text, 1 … T.
+        seed: of the shuffling.
+        draws: number of random texts; the same tokens are taken at every site.
+
+    Raises:
+        ValueError: more tokens are asked for than there are.
+    """
+    if not 1 <= tokens <= p.shape[1]:
+        raise ValueError(f"tokens is {tokens}; there are {p.shape[1]} to draw from, so give 1 to {p.shape[1]}.")
+    random = np.random.default_rng(seed)
+    points = [plane_point(p[:, random.choice(p.shape[1], tokens, replace=False)]) for _ in range(draws)]
+
+    def middle(values: list[float]) -> tuple[float, float]:
+        low, high = np.quantile(values, [0.025, 0.975])
+        return float(low), float(high)
+
+    return PlaneBand(
+        tokens=tokens,
+        token_entropy=middle([point.token_entropy for point in points]),
+        load_entropy=middle([point.load_entropy for point in points]),
+        mutual_information=middle([point.mutual_information for point in points]),
+    )
+
+
+def row_resamples(groups: Sequence[Hashable], seed: int = 0, draws: int = 500) -> np.ndarray:
+    """How often each row is drawn in each bootstrap sample, ``[draws, n]``; the size of every group stays as it is.
+
+    Two quantities of the same rows that are taken over the same resamples are paired: the interval of their
+    difference is that of the differences of rows.
+
+    Args:
+        groups: group of each row, such as its domain.
+        seed: of the resampling; the same groups and seed give the same samples.
+        draws: number of bootstrap samples.
+    """
+    random = np.random.default_rng(seed)
+    counts = np.zeros((draws, len(groups)))
+    for group in dict.fromkeys(groups):
+        members = np.flatnonzero([found == group for found in groups])
+        counts[:, members] = random.multinomial(len(members), np.full(len(members), 1 / len(members)), size=draws)
+    return counts
+
+
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""97.5 % quantiles of Student's t with 1 to 10 degrees of freedom."""
+
+NORMAL_QUANTILE = 1.96
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval.
+
+    Attributes:
+        value: mean over seeds.
+        low: lower end.
+        high: upper end.
+        seeds: number of training seeds.
+        covers: what would change the number within the interval: ``rows`` (other rows of the same data sets),
+            ``seeds`` (another training seed), ``seeds and rows``, or ``nothing`` (one number without a spread).
+    """
+
+    value: float
+    low: float
+    high: float
+    seeds: int
+    covers: str
+
+
+def combine_seeds(values: Sequence[float], draws: np.ndarray | None = None) -> Estimate:
+    """Mean over training seeds with a 95 % interval for another seed and other rows at once.
+
+    The two sources are independent, so their half-widths add in quadrature: Student's t over the seeds (S − 1 degrees
+    of freedom), and the normal interval of the bootstrap over rows of the mean over seeds. With one seed the interval
+    covers rows only, and says so.
+
+    Args:
+        values: one number per seed, or one difference per seed (paired).
+        draws: the same numbers on bootstrap samples of the rows, ``[S, B]``, the same samples for every seed.
+    """
+    count = len(values)
+    seed_half = row_half = 0.0
+    if count > 1:
+        quantile = T_QUANTILES[count - 2] if count - 2 < len(T_QUANTILES) else NORMAL_QUANTILE
+        seed_half = quantile * float(np.std(values, ddof=1)) / np.sqrt(count)
+    if draws is not None:
+        row_half = NORMAL_QUANTILE * float(np.std(draws.mean(axis=0), ddof=1))
+    covers = " and ".join(name for name, known in (("seeds", count > 1), ("rows", draws is not None)) if known)
+    mean, half = float(np.mean(values)), float(np.hypot(seed_half, row_half))
+    return Estimate(mean, mean - half, mean + half, count, covers or "nothing")
 
 
 def mean_interval(values: np.ndarray, seed: int = 0, draws: int = 1000) -> tuple[float, float, float]:

@@ -76,6 +76,12 @@ RULES = [
         modules=frozenset({"errors", "backbones", "hub"}),
     ),
     Rule(
+        "tables and verdicts read result files without a model",
+        paths=tuple(f"lib/loramixer/evaluation/{name}" for name in ("csv_files", "evidence", "markdown", "verdicts")),
+        libraries=frozenset(),
+        modules=frozenset({"evaluation"}),
+    ),
+    Rule(
         "the Hub is spoken with in one place, which knows no model",
         paths=("lib/loramixer/hub",),
         libraries=frozenset({"huggingface_hub"}),

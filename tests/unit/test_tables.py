@@ -1,11 +1,13 @@
 """Result tables are prints of result files, and the README holds the current ones."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from loramixer.accounting import parameter_table
+from loramixer.evaluation.evidence import EVIDENCE
 from loramixer.evaluation.tables import (
     expert_matrix_table,
     fill,
@@ -131,6 +133,12 @@ def test_the_stored_counts_are_what_is_counted_now():
 def test_the_page_on_cost_prints_the_result_files():
     text = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
     assert text.count("<!-- table ") == 3
+    assert fill(text, RESULTS) == text
+
+
+def test_the_page_of_results_prints_the_result_files():
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"<!-- table (\S+) -->", text)) == sorted(EVIDENCE)
     assert fill(text, RESULTS) == text
 
 

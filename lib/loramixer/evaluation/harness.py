@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from loramixer.metrics import mean_interval, ratio_interval
 from loramixer.tuner.runtime import active_runtime, capture_routing
 
 Progress = Callable[[int, int], None]
+
+Observe = Callable[[int, torch.Tensor], None]
+"""Receives the index of a row and the router logits of its own tokens, float32 ``[S, T, E]``."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,9 @@ def score_rows(
     max_length: int = 1024,
     max_answer: int = 256,
     progress: Progress | None = None,
+    observe: Observe | None = None,
 ) -> list[RowScore]:
-    """Score every row, longest together with others of its length, and return the scores in the order of the rows.
+    """Score every row by itself, and return the scores in the order of the rows.
 
     Args:
         model: a causal language model, with or without a mixture.
@@ -117,6 +122,7 @@ def score_rows(
         max_length: rows whose prompt leaves no room within this many tokens are an error.
         max_answer: answers are cut after this many tokens.
         progress: receives ``(done, total)``.
+        observe: receives the routing of every row; needs ``routing``.
 
     Raises:
         DataError: a prompt that is too long.
@@ -126,20 +132,27 @@ def score_rows(
     watch: AbstractContextManager[Any] = capture_routing(model) if routing else nullcontext()
     with torch.inference_mode(), watch as capture:
         for done, example in enumerate(examples):
-            scores.append(_score_row(model, tokenizer, example, capture, max_length, max_answer))
+            report = None if observe is None else partial(observe, done)
+            scores.append(_score_row(model, tokenizer, example, capture, max_length, max_answer, report))
             if progress is not None:
                 progress(done + 1, len(examples))
     return scores
 
 
 def _score_row(
-    model: Any, tokenizer: Any, example: Example, capture: Any, max_length: int, max_answer: int
+    model: Any,
+    tokenizer: Any,
+    example: Example,
+    capture: Any,
+    max_length: int,
+    max_answer: int,
+    report: Callable[[torch.Tensor], None] | None,
 ) -> RowScore:
     gold = encode(example, tokenizer, max_length, max_answer)
     if gold is None:
         raise DataError(f"The prompt of row {example.id} does not fit into {max_length} tokens; raise max_length.")
     loss, tokens = _negative_log_likelihood(model, gold)
-    shares = _expert_shares(model, capture, gold["own_tokens"]) if capture is not None else None
+    shares = _expert_shares(model, capture, gold["own_tokens"], report) if capture is not None else None
     correct = None
     if example.choices and example.label is not None:
         correct = _likeliest_choice(model, tokenizer, example, loss, max_length) == example.label
@@ -173,9 +186,13 @@ def _likeliest_choice(model: Any, tokenizer: Any, example: Example, gold_loss: f
     return int(np.argmin(losses))
 
 
-def _expert_shares(model: Any, capture: Any, own_tokens: list[int]) -> dict[str, float]:
-    gates = capture.take_batch()[1]  # [S, 1, T, E]
+def _expert_shares(
+    model: Any, capture: Any, own_tokens: list[int], report: Callable[[torch.Tensor], None] | None
+) -> dict[str, float]:
+    logits, gates = capture.take_batch()  # [S, 1, T, E]
     own = torch.tensor(own_tokens, dtype=torch.bool, device=gates.device)
+    if report is not None:
+        report(logits[:, 0, own])
     mean = gates[:, 0, own].mean(dim=(0, 1))
     return dict(zip(active_runtime(model).experts, mean.tolist(), strict=True))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ def expert_matrix(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
+    finished: dict[str, list[DomainResult]] | None = None,
+    on_expert: Callable[[dict[str, list[DomainResult]]], None] | None = None,
 ) -> dict[str, list[DomainResult]]:
     """Evaluate the backbone (``"backbone"``) and each expert alone on held-out rows of each domain.
 
@@ -33,15 +35,21 @@ def expert_matrix(
         seed: chooses the rows.
         dtype: type of the backbone.
         progress: receives ``(done, total)`` rows over the whole matrix.
+        finished: lines of the same matrix that an earlier call measured; they are not measured again.
+        on_expert: receives all lines so far after each one.
     """
     from peft import PeftModel
 
     rows = [row for domain in domains for row in held_out_examples(domain, count, seed)]
+    results: dict[str, list[DomainResult]] = dict(finished or {})
+    if {"backbone", *experts} <= set(results):
+        return results
     model, tokenizer = load_backbone(backbone, dtype=dtype)
     total = len(rows) * (1 + len(experts))
-    results: dict[str, list[DomainResult]] = {}
 
     def measure(name: str, subject: Any) -> None:
+        if name in results:
+            return
         before = len(rows) * len(results)
         step: Progress | None = None
         if progress is not None:
@@ -51,6 +59,8 @@ def expert_matrix(
                 report(before + done, total)
 
         results[name] = evaluate(subject, tokenizer, rows, routing=False, progress=step)
+        if on_expert is not None:
+            on_expert(results)
 
     measure("backbone", model)
     peft_model: Any = None

@@ -3,8 +3,9 @@
 With a second path the tables are written into that file, each between its markers ``<!-- table NAME -->`` and
 ``<!-- end -->``; else they are printed.
 
-Reads what ``loramixer expert-matrix --json``, ``loramixer evaluate --json``, ``loramixer count-parameters --json`` and
-the two benchmarks wrote, so that a table in a page is always the print of a file, and a test can hold them together.
+Reads what ``loramixer expert-matrix --json``, ``loramixer evaluate --json``, ``loramixer count-parameters --json``,
+``loramixer experiment`` and the two benchmarks wrote, so that a table in a page is always the print of a file, and a
+test can hold them together.
 A table whose file does not exist yet is left as it stands.
 """
 
@@ -17,17 +18,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from loramixer.evaluation.evidence import EVIDENCE
+from loramixer.evaluation.markdown import line
+
 
 def expert_matrix_table(folder: Path) -> str:
     """Expert × domain test loss from ``expert-matrix.json``; the lowest loss of each domain is bold."""
     matrix = _read(folder / "expert-matrix.json")
     domains = [row["domain"] for row in matrix["backbone"]]
     best = {domain: min(matrix, key=lambda name: _row(matrix[name], domain)["loss"]) for domain in domains}
-    lines = [_line("", *domains), _line("---", *("---:" for _ in domains))]
+    lines = [line("", *domains), line("---", *("---:" for _ in domains))]
     for name, rows in matrix.items():
         cells = [_interval(_row(rows, domain), "loss", best[domain] == name) for domain in domains]
         label = "backbone alone" if name == "backbone" else f"{name} expert"
-        lines.append(_line(label, *cells))
+        lines.append(line(label, *cells))
     return "\n".join(lines)
 
 
@@ -45,12 +49,12 @@ def parameters_table(folder: Path) -> str:
     """Counted parameters of ours and of MixLoRA, then the paper's figures, from ``parameters.json``."""
     found = _read(folder / "parameters.json")
     parts = {"backbone": "backbone", "experts": "experts", "routers": "routers", "shared": "attention LoRA"}
-    lines = [_line("parameters, millions", *parts.values(), "trainable"), _line("---", *["---:"] * 5)]
+    lines = [line("parameters, millions", *parts.values(), "trainable"), line("---", *["---:"] * 5)]
     for label, row in (("LoRA-Mixer", found["loramixer"]), ("MixLoRA", found["mixlora"])):
-        lines.append(_line(label, *(f"{row[part] / 1e6:,.2f}" for part in (*parts, "trainable"))))
-    lines += ["", _line("share", "counted", "paper", "why they differ"), _line("---", "---:", "---:", "---")]
+        lines.append(line(label, *(f"{row[part] / 1e6:,.2f}" for part in (*parts, "trainable"))))
+    lines += ["", line("share", "counted", "paper", "why they differ"), line("---", "---:", "---:", "---")]
     for row in found["figures"]:
-        lines.append(_line(row["what"], f"{row['counted']:.2%}", f"{100 * row['paper']:g}%", row["explanation"]))
+        lines.append(line(row["what"], f"{row['counted']:.2%}", f"{100 * row['paper']:g}%", row["explanation"]))
     return "\n".join(lines)
 
 
@@ -62,20 +66,20 @@ def overhead_table(folder: Path) -> str:
     measures = list(dict.fromkeys(row["measure"] for row in inference))
     labels = list(dict.fromkeys(row["label"] for row in inference))
     lines = [
-        _line("time / backbone alone", *(measure.replace("-", " ") for measure in measures)),
-        _line("---", *("---:" for _ in measures)),
+        line("time / backbone alone", *(measure.replace("-", " ") for measure in measures)),
+        line("---", *("---:" for _ in measures)),
     ]
     for label in labels:
         cells = {row["measure"]: _judged(row) for row in inference if row["label"] == label}
-        lines.append(_line(label, *(cells.get(measure, "–") for measure in measures)))
+        lines.append(line(label, *(cells.get(measure, "–") for measure in measures)))
     goals = {row["measure"]: row["goal"] for row in inference if row["goal"]}
-    lines.append(_line("goal for LoRA-Mixer", *(goals.get(measure, "–") for measure in measures)))
+    lines.append(line("goal for LoRA-Mixer", *(goals.get(measure, "–") for measure in measures)))
     sections = ["\n".join(lines)]
     if others := [row for row in rows if row not in inference]:
-        lines = [_line("measure", "form", "against", "ratio", "goal"), _line("---", "---", "---", "---:", "---:")]
+        lines = [line("measure", "form", "against", "ratio", "goal"), line("---", "---", "---", "---:", "---:")]
         for row in others:
             what = OVERHEAD_MEASURES.get(row["measure"], row["measure"])
-            lines.append(_line(what, row["label"], row["reference"], _judged(row), row["goal"] or "–"))
+            lines.append(line(what, row["label"], row["reference"], _judged(row), row["goal"] or "–"))
         sections.append("\n".join(lines))
     if notes := dict.fromkeys(f"{row['label']}: {row['note']}." for row in rows if row["note"]):
         sections.append("\n".join(notes))
@@ -97,16 +101,16 @@ def scaling_table(folder: Path) -> str:
     rows = result["rows"]
     measures = list(dict.fromkeys(row["measure"] for row in rows))
     lines = [
-        _line("rank", "k", "experts", *(measure.replace("-", " ") for measure in measures)),
-        _line(*["---:"] * (3 + len(measures))),
+        line("rank", "k", "experts", *(measure.replace("-", " ") for measure in measures)),
+        line(*["---:"] * (3 + len(measures))),
     ]
     groups: dict[tuple[int, int, int], dict[str, str]] = {}
     for row in rows:
         groups.setdefault((row["rank"], row["k"], row["experts"]), {})[row["measure"]] = _judged(row)
     for key, cells in groups.items():
-        lines.append(_line(*map(str, key), *(cells.get(measure, "–") for measure in measures)))
+        lines.append(line(*map(str, key), *(cells.get(measure, "–") for measure in measures)))
     goals = {row["measure"]: row["goal"] for row in rows if row["goal"]}
-    lines.append(_line("", "", "goal for the most", *(goals.get(measure, "–") for measure in measures)))
+    lines.append(line("", "", "goal for the most", *(goals.get(measure, "–") for measure in measures)))
     return "\n".join([*lines, "", _circumstances(result)])
 
 
@@ -130,9 +134,9 @@ def _circumstances(result: dict[str, Any]) -> str:
 def _router_table(folder: Path, names: tuple[str, ...], field: str) -> str:
     results = {name: _read(folder / f"evaluate-{name}.json")["domains"] for name in names}
     domains = [row["domain"] for row in results[names[0]]]
-    lines = [_line("", *domains), _line("---", *("---:" for _ in domains))]
+    lines = [line("", *domains), line("---", *("---:" for _ in domains))]
     for name, rows in results.items():
-        lines.append(_line(f"`{name}`", *(_interval(_row(rows, domain), field) for domain in domains)))
+        lines.append(line(f"`{name}`", *(_interval(_row(rows, domain), field) for domain in domains)))
     return "\n".join(lines)
 
 
@@ -143,10 +147,6 @@ def _interval(row: dict[str, Any], field: str, bold: bool = False) -> str:
 
 def _row(rows: list[dict[str, Any]], domain: str) -> dict[str, Any]:
     return next(row for row in rows if row["domain"] == domain)
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _read(path: Path) -> Any:
@@ -160,6 +160,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "parameters": parameters_table,
     "overhead": overhead_table,
     "scaling": scaling_table,
+    **EVIDENCE,
 }
 
 

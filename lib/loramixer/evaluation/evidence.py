@@ -1,0 +1,208 @@
+"""Tables, figures and verdicts of the experiments for pages, each from the CSV files that an experiment wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from loramixer.evaluation import verdicts
+from loramixer.evaluation.csv_files import Row, read_csv
+from loramixer.evaluation.markdown import table
+from loramixer.evaluation.verdicts import Verdict, find, printed, shipped_gate
+
+Maker = Callable[[Path], str]
+
+ROUTING = {
+    "token_entropy": "E[H]",
+    "load_entropy": "H(p̄)",
+    "mutual_information": "I(token; expert)",
+    "own_share": "own-expert share",
+    "load_variance": "load variance",
+}
+"""Quantities of routing, measured on soft gates, and their heads."""
+
+
+def losses_table(folder: Path) -> str:
+    """Loss and accuracy under every gate, and routing, one line per setting."""
+    rows = read_csv(folder / "losses-summary.csv")
+    gates = list(dict.fromkeys(row["gate"] for row in rows if row["quantity"] == "loss" and row["against"] is None))
+    columns = [("loss", gate, f"loss, {gate.replace('_', '-')}") for gate in gates]
+    columns += [
+        ("accuracy", shipped_gate(rows), "accuracy"),
+        *((name, "soft", head) for name, head in ROUTING.items()),
+    ]
+    return _settings(rows, columns)
+
+
+def losses_domains_table(folder: Path) -> str:
+    """Loss of every domain under the shipped gate, and the own expert's share on soft gates."""
+    rows = read_csv(folder / "losses-summary.csv")
+    domains = _parts(rows, "loss_")
+    columns = [(f"loss_{name}", shipped_gate(rows), f"loss, {name}") for name in domains]
+    columns += [(f"own_share_{name}", "soft", f"own share, {name}") for name in _parts(rows, "own_share_")]
+    return _settings(rows, columns)
+
+
+def token_shares_table(folder: Path) -> str:
+    """Share of every domain in the test tokens beside the load of its expert: long answers draw load."""
+    rows = read_csv(folder / "losses.csv")
+    summary = read_csv(folder / "losses-summary.csv")
+    domains = [str(name).removeprefix("test_tokens_") for name in rows[0] if str(name).startswith("test_tokens_")]
+    total = sum(rows[0][f"test_tokens_{name}"] for name in domains)
+    lines = [["share of the test tokens", *(f"{rows[0][f'test_tokens_{name}'] / total:.3f}" for name in domains)]]
+    for setting in dict.fromkeys(row["setting"] for row in summary):
+        found = [find(summary, setting=setting, quantity=f"load_{name}", against=None) for name in domains]
+        if any(found):
+            lines.append([f"load, {setting}", *("–" if row is None else printed(row) for row in found)])
+    return table(["", *domains], lines)
+
+
+def grid_table(folder: Path) -> str:
+    """Every cell of the grid by loss on soft gates; an order chosen on the test rows, so the top is optimistic."""
+    rows = read_csv(folder / "grid-summary.csv")
+    rows.sort(key=lambda row: row["value"] if row["quantity"] == "loss" and row["gate"] == "soft" else float("inf"))
+    columns = [
+        ("loss", "soft", "loss, soft"),
+        ("loss", shipped_gate(rows), f"loss, {shipped_gate(rows).replace('_', '-')}"),
+    ]
+    return _settings(rows, [*columns, *((name, "soft", head) for name, head in ROUTING.items())])
+
+
+def data_size_table(folder: Path) -> str:
+    """Loss by number of rows under the shipped gate, one column per setting."""
+    rows = read_csv(folder / "data-size-summary.csv")
+    gate = shipped_gate(rows)
+    plain = [row for row in rows if row["against"] is None and row["quantity"] == "loss" and row["gate"] == gate]
+    settings = list(dict.fromkeys(row["setting"] for row in plain))
+    lines = []
+    for size in sorted({row["examples"] for row in plain}):
+        found = [find(plain, setting=setting, examples=size) for setting in settings]
+        lines.append([f"{size:,.0f}", *("–" if row is None else printed(row) for row in found)])
+    return table(["training rows", *settings], lines)
+
+
+def top_k_table(folder: Path) -> str:
+    """Loss by experts per token, one column per domain."""
+    rows = read_csv(folder / "top-k-summary.csv")
+    plain = [row for row in rows if row["against"] is None]
+    quantities = {"loss": "all domains", **{f"loss_{name}": name for name in _parts(plain, "loss_")}}
+    lines = []
+    for gate in dict.fromkeys(row["gate"] for row in plain):
+        found = [find(plain, gate=gate, quantity=quantity) for quantity in quantities]
+        lines.append([gate.removeprefix("top_"), *("–" if row is None else printed(row) for row in found)])
+    return table(["k", *quantities.values()], lines)
+
+
+def balance_curve_table(folder: Path) -> str:
+    """The balance term in the first and the last tenth of the training."""
+    rows = [row for row in read_csv(folder / "balance-curve-summary.csv") if row["quantity"] == "balance"]
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    lines = [
+        [
+            setting,
+            *("–" if (row := find(rows, setting=setting, part=part)) is None else printed(row) for part in parts),
+        ]
+        for setting in dict.fromkeys(row["setting"] for row in rows)
+    ]
+    return table(["K Σ p̄ f̄", *parts], lines)
+
+
+def convergence_table(folder: Path) -> str:
+    """Factors by which KL shrinks, the promised one, and where the descent ends."""
+    rows = read_csv(folder / "convergence-summary.csv")
+    heads = {
+        "largest_ratio": "largest factor of KL per step",
+        "last_ratio": "last factor",
+        "token_entropy": "E[H] / log K at the end",
+        "load_entropy": "H(p̄) / log K at the end",
+    }
+    lines = []
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        found = [find(rows, setting=setting, quantity=quantity) for quantity in heads]
+        bound = next((f"{row['bound']:.5f}" for row in found if row and row["bound"] is not None), "–")
+        lines.append([setting, bound, *("–" if row is None else f"{row['value']:.5f}" for row in found)])
+    return table(["objective", "1 − ηλ", *heads.values()], lines)
+
+
+def oracle_table(folder: Path) -> str:
+    """Loss of the backbone, the mean of all experts, the router and the oracle, one column per domain."""
+    rows = [row for row in read_csv(folder / "oracle-summary.csv") if row["against"] is None]
+    quantities = {"loss": "all domains", **{f"loss_{name}": name for name in _parts(rows, "loss_")}}
+    lines = []
+    for setting in sorted(
+        dict.fromkeys(row["setting"] for row in rows),
+        key=lambda name: -_value(find(rows, setting=name, quantity="loss")),
+    ):
+        found = [find(rows, setting=setting, quantity=quantity) for quantity in quantities]
+        lines.append([setting, *("–" if row is None else printed(row) for row in found)])
+    return table(["loss, nats per token", *quantities.values()], lines)
+
+
+def _value(row: Row | None) -> float:
+    return 0.0 if row is None else row["value"]
+
+
+def _settings(rows: Sequence[Row], columns: Sequence[tuple[str, str, str]]) -> str:
+    """One line per setting; columns are ``(quantity, gate, head)``, and those that nobody has are left out."""
+    plain = [row for row in rows if row["against"] is None]
+    columns = [column for column in columns if find(plain, quantity=column[0], gate=column[1])]
+    lines = []
+    for setting in dict.fromkeys(row["setting"] for row in plain):
+        found = [find(plain, setting=setting, quantity=quantity, gate=gate) for quantity, gate, _ in columns]
+        lines.append([setting, *("–" if row is None else printed(row) for row in found)])
+    return table(["", *(head for _, _, head in columns)], lines)
+
+
+def _parts(rows: Sequence[Row], prefix: str) -> list[str]:
+    """What follows a prefix in the names of the quantities."""
+    names = dict.fromkeys(str(row["quantity"]) for row in rows)
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+def _verdict_list(file: str, judge: Callable[[Sequence[Row]], list[Verdict]]) -> Maker:
+    def make(folder: Path) -> str:
+        return "\n".join(f"- {verdict}" for verdict in judge(read_csv(folder / file)))
+
+    return make
+
+
+def _figure(stem: str, text: str) -> Maker:
+    """The picture of an experiment, for a page beside the folder of results."""
+
+    def make(folder: Path) -> str:
+        if not (folder / "figures" / f"{stem}.svg").is_file():
+            raise FileNotFoundError(stem)
+        return f"![{text}]({folder.name}/figures/{stem}.svg)"
+
+    return make
+
+
+EVIDENCE: dict[str, Maker] = {
+    "losses": losses_table,
+    "losses-domains": losses_domains_table,
+    "token-shares": token_shares_table,
+    "losses-verdicts": _verdict_list("losses-summary.csv", verdicts.losses_verdicts),
+    "losses-figure": _figure("losses", "Test loss, own-expert share and mutual information of every routing loss"),
+    "loads-figure": _figure("loads", "Load of every expert under every routing loss"),
+    "plane-figure": _figure("plane", "All routers on the entropy–balance plane, with their training paths"),
+    "grid": grid_table,
+    "grid-verdicts": _verdict_list("grid-summary.csv", verdicts.grid_verdicts),
+    "grid-figure": _figure("grid", "Loss, token entropy, mutual information and load variance over α and λ"),
+    "data-size": data_size_table,
+    "data-size-verdicts": _verdict_list("data-size-summary.csv", verdicts.data_size_verdicts),
+    "data-size-figure": _figure("data-size", "Test loss by number of training rows"),
+    "top-k": top_k_table,
+    "top-k-verdicts": _verdict_list("top-k-summary.csv", verdicts.top_k_verdicts),
+    "top-k-figure": _figure("top-k", "Test loss by experts per token"),
+    "balance-curve": balance_curve_table,
+    "balance-curve-verdicts": _verdict_list("balance-curve-summary.csv", verdicts.balance_curve_verdicts),
+    "balance-curve-figure": _figure("balance-curve", "The balance term while routers train"),
+    "convergence": convergence_table,
+    "convergence-verdicts": _verdict_list("convergence-summary.csv", verdicts.convergence_verdicts),
+    "convergence-figure": _figure("convergence", "KL to the minimum of F_S by step"),
+    "oracle": oracle_table,
+    "oracle-verdicts": _verdict_list("oracle-summary.csv", verdicts.oracle_verdicts),
+    "oracle-figure": _figure("oracle", "Test loss between the backbone and the oracle"),
+    "expert-matrix-figure": _figure("expert-matrix", "Test loss of every expert alone on every domain"),
+}
+"""Marker of a page → what is printed there."""

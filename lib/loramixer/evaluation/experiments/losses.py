@@ -1,0 +1,89 @@
+"""Routing losses on the same rows: test loss, accuracy, and how they route (paper, Table 8 and Figures 3 and 4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from loramixer.evaluation.csv_files import read_csv
+from loramixer.evaluation.experiments.plan import Experiment, Options, Plan, Run
+from loramixer.evaluation.experiments.results import Results
+
+NAME = "losses"
+EXAMPLES = 2000
+WEAK_BALANCE = 0.1
+"""The paper's α taken in the unit form, as the weaker of two balance losses beside RSL's own α."""
+
+PEERS = {"ds_moe": 1.0, "gmoe": 1.0, "aesl": 1.0, "supervised": 1.0}
+"""Weight of each peer's loss in its canonical scale."""
+
+
+def plan(options: Options) -> Plan:
+    """No loss, two balance losses, both signs of RSL, and the peers as far as this version has them."""
+    return Plan(options.with_seeds(settings(options)), options.gates)
+
+
+def settings(options: Options) -> list[Run]:
+    """Every loss once."""
+    examples = options.examples or EXAMPLES
+    return [
+        options.rsl(examples),
+        options.load_balance(examples),
+        options.other("none", examples),
+        options.rsl(examples, "flatten"),
+        options.load_balance(examples, WEAK_BALANCE),
+        *(options.other(loss, examples, weight) for loss, weight in PEERS.items()),
+    ]
+
+
+def write(results: Results, folder: Path) -> None:
+    """Every number of every loss, and RSL minus each other loss on the same seeds and rows."""
+    options, summary = results.options, results.plain_rows()
+    groups = list(results.groups())
+    ours = options.rsl(options.examples or EXAMPLES)
+    gates = options.gates
+    for group in groups:
+        summary += (
+            results.difference_rows(
+                (ours.setting, ours.examples),
+                group,
+                {"loss": gates, "accuracy": gates, **dict.fromkeys(ROUTING, ("soft",))},
+            )
+            if group != (ours.setting, ours.examples)
+            else []
+        )
+    none = options.other("none", ours.examples)
+    for run in settings(options):
+        if run.setting not in (none.setting, ours.setting):
+            summary += results.difference_rows(
+                (run.setting, run.examples), (none.setting, none.examples), dict.fromkeys(ROUTING, ("soft",))
+            )
+    results.write(folder, NAME, summary)
+
+
+ROUTING = ("token_entropy", "load_entropy", "mutual_information", "domain_information", "own_share", "load_variance")
+"""What is said of routing in tables and differences; all on soft gates."""
+
+
+def dots(folder: Path) -> Any:
+    """Loss, own-expert share and mutual information with intervals."""
+    from loramixer.viz.figures import losses_figure
+
+    return losses_figure(read_csv(folder / f"{NAME}-summary.csv"))
+
+
+def loads(folder: Path) -> Any:
+    """Load of each expert under each loss."""
+    from loramixer.viz.figures import loads_figure
+
+    return loads_figure(read_csv(folder / f"{NAME}-summary.csv"))
+
+
+EXPERIMENT = Experiment(
+    name=NAME,
+    title="Routing losses on the same rows",
+    mirrors="Table 8, Figures 3 and 4",
+    plan=plan,
+    write=write,
+    figures={NAME: dots, "loads": loads},
+)

@@ -1,0 +1,73 @@
+"""All routers of the comparison of losses on the entropy–balance plane, with the paths of their training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loramixer.evaluation.csv_files import Row, read_csv, write_csv
+from loramixer.evaluation.experiments import balance_curve, losses
+from loramixer.evaluation.experiments.measure import ROUTING_GATE
+from loramixer.evaluation.experiments.plan import Experiment, Options, Plan
+from loramixer.evaluation.experiments.results import Results
+
+NAME = "plane"
+
+
+def plan(options: Options) -> Plan:
+    """The runs of the comparison of losses, under soft gates."""
+    return Plan(losses.plan(options).runs, (ROUTING_GATE,))
+
+
+def point_rows(results: Results) -> list[Row]:
+    """One row per setting: its point in 0…1, intervals over seeds and rows, and the shuffled-token band.
+
+    The band is that of the first seed's router for texts of the median length of a test row, ``band_tokens``: where a
+    text of so many tokens would fall if its tokens were drawn at random from all texts.
+    """
+    width = np.log(len(results.options.experts))
+    rows = []
+    for (setting, examples), runs in results.groups().items():
+        x, y = (results.estimate(runs, name) for name in ("token_entropy", "load_entropy"))
+        if x is None or y is None:
+            continue
+        facts = results.measured[runs[0]][ROUTING_GATE].facts
+        row: Row = {"setting": setting, "examples": examples}
+        for name, found in (("undecided", x), ("balanced", y)):
+            row |= {name: found.value / width, f"{name}_low": found.low / width, f"{name}_high": found.high / width}
+        row |= {"seeds": x.seeds, "rows": results.rows, "tokens": facts["tokens"], "covers": x.covers}
+        row["band_tokens"] = facts["band_tokens"]
+        for name, ends in (("undecided", facts["band_token_entropy"]), ("balanced", facts["band_load_entropy"])):
+            row |= {f"band_{name}_low": ends[0] / width, f"band_{name}_high": ends[1] / width}
+        rows.append({**row, "data": results.data})
+    return rows
+
+
+def write(results: Results, folder: Path) -> None:
+    """The points, and the paths: means over the training rows of each logged step, over log E."""
+    width = np.log(len(results.options.experts))
+    write_csv(folder / f"{NAME}.csv", point_rows(results))
+    paths = [
+        {
+            **{name: row[name] for name in ("setting", "examples", "seed", "step", "share")},
+            "undecided": row["token_entropy"] / width,
+            "balanced": row["load_entropy"] / width,
+        }
+        for row in balance_curve.curve_rows(results)
+        if row["token_entropy"] is not None and row["load_entropy"] is not None
+    ]
+    if paths:
+        write_csv(folder / f"{NAME}-paths.csv", paths)
+
+
+def picture(folder: Path) -> Any:
+    """The plane with named corners."""
+    from loramixer.viz.figures import plane_figure
+
+    paths = folder / f"{NAME}-paths.csv"
+    return plane_figure(read_csv(folder / f"{NAME}.csv"), read_csv(paths) if paths.is_file() else [])
+
+
+EXPERIMENT = Experiment(NAME, "The entropy–balance plane", "no figure of the paper", plan, write, {NAME: picture})

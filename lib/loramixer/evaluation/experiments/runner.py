@@ -1,0 +1,186 @@
+"""Carries out a plan: trains what is missing, measures what is missing, writes the files after every run.
+
+A kill at any time costs at most what was done since the last checkpoint or the last measured gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from loramixer.data import Example
+from loramixer.errors import DataError
+from loramixer.evaluation.csv_files import read_csv
+from loramixer.evaluation.experiments.measure import Measurement, measure
+from loramixer.evaluation.experiments.plan import BASE_GATES, Experiment, Options, Plan, Run
+from loramixer.evaluation.experiments.results import Results
+from loramixer.evaluation.experiments.workshop import Workshop
+from loramixer.mixers import load_mixer
+from loramixer.training.routers import train_router
+from loramixer.training.run_log import RunLog
+from loramixer.viz.svg import to_svg
+
+Say = Callable[[str], None]
+
+
+def perform(
+    experiment: Experiment,
+    options: Options,
+    workshop: Workshop,
+    output: Path,
+    *,
+    stored_only: bool = False,
+    say: Say = print,
+) -> list[Path]:
+    """Carry out an experiment, and write its CSV files and figures into ``output``; resumes after a kill.
+
+    Args:
+        experiment: one of :data:`loramixer.evaluation.experiments.EXPERIMENTS`.
+        options: seeds, sizes and coefficients.
+        workshop: where runs are kept.
+        output: receives ``NAME.csv``, ``NAME-summary.csv`` and ``figures/*.svg``.
+        stored_only: write from what has finished, and train and measure nothing.
+        say: receives one line of text for every step.
+
+    Returns:
+        The figures that were drawn.
+
+    Raises:
+        DataError: the work folder belongs to other experts or data, or ``output`` holds numbers of other test rows or
+            of runs that the work folder has not got.
+    """
+    rows = workshop.test_rows()
+    results = Results(options, workshop, len(rows), workshop.key(rows))
+    workshop.check_origin()
+    if experiment.plan is None:
+        experiment.write(results, output)
+        return draw(experiment, output, say)
+    plan = experiment.plan(options)
+    former = stored_runs(output / f"{experiment.name}.csv", workshop, results.key)
+    runs = list(dict.fromkeys([*former, *plan.runs]))
+    if stored_only:
+        runs = [run for run in runs if workshop.is_trained(run)]
+    for number, run in enumerate(runs, start=1):
+        say(f"run {number} of {len(runs)}: {run.name}")
+        _finish(run, plan, rows, results, stored_only, say)
+        if number >= len(former):  # a file that is there already never becomes shorter
+            experiment.write(results, output)
+    return draw(experiment, output, say)
+
+
+def draw(experiment: Experiment, output: Path, say: Say = print) -> list[Path]:
+    """Draw the figures of an experiment from the CSV files in ``output``; those without a file yet are left out."""
+    drawn = []
+    for stem, figure in experiment.figures.items():
+        try:
+            made = figure(output)
+        except FileNotFoundError:
+            continue
+        except ModuleNotFoundError as error:
+            say(f"Figures are not drawn, since {error.name} is not installed; pip install 'loramixer[notebooks]'.")
+            break
+        path = output / "figures" / f"{stem}.svg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(to_svg(made), encoding="utf-8")
+        drawn.append(path)
+    return drawn
+
+
+def describe(experiment: Experiment, options: Options, workshop: Workshop) -> list[str]:
+    """What an experiment would do: one line per run, and the time it takes by the runs that have been timed so far."""
+    if experiment.plan is None:
+        return [f"{experiment.name}: trains no router."]
+    plan = experiment.plan(options)
+    key = workshop.key(workshop.test_rows())
+    per_example, per_gate = workshop.timings()
+    lines, examples, gates_left = [], 0, set()
+    for run in plan.runs:
+        files = {gate: workshop.measurement_file(key, run, gate) for gate in plan.gates}
+        # A gate that asks no router is measured once for all runs: its file is the same for all.
+        gates = [gate for gate, path in files.items() if not path.is_file() and path not in gates_left]
+        gates_left |= {files[gate] for gate in gates}
+        trained = workshop.is_trained(run)
+        examples += 0 if trained else run.examples
+        lines.append(f"{run.name}: {', '.join([*([] if trained else ['train']), *gates]) or 'finished'}")
+    if (examples and per_example is None) or (gates_left and per_gate is None):
+        lines.append("Time: not known, since the work folder holds no timed run of this kind yet.")
+    else:
+        seconds = examples * (per_example or 0) + len(gates_left) * (per_gate or 0)
+        lines.append(f"Time: about {seconds / 60:.1f} minutes, from the runs that were timed in {workshop.work}.")
+    return lines
+
+
+def stored_runs(path: Path, workshop: Workshop, key: str) -> list[Run]:
+    """The runs of a CSV file that is there already, so that another choice of seeds adds to it and drops nothing.
+
+    Raises:
+        DataError: the file holds other test rows, or runs that the work folder has not got.
+    """
+    rows = read_csv(path) if path.is_file() else []
+    if not rows or "measurement" not in rows[0]:
+        return []  # no file, or one that is made from the logs alone
+    if other := next((row["measurement"] for row in rows if row["measurement"] != key), None):
+        raise DataError(
+            f"{path} holds numbers of other test rows ({other}, now {key}); give the former --limit and data, or "
+            "another --output."
+        )
+    kinds = {"examples": int, "seed": int, "balance_weight": float, "entropy_weight": float, "learning_rate": float}
+    runs = [Run(**{field.name: kinds.get(field.name, str)(row[field.name]) for field in fields(Run)}) for row in rows]
+    if lost := [run.name for run in runs if not workshop.is_trained(run)]:
+        raise DataError(
+            f"{path} holds runs that {workshop.work} has not got (the first is {lost[0]}); give the --work folder "
+            "that it was made in, or another --output."
+        )
+    return runs
+
+
+def _finish(run: Run, plan: Plan, rows: Sequence[Example], results: Results, stored_only: bool, say: Say) -> None:
+    """Train and measure a run as far as that has not been done, and put it into the results."""
+    workshop = results.workshop
+    folder = workshop.router_folder(run)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # two experiments may share a run and a work folder
+        if not workshop.is_trained(run):
+            train_router(
+                folder,
+                workshop.sources,
+                loss=run.loss,  # type: ignore[arg-type]
+                balance_weight=run.balance_weight,
+                entropy_weight=run.entropy_weight,
+                entropy=run.entropy,
+                examples=run.examples,
+                backbone=workshop.backbone,
+                seed=run.seed,
+                learning_rate=run.learning_rate,
+                dtype=workshop.training_dtype,
+                routers_only=True,
+                title=run.setting,
+            )
+        found = _measured(run, plan, rows, results, stored_only, say)
+    if found or not plan.gates:
+        results.logs[run] = RunLog.load(folder)
+        results.measured[run] = found
+
+
+def _measured(
+    run: Run, plan: Plan, rows: Sequence[Example], results: Results, stored_only: bool, say: Say
+) -> dict[str, Measurement]:
+    workshop = results.workshop
+    loaded: tuple[Any, Any] | None = None
+    found: dict[str, Measurement] = {}
+    for gate in plan.gates:
+        path = workshop.measurement_file(results.key, run, gate)
+        if not path.is_file():
+            if stored_only:
+                continue
+            say(f"  measuring {gate} on {len(rows)} rows")
+            loaded = loaded or load_mixer(
+                workshop.router_folder(run), backbone=workshop.backbone, dtype=workshop.dtype
+            )
+            measure(*loaded, rows, gate).save(path)
+        (results.base if gate in BASE_GATES else found)[gate] = Measurement.load(path)
+    return found

@@ -1,0 +1,41 @@
+"""Experts per token in inference, k = 1 … E, of the RSL routers (paper, Figure 5)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from loramixer.evaluation.csv_files import read_csv
+from loramixer.evaluation.experiments import losses
+from loramixer.evaluation.experiments.plan import Experiment, Options, Plan
+from loramixer.evaluation.experiments.results import Results
+
+NAME = "top-k"
+
+
+def plan(options: Options) -> Plan:
+    """The RSL runs of the comparison of losses, which are trained once for both, under every k."""
+    run = options.rsl(options.examples or losses.EXAMPLES)
+    return Plan(options.with_seeds([run]), tuple(f"top_{k}" for k in range(1, len(options.experts) + 1)))
+
+
+def write(results: Results, folder: Path) -> None:
+    """Every number under every k, and each k minus one expert less."""
+    summary = results.plain_rows()
+    for (setting, examples), runs in results.groups().items():
+        for k in range(2, len(results.options.experts) + 1):
+            for quantity in ("loss", "accuracy"):
+                found = results.difference(runs, runs, quantity, f"top_{k}", f"top_{k - 1}")
+                if found is not None:
+                    summary.append(results.summary_row(setting, examples, quantity, f"top_{k}", f"top_{k - 1}", found))
+    results.write(folder, NAME, summary)
+
+
+def lines(folder: Path) -> Any:
+    """Loss of every domain by k."""
+    from loramixer.viz.figures import top_k_figure
+
+    return top_k_figure(read_csv(folder / f"{NAME}-summary.csv"))
+
+
+EXPERIMENT = Experiment(NAME, "Experts per token", "Figure 5", plan, write, {NAME: lines})

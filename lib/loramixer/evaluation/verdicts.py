@@ -1,0 +1,257 @@
+"""What the numbers say about each claim: held, not held or undecided, by rules that are the same whoever reads them.
+
+A difference counts only when its 95 % interval lies on one side of 0; each rule says in its docstring what it
+compares. Intervals are not corrected for the number of comparisons.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Row = dict[str, Any]
+Status = Literal["held", "not held", "undecided"]
+
+UNIFORM = 0.95
+"""Token entropy over log K from which gates count as uniform."""
+
+MARGIN = 0.01
+"""Nats per answer token by which a loss may be above another one and still count as no worse."""
+
+SPECIALISATION = {"mutual_information": "I(token; expert)", "own_share": "the own expert's share"}
+"""What a router that specialises has more of."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim and what became of it.
+
+    Attributes:
+        claim: in words, with its setting.
+        status: what the rule gives.
+        numbers: what was measured.
+    """
+
+    claim: str
+    status: Status
+    numbers: str
+
+    def __str__(self) -> str:
+        return f"**{self.status}** – {self.claim}: {self.numbers}."
+
+
+def below(row: Row, bound: float = 0.0) -> Status:
+    """Whether a number lies below a bound: its whole interval does, its whole interval does not, or neither."""
+    if row["high"] < bound:
+        return "held"
+    return "not held" if row["low"] >= bound else "undecided"
+
+
+def above(row: Row, bound: float = 0.0) -> Status:
+    """The reverse of :func:`below`."""
+    if row["low"] > bound:
+        return "held"
+    return "not held" if row["high"] <= bound else "undecided"
+
+
+def printed(row: Row, scale: float = 1.0) -> str:
+    """``0.123 [0.100, 0.150]``."""
+    value, low, high = (row[name] / scale for name in ("value", "low", "high"))
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def sizes(row: Row) -> str:
+    """How many seeds and rows stand behind a number, and what its interval covers."""
+    rows = f", {row['rows']:.0f} rows" if row.get("rows") else ""
+    return f"{row['seeds']:.0f} seed{'s' * (row['seeds'] > 1)}{rows}, interval over {row['covers']}"
+
+
+def find(rows: Sequence[Row], **wanted: Any) -> Row | None:
+    """The first row with these fields; ``against=None`` is a plain number."""
+    return next((row for row in rows if all(row.get(name) == value for name, value in wanted.items())), None)
+
+
+def expert_count(rows: Sequence[Row]) -> int:
+    """K, from the loads in a summary."""
+    loads = {str(row["quantity"]) for row in rows if str(row["quantity"]).startswith("load_")}
+    return len(loads - {"load_entropy", "load_variance"})
+
+
+def shipped_gate(rows: Sequence[Row]) -> str:
+    """The top-k gate with the most experts, which is the one that ships."""
+    counts = [int(str(row["gate"]).removeprefix("top_")) for row in rows if str(row["gate"]).startswith("top_")]
+    return f"top_{max(counts)}"
+
+
+def losses_verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """Collapse of load balance, which sign specialises, and RSL's loss below that of every other loss."""
+    verdicts = []
+    width = math.log(expert_count(rows))
+    for row in rows:
+        plain = row["against"] is None and row["quantity"] == "token_entropy"
+        if plain and str(row["setting"]).startswith("load balance"):
+            share = {**row, **{name: row[name] / width for name in ("value", "low", "high")}}
+            verdicts.append(
+                Verdict(
+                    f"{row['setting']} (K Σ p̄ f̄) alone collapses to uniform gates, E[H] / log K above {UNIFORM:g}",
+                    _uniform(share),
+                    f"E[H] / log K = {printed(share)} ({sizes(row)})",
+                )
+            )
+    for row in rows:
+        what = SPECIALISATION.get(row["quantity"])
+        if what and str(row["setting"]).startswith("RSL") and row["against"] == "none":
+            verdicts.append(
+                Verdict(
+                    f"{row['setting']} specialises: {what} is above that without a routing loss",
+                    above(row),
+                    f"difference {printed(row)} ({sizes(row)})",
+                )
+            )
+    gate = shipped_gate(rows)
+    for row in rows:
+        if row["against"] is not None and row["quantity"] == "loss" and row["gate"] == gate:
+            verdicts.append(
+                Verdict(
+                    f"{row['setting']} has a lower test loss than {row['against']} ({gate.replace('_', '-')})",
+                    below(row),
+                    f"difference {printed(row)} nats per token ({sizes(row)})",
+                )
+            )
+    return verdicts
+
+
+def grid_verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """Over all cells: what each sign does to token entropy and mutual information, against no loss and each other."""
+    verdicts = []
+    checks: list[tuple[str, str, str, Callable[[Row], Status]]] = [
+        ("sharpen lowers the token entropy against no routing loss", "sharpen", "token_entropy", below),
+        ("flatten lowers the token entropy against no routing loss", "flatten", "token_entropy", below),
+        ("sharpen lowers the test loss against no routing loss", "sharpen", "loss", below),
+        ("flatten lowers the test loss against no routing loss", "flatten", "loss", below),
+    ]
+    for claim, sign, quantity, rule in checks:
+        found = [
+            row for row in rows
+            if sign in str(row["setting"]) and row["against"] == "none" and row["quantity"] == quantity
+            and row["gate"] == "soft"
+        ]  # fmt: skip
+        verdicts += _counted(claim, found, rule)
+    apart = [row for row in rows if "flatten" in str(row["against"]) and row["quantity"] == "mutual_information"]
+    verdicts += _counted("sharpen has more I(token; expert) than flatten with the same weights", apart, above)
+    return verdicts
+
+
+def _counted(claim: str, rows: Sequence[Row], rule: Callable[[Row], Status]) -> list[Verdict]:
+    """Held when every cell holds it, not held when any cell denies it."""
+    if not rows:
+        return []
+    found = [rule(row) for row in rows]
+    status: Status = "held" if set(found) == {"held"} else "not held" if "not held" in found else "undecided"
+    low, high = min(row["value"] for row in rows), max(row["value"] for row in rows)
+    counts = ", ".join(f"{name} in {found.count(name)}" for name in ("held", "not held", "undecided"))
+    return [
+        Verdict(
+            claim,
+            status,
+            f"{counts} of {len(rows)} cells; differences from {low:.3f} to {high:.3f} ({sizes(rows[0])})",
+        )
+    ]
+
+
+def data_size_verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """RSL with n rows against others with 2 n: no worse when the interval ends below the margin; and at equal n."""
+    verdicts = []
+    gate = shipped_gate(rows)
+    for row in rows:
+        if row["against"] is None or row["quantity"] != "loss" or row["gate"] != gate:
+            continue
+        halved = str(row["against"]).endswith("examples")
+        if halved:
+            # Above 0 by less than the margin counts as no worse, so the margin is looked at first.
+            claim = f"RSL needs half the data: {row['examples']:.0f} rows with it are no worse than {row['against']}"
+            status: Status = "held" if row["high"] <= MARGIN else "not held" if row["low"] > 0 else "undecided"
+        else:
+            claim = f"RSL has a lower test loss than {row['against']} at {row['examples']:.0f} rows"
+            status = below(row)
+        verdicts.append(Verdict(claim, status, f"difference {printed(row)} nats per token ({sizes(row)})"))
+    return sorted(verdicts, key=lambda verdict: not verdict.claim.startswith("RSL needs"))
+
+
+def top_k_verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """One expert more per token lowers the loss; the paper says so up to 3, and the reverse above."""
+    return [
+        Verdict(
+            f"k = {row['gate'][4:]} has a lower test loss than k = {row['against'][4:]}",
+            below(row),
+            f"difference {printed(row)} nats per token ({sizes(row)})",
+        )
+        for row in rows
+        if row["against"] is not None and row["quantity"] == "loss"
+    ]
+
+
+def balance_curve_verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """The balance term of the last tenth of the training is below that of the first."""
+    return [
+        Verdict(
+            f"{row['setting']}: the balance term falls while training",
+            below(row),
+            f"last tenth − first tenth {printed(row)} ({sizes(row)})",
+        )
+        for row in rows
+        if row["part"] == "last − first" and row["quantity"] == "balance"
+    ]
+
+
+def convergence_verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """KL shrinks at least by 1 − ηλ in every step; where the descent ends."""
+    verdicts = []
+    for row in rows:
+        if row["quantity"] == "largest_ratio":
+            verdicts.append(
+                Verdict(
+                    f"{row['setting']}: KL(P* ‖ P) shrinks in every step at least by the factor of Theorem 1 (b)",
+                    "held"
+                    if row["high"] <= row["bound"]
+                    else "not held"
+                    if row["low"] > row["bound"]
+                    else "undecided",
+                    f"largest factor {row['value']:.5f} [{row['low']:.5f}, {row['high']:.5f}], "
+                    f"promised {row['bound']:.5f} ({sizes(row)})",
+                )
+            )
+    ends: list[tuple[str, str, Callable[[Row], Status]]] = [
+        ("flatten", "the objective as printed, without a task loss, ends at uniform gates", _uniform),
+        ("sharpen", "the objective that the text describes ends at decided tokens", _decided),
+    ]
+    for setting, claim, rule in ends:
+        end = find(rows, setting=setting, quantity="token_entropy")
+        if end is not None:
+            numbers = f"E[H] / log K = {printed(end)} after {end['steps']:.0f} steps ({sizes(end)})"
+            verdicts.append(Verdict(f"{setting}: {claim}", rule(end), numbers))
+    return verdicts
+
+
+def _uniform(share: Row) -> Status:
+    return above(share, UNIFORM)
+
+
+def _decided(share: Row) -> Status:
+    return below(share, 1 - UNIFORM)
+
+
+def oracle_verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """The router's mean loss is below the backbone's and above the oracle's; the gap to both is printed."""
+    verdicts = []
+    for against, rule, word in (("backbone alone", below, "below"), ("oracle", above, "above")):
+        row = next(
+            (row for row in rows if row["quantity"] == "loss" and str(row["against"] or "").startswith(against)), None
+        )
+        if row is not None:
+            router = f"{row['setting']} ({row['gate'].replace('_', '-')})"
+            claim = f"{router} has a mean test loss {word} that of {row['against']}"
+            verdicts.append(Verdict(claim, rule(row), f"gap {printed(row)} nats per token ({sizes(row)})"))
+    return verdicts

@@ -1,0 +1,400 @@
+"""Figures of the experiments, from the rows of their CSV files; plotly in a page, :func:`loramixer.viz.svg.to_svg` on
+disk.
+
+Every axis states its range and ticks, so that both draw the same. Text is in a grey that is legible on white and on
+black, backgrounds are transparent, and settings are told apart by letters as well as by colour.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from loramixer.viz.palette import NEUTRAL, ExpertStyle, expert_styles
+
+Row = dict[str, Any]
+
+SCALE = ("#E8F1F8", "#0072B2")
+"""Ends of heat maps; texts on them are black or white."""
+
+
+def losses_figure(summary: Sequence[Row]) -> go.Figure:
+    """Dots with intervals per setting: test loss, own-expert share, mutual information (soft gates)."""
+    panels = [
+        ("loss", "test loss, nats per token"),
+        ("own_share", "own-expert share"),
+        ("mutual_information", "I(token; expert), nats"),
+    ]
+    return _dots(_plain(summary, "soft"), panels, f"Routing losses on the same rows ({_sizes(summary)})")
+
+
+def loads_figure(summary: Sequence[Row]) -> go.Figure:
+    """Load of every expert under every setting."""
+    rows = _plain(summary, "soft")
+    experts = [name.removeprefix("load_") for name in _names(rows, "quantity") if _is_load(name)]
+    panels = [(f"load_{name}", f"load of {name}") for name in experts]
+    return _dots(rows, panels, f"Load of the experts ({_sizes(summary)})", colours=expert_styles(experts))
+
+
+def oracle_figure(summary: Sequence[Row]) -> go.Figure:
+    """Loss of backbone, mean of all experts, router and oracle; all domains and each."""
+    rows = [row for row in summary if not row["against"]]
+    domains = [name.removeprefix("loss_") for name in _names(rows, "quantity") if str(name).startswith("loss_")]
+    panels = [("loss", "all domains"), *((f"loss_{name}", name) for name in domains)]
+    return _dots(rows, panels, f"Test loss between backbone and oracle, nats per token ({_sizes(summary)})")
+
+
+def top_k_figure(summary: Sequence[Row]) -> go.Figure:
+    """Loss by experts per token, all domains and each."""
+    rows = [row for row in summary if not row["against"] and str(row["quantity"]).split("_")[0] == "loss"]
+    names = [str(name).removeprefix("loss_") for name in _names(rows, "quantity")]
+    styles = {style.name: style for style in expert_styles([name for name in names if name != "loss"])}
+    counts = [int(str(gate).removeprefix("top_")) for gate in _names(rows, "gate")]
+    lines = []
+    for name in names:
+        found = [row for row in rows if row["quantity"] in (name, f"loss_{name}")]
+        style = styles.get(name)
+        label, colour = ("all domains", NEUTRAL) if style is None else (f"{style.letter} {name}", style.colour)
+        points = sorted((int(str(row["gate"]).removeprefix("top_")), row) for row in found)
+        lines.append((label, colour, [(k, row["value"], row["low"], row["high"]) for k, row in points]))
+    ticks = [(count, str(count)) for count in sorted(counts)]
+    return _lines(lines, ticks, "experts per token", "test loss, nats per token", f"Top-k ({_sizes(summary)})")
+
+
+def data_size_figure(summary: Sequence[Row]) -> go.Figure:
+    """Loss by number of training rows, one line per setting (soft gates)."""
+    rows = [row for row in _plain(summary, "soft") if row["quantity"] == "loss"]
+    lines = []
+    for style in expert_styles(_names(rows, "setting")):
+        points = sorted(
+            (math.log2(row["examples"]), row["value"], row["low"], row["high"])
+            for row in rows
+            if row["setting"] == style.name
+        )
+        lines.append((f"{style.letter} {style.name}", style.colour, points))
+    ticks = [(math.log2(size), f"{size:,.0f}") for size in sorted(set(row["examples"] for row in rows))]
+    title = f"Rows that a router needs ({_sizes(summary)})"
+    return _lines(lines, ticks, "training rows", "test loss, nats per token", title)
+
+
+def balance_curve_figure(steps: Sequence[Row]) -> go.Figure:
+    """The balance term K Σ p̄ f̄ by share of the training, mean over seeds; 1 is an even load."""
+    steps = [row for row in steps if row["balance"] is not None]
+    lines = []
+    for style in expert_styles(_names(steps, "setting")):
+        own = [row for row in steps if row["setting"] == style.name]
+        points = []
+        for share in sorted({row["share"] for row in own}):
+            values = [row["balance"] for row in own if row["share"] == share]
+            points.append((share, _mean(values), min(values), max(values)))
+        lines.append((f"{style.letter} {style.name}", style.colour, points))
+    ticks = [(share / 4, f"{share / 4:.0%}") for share in range(5)]
+    seeds = len({row["seed"] for row in steps})
+    title = f"Balance term while training ({seeds} seeds; bars: smallest and largest seed)"
+    return _lines(lines, ticks, "share of the training", "K Σ p̄ f̄", title)
+
+
+def convergence_figure(steps: Sequence[Row]) -> go.Figure:
+    """KL to the minimiser by step, one line per objective and seed, and the bound of Theorem 1 (b)."""
+    rows = [row for row in steps if row["kl"] is not None and row["kl"] > 1e-12]
+    lines = []
+    for style in expert_styles(_names(rows, "setting")):
+        own = [row for row in rows if row["setting"] == style.name]
+        for seed in _names(own, "seed"):
+            found = [row for row in own if row["seed"] == seed]
+            points = [(row["step"], math.log10(row["kl"]), None, None) for row in found]
+            lines.append((style.name if seed == own[0]["seed"] else "", style.colour, points))
+    first = [row for row in rows if row["seed"] == rows[0]["seed"] and row["setting"] == rows[0]["setting"]]
+    bound = [
+        (row["step"], math.log10(first[0]["kl"]) + row["step"] * math.log10(row["bound"]), None, None) for row in first
+    ]
+    lines.append(("bound (1 − ηλ) per step", NEUTRAL, bound))
+    last = max(row["step"] for row in rows)
+    ticks = [(last * part / 4, f"{last * part / 4:.0f}") for part in range(5)]
+    title = f"Descent on F_S: distance to its minimum ({len(set(row['seed'] for row in rows))} seeds)"
+    figure = _lines(lines, ticks, "step", "mean KL(P* ‖ P), nats", title)
+    low, high = figure.layout.yaxis.range
+    powers = range(math.ceil(low), math.floor(high) + 1, max(1, round((high - low) / 6)))
+    figure.update_yaxes(tickvals=list(powers), ticktext=[f"1e{power}" for power in powers])
+    return figure
+
+
+def expert_matrix_figure(rows: Sequence[Row]) -> go.Figure:
+    """Heat map of test loss, experts by domains; darker is lower."""
+    experts, domains = _names(rows, "expert"), _names(rows, "domain")
+    cells = {(row["expert"], row["domain"]): row["loss"] for row in rows}
+    values = [[cells.get((expert, domain)) for domain in domains] for expert in experts]
+    title = f"Test loss of every expert alone, nats per token (n = {rows[0]['rows']:.0f} per domain)"
+    figure = _canvas(title, 200 + 110 * len(domains), 130 + 40 * len(experts), left=130, right=30)
+    # The colour says how much worse than the best expert of the domain, since domains differ in difficulty.
+    best = [min(line[index] or math.inf for line in values) for index in range(len(domains))]
+    shades = [[None if v is None else best[i] - v for i, v in enumerate(line)] for line in values]
+    worst = min(value for line in shades for value in line if value is not None)
+    _heat_map(figure, 1, shades, _texts(values), domains, experts, ends=(worst, 0), reverse=True)
+    return figure
+
+
+def grid_figure(runs: Sequence[Row]) -> go.Figure:
+    """Heat maps over α and λ: a line of panels for each sign; means over seeds; darker is more."""
+    panels: list[tuple[str, str]] = [
+        ("loss_soft", "test loss (soft gates)"),
+        ("token_entropy", "token entropy, nats"),
+        ("mutual_information", "I(token; expert), nats"),
+        ("load_variance", "load variance"),
+    ]
+    balance = sorted({row["balance_weight"] for row in runs})
+    entropy = sorted({row["entropy_weight"] for row in runs})
+    seeds = len({row["seed"] for row in runs})
+    title = f"α (across) × λ (up), means of {seeds} seed{'s' * (seeds > 1)}, n = {runs[0]['test_rows']:.0f} rows"
+    figure = _canvas(title, 1120, 170 + 2 * (60 + 40 * len(entropy)), left=70, right=20)
+    signs = ("sharpen", "flatten")
+    names = [f"{value:g}" for value in balance], [f"{value:g}" for value in entropy]
+    for column, (quantity, label) in enumerate(panels):
+        both = [_cells(runs, quantity, sign, balance, entropy) for sign in signs]
+        flat = [value for values in both for line in values for value in line if value is not None]
+        for line, (sign, values) in enumerate(zip(signs, both, strict=True)):
+            across = (column / len(panels) + 0.02, (column + 1) / len(panels) - 0.02)
+            up = (0.56, 0.93) if line == 0 else (0.03, 0.40)
+            number = line * len(panels) + column + 1
+            ends = min(flat), max(flat)  # one scale for both signs, so that their shades can be compared
+            _heat_map(figure, number, values, _texts(values), *names, across=across, up=up, ends=ends)
+            figure.add_annotation(
+                x=sum(across) / 2, y=up[1] + 0.04, xref="paper", yref="paper", text=f"{sign}: {label}", showarrow=False
+            )
+    return figure
+
+
+def _cells(
+    runs: Sequence[Row], quantity: str, sign: str, balance: Sequence[float], entropy: Sequence[float]
+) -> list[list[float | None]]:
+    """Mean over seeds of every cell, λ by α; λ = 0 has no sign and belongs to both."""
+    found: dict[tuple[float, float], list[float]] = {}
+    for row in runs:
+        if row[quantity] is not None and (row["entropy"] == sign or not row["entropy_weight"]):
+            found.setdefault((row["balance_weight"], row["entropy_weight"]), []).append(row[quantity])
+    return [[_mean(found.get((alpha, weight), [])) for alpha in balance] for weight in entropy]
+
+
+def plane_figure(points: Sequence[Row], paths: Sequence[Row]) -> go.Figure:
+    """The entropy–balance plane: every router with intervals, its shuffled-token band, and its training path."""
+    sizes = f"n = {points[0]['rows']:.0f} texts, {points[0]['tokens']:,.0f} tokens, {points[0]['seeds']:.0f} seeds"
+    figure = _canvas(f"Routers on the entropy–balance plane ({sizes})", 860, 620, left=70, right=250)
+    styles = {style.name: style for style in expert_styles(_names(points, "setting"))}
+    figure.add_trace(
+        go.Scatter(
+            x=[0, 1], y=[0, 1], mode="lines", line={"color": NEUTRAL, "width": 1, "dash": "dash"}, showlegend=False,
+            hoverinfo="skip",
+        )
+    )  # fmt: skip
+    for row in points:
+        if row.get("band_undecided_low") is None:
+            continue
+        left, right = row["band_undecided_low"], row["band_undecided_high"]
+        low, high = row["band_balanced_low"], row["band_balanced_high"]
+        figure.add_trace(
+            go.Scatter(
+                x=[left, right, right, left], y=[low, low, high, high], fill="toself", mode="lines",
+                line={"color": styles[row["setting"]].colour, "width": 0}, showlegend=False,
+                hovertext=f"texts of {row['band_tokens']:.0f} tokens drawn at random",
+            )
+        )  # fmt: skip
+    for setting, style in styles.items():
+        for seed in _names([row for row in paths if row["setting"] == setting], "seed"):
+            steps = [row for row in paths if (row["setting"], row["seed"]) == (setting, seed)]
+            figure.add_trace(
+                go.Scatter(
+                    x=[row["undecided"] for row in steps], y=[row["balanced"] for row in steps], mode="lines",
+                    line={"color": style.colour, "width": 1.2}, opacity=0.55, showlegend=False,
+                    hovertext=f"{setting}, seed {seed:.0f}, while training",
+                )
+            )  # fmt: skip
+    for row in points:
+        style = styles[row["setting"]]
+        figure.add_trace(
+            go.Scatter(
+                x=[row["undecided"]], y=[row["balanced"]], mode="markers+text", text=[style.letter],
+                textposition="middle center", marker={"color": style.colour, "size": 17},
+                textfont={"color": "#FFFFFF"}, name=f"{style.letter} {row['setting']}",
+                error_x=_bars([(row["undecided"], row["undecided_low"], row["undecided_high"])]),
+                error_y=_bars([(row["balanced"], row["balanced_low"], row["balanced_high"])]),
+            )
+        )  # fmt: skip
+    corners = [
+        (0.02, 0.03, "one expert takes everything", "left"),
+        (0.98, 1.05, "balanced and undecided", "right"),
+        (0.02, 1.05, "balanced specialists", "left"),
+    ]
+    for x, y, text, side in corners:
+        figure.add_annotation(x=x, y=y, xref="x", yref="y", text=text, showarrow=False, xanchor=side)
+    ticks = [(part / 4, f"{part / 4:g}") for part in range(5)]
+    _axes(figure, 1, (0, 1.02), ticks, "token entropy E[H(p)] / log K: undecided →", (0, 1.1), ticks, "")
+    tokens = {row["band_tokens"] for row in points if row.get("band_tokens") is not None}
+    note = (
+        f"y: load entropy H(p̄) / log K. Boxes: {'/'.join(f'{count:.0f}' for count in sorted(tokens))} shuffled tokens"
+    )
+    figure.add_annotation(x=0, y=1.03, xref="paper", yref="paper", text=note, showarrow=False, xanchor="left")
+    return figure
+
+
+def _dots(
+    rows: Sequence[Row], panels: Sequence[tuple[str, str]], title: str, colours: Sequence[ExpertStyle] | None = None
+) -> go.Figure:
+    """Panels side by side that share their settings; ``colours`` gives each panel its own instead of each setting."""
+    styles = expert_styles(_names(rows, "setting"))
+    panels = [panel for panel in panels if any(row["quantity"] == panel[0] for row in rows)]
+    longest = max((len(style.name) for style in styles), default=0)
+    figure = _canvas(title, 120 + 7 * longest + 230 * len(panels), 130 + 30 * len(styles), 50 + 7 * longest, 20)
+    heights = {style.name: len(styles) - index for index, style in enumerate(styles)}
+    for number, (quantity, label) in enumerate(panels, start=1):
+        found = [row for row in rows if row["quantity"] == quantity]
+        for row in found:
+            style = next(style for style in styles if style.name == row["setting"])
+            colour = colours[number - 1].colour if colours else style.colour
+            figure.add_trace(
+                go.Scatter(
+                    x=[row["value"]], y=[heights[row["setting"]]], mode="markers", marker={"color": colour, "size": 9},
+                    error_x=_bars([(row["value"], row["low"], row["high"])]), showlegend=False,
+                    hovertext=f"{row['setting']}: {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
+                    xaxis=_axis_name("x", number), yaxis=_axis_name("y", number),
+                )
+            )  # fmt: skip
+        names = [(heights[style.name], f"{style.letter} {style.name}" if number == 1 else "") for style in styles]
+        low, high, ticks = _scale([row["low"] for row in found] + [row["high"] for row in found])
+        across = ((number - 1) / len(panels) + 0.015, number / len(panels) - 0.015)
+        _axes(figure, number, (low, high), ticks, label, (0.4, len(styles) + 0.6), names, "", across)
+    return figure
+
+
+def _lines(
+    lines: Sequence[tuple[str, str, Sequence[tuple[float, float, float | None, float | None]]]],
+    ticks: Sequence[tuple[float, str]],
+    x_title: str,
+    y_title: str,
+    title: str,
+) -> go.Figure:
+    """Lines of ``(x, value, low, high)`` with their names in a legend; without ends there are no bars or dots."""
+    figure = _canvas(title, 820, 420, left=70, right=240)
+    seen = []
+    for name, colour, points in lines:
+        barred = any(low is not None for _, _, low, _ in points)
+        seen += [value for point in points for value in point[1:] if value is not None]
+        figure.add_trace(
+            go.Scatter(
+                x=[point[0] for point in points], y=[point[1] for point in points],
+                mode="lines+markers" if barred and len(points) < 20 else "lines", name=name or None,
+                showlegend=bool(name), line={"color": colour, "width": 2}, marker={"color": colour, "size": 7},
+                error_y=_bars([point[1:] for point in points]) if barred else None,
+            )
+        )  # fmt: skip
+    places = [place for place, _ in ticks]
+    room = (max(places) - min(places) or 1) * 0.04
+    low, high, up = _scale(seen)
+    _axes(figure, 1, (min(places) - room, max(places) + room), ticks, x_title, (low, high), up, y_title)
+    return figure
+
+
+def _heat_map(
+    figure: go.Figure, number: int, values: Any, texts: Any, across_names: Sequence[str],
+    up_names: Sequence[str], *, ends: tuple[float, float], reverse: bool = False, across: tuple[float, float] = (0, 1),
+    up: tuple[float, float] = (0, 1),
+) -> None:  # fmt: skip
+    """One panel; ``reverse`` puts the first line on top, ``ends`` are the values of the lightest and darkest shade."""
+    order = (lambda items: list(items)[::-1]) if reverse else list
+    figure.add_trace(
+        go.Heatmap(
+            x=list(range(len(across_names))), y=list(range(len(up_names))), z=order(values), text=order(texts),
+            texttemplate="%{text}", colorscale=[[0, SCALE[0]], [1, SCALE[1]]], zmin=ends[0],
+            zmax=ends[1], showscale=False, xaxis=_axis_name("x", number), yaxis=_axis_name("y", number),
+        )
+    )  # fmt: skip
+    _axes(
+        figure, number, (-0.5, len(across_names) - 0.5), list(enumerate(across_names)), "",
+        (-0.5, len(up_names) - 0.5), list(enumerate(order(up_names))), "", across, up,
+    )  # fmt: skip
+
+
+def _canvas(title: str, width: float, height: float, left: float, right: float) -> go.Figure:
+    return go.Figure(
+        layout={
+            "title": {"text": title}, "width": round(width), "height": round(height),
+            "margin": {"l": left, "r": right, "t": 62, "b": 58}, "font": {"color": NEUTRAL, "size": 12},
+            "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "hovermode": "closest",
+        }
+    )  # fmt: skip
+
+
+def _axes(
+    figure: go.Figure, number: int, x_range: Sequence[float], x_ticks: Sequence[tuple[float, str]], x_title: str,
+    y_range: Sequence[float], y_ticks: Sequence[tuple[float, str]], y_title: str,
+    across: tuple[float, float] = (0, 1), up: tuple[float, float] = (0, 1),
+) -> None:  # fmt: skip
+    for letter, ends, ticks, title, domain, other in (
+        ("x", x_range, x_ticks, x_title, across, "y"),
+        ("y", y_range, y_ticks, y_title, up, "x"),
+    ):
+        name = _axis_name(letter, number)
+        figure.update_layout(
+            {
+                f"{letter}axis{name[1:]}": {
+                    "range": list(ends), "domain": list(domain), "anchor": _axis_name(other, number),
+                    "tickvals": [value for value, _ in ticks], "ticktext": [text for _, text in ticks],
+                    "title": {"text": title}, "gridcolor": "rgba(118,118,118,0.2)", "zeroline": False,
+                }
+            }
+        )  # fmt: skip
+
+
+def _axis_name(letter: str, number: int) -> str:
+    return letter if number == 1 else f"{letter}{number}"
+
+
+def _bars(points: Sequence[tuple[float, float | None, float | None]]) -> dict[str, Any]:
+    """Error bars of ``(value, low, high)``."""
+    return {
+        "type": "data",
+        "array": [0 if high is None else high - value for value, _, high in points],
+        "arrayminus": [0 if low is None else value - low for value, low, _ in points],
+    }
+
+
+def _scale(values: Sequence[float]) -> tuple[float, float, list[tuple[float, str]]]:
+    """A range around the values, and about four round ticks in it."""
+    low, high = min(values), max(values)
+    room = (high - low) * 0.08 or abs(high) * 0.1 or 0.1
+    low, high = low - room, high + room
+    step = 10 ** math.floor(math.log10((high - low) / 3))
+    step *= next((factor for factor in (5, 2) if (high - low) / (step * factor) >= 3), 1)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    first = math.ceil(low / step)
+    ticks = [number * step for number in range(first, math.floor(high / step) + 1)]
+    return low, high, [(tick, f"{tick:.{digits}f}") for tick in ticks]
+
+
+def _plain(summary: Sequence[Row], gate: str) -> list[Row]:
+    """The numbers of one gate that are not differences."""
+    return [row for row in summary if not row["against"] and row["gate"] == gate]
+
+
+def _sizes(summary: Sequence[Row]) -> str:
+    """What every title says: rows, seeds, and what the intervals cover."""
+    first = max(summary, key=lambda row: row["seeds"])
+    return f"n = {first['rows']:.0f} rows, up to {first['seeds']:.0f} seeds; 95 % over {first['covers']}"
+
+
+def _names(rows: Sequence[Row], field: str) -> list[Any]:
+    return list(dict.fromkeys(row[field] for row in rows))
+
+
+def _is_load(name: str) -> bool:
+    return name.startswith("load_") and name not in ("load_entropy", "load_variance")
+
+
+def _texts(values: Sequence[Sequence[float | None]]) -> list[list[str]]:
+    return [["" if value is None else f"{value:.3f}" for value in line] for line in values]
+
+
+def _mean(values: Sequence[float]) -> Any:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,264 @@
+"""Experiments end to end on a tiny backbone and generated rows: they resume, never repeat a row, and draw."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from loramixer.errors import DataError
+from loramixer.evaluation.csv_files import read_csv
+from loramixer.evaluation.evidence import EVIDENCE
+from loramixer.evaluation.experiments import EXPERIMENTS
+from loramixer.evaluation.experiments.measure import Measurement, domain_information, measure
+from loramixer.evaluation.experiments.plan import Options
+from loramixer.evaluation.experiments.runner import describe, perform
+from loramixer.evaluation.experiments.workshop import Workshop
+from loramixer.evaluation.harness import evaluate
+from loramixer.mixers import load_mixer
+from loramixer.tuner.runtime import set_gate
+from tests import tiny
+from tests.integration.test_command_line import run_command
+
+EXPERTS = ("math", "language")
+OPTIONS = Options(experts=EXPERTS, seeds=(0, 1), examples=80)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """Generated rows, and a grid of few cells."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("LORAMIXER_DATA", raising=False)
+        patch.setattr("loramixer.evaluation.experiments.grid.BALANCE_WEIGHTS", (0.1, 4.0))
+        patch.setattr("loramixer.evaluation.experiments.grid.ENTROPY_WEIGHTS", (0.3,))
+        yield
+
+
+def options_of(name: str) -> Options:
+    """Less for the experiments with the most runs, so that these tests take seconds."""
+    return replace(OPTIONS, seeds=(0,), examples=8) if name in ("grid", "data-size") else OPTIONS
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A tiny backbone and two experts, and a work folder for all tests here."""
+    folder = tmp_path_factory.mktemp("shop")
+    tiny.llama().save_pretrained(folder / "backbone")
+    tiny.tokenizer().save_pretrained(folder / "backbone")
+    sources = {
+        name: tiny.save_expert(folder / name, 1, r=rank, lora_alpha=16, target_modules=list(tiny.ALL_PROJECTIONS))
+        for rank, name in enumerate(EXPERTS, start=2)
+    }
+    return Workshop(folder / "work", sources, backbone=str(folder / "backbone"), limit=3, training_dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def output(shop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of every experiment."""
+    folder = tmp_path_factory.mktemp("results")
+    for name, experiment in EXPERIMENTS.items():
+        perform(experiment, options_of(name), shop, folder, say=str)
+    return folder
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_writes_its_numbers_and_figures(output, name):
+    rows = read_csv(output / f"{name}.csv")
+    assert rows
+    for stem in EXPERIMENTS[name].figures:
+        picture = ElementTree.parse(output / "figures" / f"{stem}.svg")
+        assert picture.getroot().tag.endswith("svg")
+        text = (output / "figures" / f"{stem}.svg").read_text()
+        assert "nan" not in text
+        assert "None" not in text
+
+
+@pytest.mark.parametrize("name", ["losses", "grid", "data-size", "top-k", "oracle"])
+def test_one_row_for_each_run(output, name):
+    plan = EXPERIMENTS[name].plan(options_of(name))
+    rows = read_csv(output / f"{name}.csv")
+    assert [row["run"] for row in rows] == [run.name for run in plan.runs]
+    assert len({row["run"] for row in rows}) == len(rows)
+    for row in rows:
+        assert (row["test_rows"], row["data"]) == (6, "generated")
+        assert row["training_seconds"] > 0
+
+
+def test_numbers_agree_with_the_command_that_evaluates(output, shop):
+    """The mean over domains of the loss that `loramixer evaluate` prints, under the same gate."""
+    run = EXPERIMENTS["losses"].plan(OPTIONS).runs[0]
+    model, tokenizer = load_mixer(shop.router_folder(run), backbone=shop.backbone)
+    set_gate(model, "soft")
+    domains = evaluate(model, tokenizer, shop.test_rows())
+    row = read_csv(output / "losses.csv")[0]
+    assert row["run"] == run.name
+    assert row["loss_soft"] == pytest.approx(np.mean([found.loss for found in domains]), rel=1e-5)
+    assert row["loss_soft_low"] < row["loss_soft"] < row["loss_soft_high"]
+    for found in domains:
+        assert row[f"loss_{found.domain}_soft"] == pytest.approx(found.loss, rel=1e-5)
+        assert row[f"own_share_{found.domain}"] == pytest.approx(found.own_expert_share, rel=1e-4)
+    assert row["mutual_information"] == pytest.approx(row["load_entropy"] - row["token_entropy"], abs=1e-5)
+    assert row["load_math"] + row["load_language"] == pytest.approx(1)
+
+
+def test_gates_without_a_router_are_the_backbone_and_the_right_expert(output, shop):
+    run = EXPERIMENTS["oracle"].plan(OPTIONS).runs[0]
+    rows = {row["setting"]: row for row in read_csv(output / "oracle-summary.csv") if row["quantity"] == "loss"}
+    matrix = {(row["expert"], row["domain"]): row["loss"] for row in read_csv(output / "expert-matrix.csv")}
+    assert rows["backbone alone"]["value"] == pytest.approx(
+        np.mean([matrix["backbone", name] for name in EXPERTS]), rel=1e-5
+    )
+    oracle = next(row for name, row in rows.items() if name.startswith("oracle"))
+    assert oracle["value"] == pytest.approx(np.mean([matrix[name, name] for name in EXPERTS]), rel=1e-5)
+    assert not (shop.measurement_file(shop.key(shop.test_rows()), run, "soft").parent / "off.npz").exists()
+
+
+def test_differences_are_paired_by_seed_and_row(output):
+    runs = {(row["setting"], row["seed"]): row for row in read_csv(output / "losses.csv")}
+    summary = read_csv(output / "losses-summary.csv")
+    row = next(
+        row for row in summary if row["against"] == "none" and row["quantity"] == "loss" and row["gate"] == "soft"
+    )
+    ours = [runs[row["setting"], seed]["loss_soft"] - runs["none", seed]["loss_soft"] for seed in (0, 1)]
+    assert row["value"] == pytest.approx(np.mean(ours), abs=1e-5)
+    assert (row["seeds"], row["rows"], row["covers"]) == (2, 6, "seeds and rows")
+
+
+def test_a_second_call_trains_and_measures_nothing(output, shop, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("this was finished already")
+
+    before = {path: path.read_bytes() for path in output.rglob("*.csv")}
+    monkeypatch.setattr("loramixer.evaluation.experiments.runner.train_router", refuse)
+    monkeypatch.setattr("loramixer.evaluation.experiments.runner.measure", refuse)
+    monkeypatch.setattr("loramixer.evaluation.matrix.load_backbone", refuse)
+    for name, experiment in EXPERIMENTS.items():
+        # Fewer seeds than are stored: the file keeps all of them.
+        options = replace(OPTIONS, seeds=(0,)) if name == "losses" else options_of(name)
+        perform(experiment, options, shop, output, say=str, stored_only=name == "grid")
+    assert {path: path.read_bytes() for path in output.rglob("*.csv")} == before
+
+
+def test_tables_verdicts_and_figures_of_the_page_come_from_the_files(output):
+    for name, make in EVIDENCE.items():
+        text = make(output)
+        assert text.strip(), name
+        assert "nan" not in text
+    verdicts = EVIDENCE["losses-verdicts"](output)
+    assert verdicts.count("collapses to uniform gates") == 2
+    assert "RSL flatten 4 / 0.3 specialises" in verdicts
+    assert "2 seeds, 6 rows, interval over seeds and rows" in verdicts
+
+
+def test_other_rows_or_a_lost_work_folder_never_spoil_a_file(output, shop, tmp_path):
+    experiment = EXPERIMENTS["top-k"]
+    with pytest.raises(DataError, match="other test rows"):
+        perform(experiment, OPTIONS, replace(shop, limit=2), output, say=str)
+    with pytest.raises(DataError, match="has not got"):
+        perform(experiment, OPTIONS, replace(shop, work=tmp_path / "new"), output, say=str)
+    swapped = dict(zip(EXPERTS, reversed(list(shop.sources.values())), strict=True))
+    with pytest.raises(DataError, match="begun with other experts"):
+        perform(experiment, OPTIONS, replace(shop, sources=swapped), tmp_path, say=str)
+
+
+def test_a_dry_run_names_what_is_left_and_takes_times_from_timed_runs_only(output, shop, tmp_path):
+    experiment = EXPERIMENTS["top-k"]
+    lines = describe(experiment, OPTIONS, replace(shop, work=tmp_path))
+    assert lines[0].endswith("s0: train, top_1, top_2")
+    assert "not known" in lines[-1]
+    assert not list(tmp_path.iterdir())
+    finished = describe(experiment, OPTIONS, shop)
+    assert finished[0].endswith(": finished")
+    assert "about 0.0 minutes" in finished[-1]
+    # 60,000 further rows at the measured speed
+    per_row, per_gate = shop.timings()
+    lines = describe(experiment, replace(OPTIONS, seeds=(7,), examples=60_000), shop)
+    assert f"about {(60_000 * per_row + 2 * per_gate) / 60:.1f} minutes" in lines[-1]
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from tests.integration.test_experiments import EXPERIMENTS, EXPERTS, OPTIONS, Workshop, perform, torch
+folder, output = Path(sys.argv[1]), Path(sys.argv[2])
+shop = Workshop(output / "work", {name: str(folder / name) for name in EXPERTS}, backbone=str(folder / "backbone"),
+                limit=3, training_dtype=torch.float32)
+perform(EXPERIMENTS["top-k"], OPTIONS, shop, output, say=lambda line: print(line, flush=True))
+"""
+
+
+def test_a_kill_between_runs_costs_nothing_and_doubles_nothing(shop, tmp_path):
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "LORAMIXER_DATA"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(Path(shop.backbone).parent), str(tmp_path)],
+        env={**environment, "PYTHONPATH": f"{root}/lib:{root}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("run 2"):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    with (tmp_path / "top-k.csv").open() as file:
+        assert [row["seed"] for row in csv.DictReader(file)] == ["0"]
+    weights = next((tmp_path / "work/routers").glob("*-s0/adapter_model.safetensors"))
+    before = weights.stat().st_mtime_ns
+    time.sleep(0.01)
+
+    perform(EXPERIMENTS["top-k"], OPTIONS, replace(shop, work=tmp_path / "work"), tmp_path, say=str)
+    with (tmp_path / "top-k.csv").open() as file:
+        assert [row["seed"] for row in csv.DictReader(file)] == ["0", "1"]
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_a_measurement_survives_its_file(shop, output, tmp_path):
+    run = EXPERIMENTS["losses"].plan(OPTIONS).runs[0]
+    model, tokenizer = load_mixer(shop.router_folder(run), backbone=shop.backbone)
+    seen = []
+    found = measure(
+        model, tokenizer, shop.test_rows(), "domain", progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(done, 6) for done in range(1, 7)]
+    found.save(tmp_path / "a.npz")
+    again = Measurement.load(tmp_path / "a.npz")
+    assert again.values == found.values
+    assert again.facts == found.facts
+    assert all((again.draws[name] == found.draws[name]).all() for name in found.draws)
+
+
+def test_domain_information_by_hand():
+    """Two domains with one expert each: ln 2; with the same load: nothing."""
+    first, second = np.array([[[1.0, 0.0]]]), np.array([[[0.0, 1.0]]])
+    assert domain_information([first, second]) == pytest.approx(np.log(2))
+    assert domain_information([first, first]) == pytest.approx(0)
+
+
+def test_the_command(shop, tmp_path):
+    words = (
+        "experiment", "top-k", "--output", tmp_path, "--work", shop.work, "--experts", Path(shop.backbone).parent,
+        "--backbone", shop.backbone, "--limit", 3, "--examples", 80, "--training-dtype", "float32",
+    )  # fmt: skip
+    status, out, _ = run_command(*words, "--seeds", "0", "--dry-run")
+    assert (status, len(out.splitlines())) == (0, 2)
+    assert not list(tmp_path.iterdir())
+    status, out, err = run_command(*words, "--seeds", "0,1")
+    assert status == 0, err
+    assert "figures/top-k.svg" in out
+    status, _, err = run_command(*words, "--seeds", "one")
+    assert status == 2
+    assert "--seeds is 'one'" in err

@@ -1,0 +1,120 @@
+"""Verdicts follow the numbers: beyond the interval, on the other side of it, or neither."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from loramixer.evaluation.verdicts import (
+    above,
+    balance_curve_verdicts,
+    below,
+    convergence_verdicts,
+    data_size_verdicts,
+    grid_verdicts,
+    losses_verdicts,
+    oracle_verdicts,
+    top_k_verdicts,
+)
+
+
+def row(setting: str, quantity: str, value: float, half: float, **fields: object) -> dict:
+    return {
+        "setting": setting, "quantity": quantity, "value": value, "low": value - half, "high": value + half,
+        "gate": "soft", "against": None, "examples": 2000.0, "seeds": 3.0, "rows": 400.0, "covers": "seeds and rows",
+        **fields,
+    }  # fmt: skip
+
+
+FOUR_LOADS = [row("none", f"load_{name}", 0.25, 0) for name in "abcd"]
+TOP = [row("none", "loss", 1.0, 0, gate="top_3")]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "lower", "higher"),
+    [
+        (-2, -1, "held", "not held"),
+        (1, 2, "not held", "held"),
+        (-1, 1, "undecided", "undecided"),
+        (-1, 0, "undecided", "not held"),
+        (0, 1, "not held", "undecided"),
+    ],
+)
+def test_an_interval_that_touches_the_bound_is_not_beyond_it(low, high, lower, higher):
+    assert below({"low": low, "high": high}) == lower
+    assert above({"low": low, "high": high}) == higher
+
+
+@pytest.mark.parametrize(("share", "status"), [(0.99, "held"), (0.8, "not held"), (0.951, "undecided")])
+def test_load_balance_collapses_when_gates_are_uniform(share, status):
+    rows = [*FOUR_LOADS, *TOP, row("load balance 4", "token_entropy", share * math.log(4), 0.01 * math.log(4))]
+    (verdict,) = losses_verdicts(rows)
+    assert verdict.status == status
+    assert f"E[H] / log K = {share:.3f} [{share - 0.01:.3f}, {share + 0.01:.3f}]" in verdict.numbers
+    assert "3 seeds, 400 rows, interval over seeds and rows" in verdict.numbers
+    assert str(verdict).startswith(f"**{status}** – load balance 4")
+
+
+def test_each_sign_is_judged_by_its_own_difference():
+    rows = [
+        *FOUR_LOADS,
+        *TOP,
+        row("RSL sharpen 4 / 0.3", "mutual_information", 0.2, 0.1, against="none"),
+        row("RSL flatten 4 / 0.3", "mutual_information", -0.2, 0.1, against="none"),
+        row("RSL sharpen 4 / 0.3", "own_share", 0.05, 0.1, against="none"),
+        row("RSL sharpen 4 / 0.3", "loss", 0.05, 0.01, against="gmoe 1", gate="top_3"),
+        row("RSL sharpen 4 / 0.3", "loss", -0.05, 0.01, against="gmoe 1", gate="soft"),
+    ]
+    found = [(verdict.claim.split()[1], verdict.status) for verdict in losses_verdicts(rows)]
+    assert found == [
+        ("sharpen", "held"),
+        ("flatten", "not held"),
+        ("sharpen", "undecided"),
+        ("sharpen", "not held"),  # the loss under the shipped gate, and not under the soft one
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "status"),
+    [(-0.05, 0.02, "held"), (0.004, 0.003, "held"), (0.05, 0.02, "not held"), (0.0, 0.03, "undecided")],
+)
+def test_half_the_data_must_be_no_worse_by_the_margin(value, half, status):
+    rows = [row("RSL", "loss", value, half, against="load balance 4, 4000 examples", gate="top_3")]
+    (verdict,) = data_size_verdicts(rows)
+    assert verdict.status == status
+    assert "2000 rows with it are no worse than load balance 4, 4000 examples" in verdict.claim
+
+
+def test_at_the_same_size_a_lower_loss_is_asked_for():
+    (verdict,) = data_size_verdicts([row("RSL", "loss", 0.004, 0.003, against="none", gate="top_3")])
+    assert verdict.status == "not held"
+
+
+def test_a_claim_on_all_cells_falls_with_one_of_them():
+    cells = [row(f"RSL sharpen {a} / 1", "token_entropy", -0.3, 0.1, against="none") for a in (1, 4)]
+    assert grid_verdicts(cells)[0].status == "held"
+    denied = row("RSL sharpen 16 / 1", "token_entropy", 0.3, 0.1, against="none")
+    (verdict,) = grid_verdicts([*cells, denied])
+    assert verdict.status == "not held"
+    assert "held in 2, not held in 1, undecided in 0 of 3 cells; differences from -0.300 to 0.300" in verdict.numbers
+    (verdict,) = grid_verdicts([*cells, row("RSL sharpen 16 / 1", "token_entropy", 0, 0.1, against="none")])
+    assert verdict.status == "undecided"
+
+
+def test_the_other_rules():
+    (verdict,) = top_k_verdicts([row("RSL", "loss", -0.1, 0.05, gate="top_2", against="top_1")])
+    assert (verdict.status, verdict.claim) == ("held", "k = 2 has a lower test loss than k = 1")
+    (verdict,) = balance_curve_verdicts([row("RSL", "balance", 0.1, 0.05, part="last − first")])
+    assert verdict.status == "not held"
+    both = [
+        row("RSL", "loss", -0.2, 0.1, against="backbone alone", gate="top_3"),
+        row("RSL", "loss", -0.2, 0.1, against="oracle: the domain's own expert", gate="top_3"),
+    ]
+    assert [verdict.status for verdict in oracle_verdicts(both)] == ["held", "not held"]
+
+
+@pytest.mark.parametrize(("largest", "status"), [(0.97, "held"), (0.99, "not held"), (0.98, "undecided")])
+def test_the_theorem_is_judged_by_its_bound(largest, status):
+    rows = [row("flatten", "largest_ratio", largest, 0.001, bound=0.98, steps=400.0)]
+    assert convergence_verdicts(rows)[0].status == status
