@@ -256,9 +256,11 @@ def test_the_command(shop, tmp_path):
     status, out, _ = run_command(*words, "--seeds", "0", "--dry-run")
     assert (status, len(out.splitlines())) == (0, 2)
     assert not list(tmp_path.iterdir())
-    status, out, err = run_command(*words, "--seeds", "0,1")
-    assert status == 0, err
-    assert "figures/top-k.svg" in out
+    for seeds in ("1", "0"):  # the second call adds to the file of the first
+        status, out, err = run_command(*words, "--seeds", seeds)
+        assert status == 0, err
+        assert "figures/top-k.svg" in out
+    assert [row["seed"] for row in read_csv(tmp_path / "top-k.csv")] == [1, 0]
     status, _, err = run_command(*words, "--seeds", "one")
     assert status == 2
     assert "--seeds is 'one'" in err
