@@ -217,7 +217,7 @@ class _WatchedTrainer(Trainer):
             seconds, step = self.seconds, self.state.global_step
             speed = (self.tokens - self.former_log[1]) / max(seconds - self.former_log[0], 1e-3)
             logs |= {
-                "seconds": round(seconds, 1),
+                "seconds": round(seconds, 3),
                 "tokens": self.tokens,
                 "tokens_with_padding": self.padded_tokens,
                 "tokens_per_second": round(speed, 1),
@@ -233,12 +233,12 @@ class _WatchedTrainer(Trainer):
 
     def summary(self, tokens: int) -> dict[str, Any]:
         """Of the whole run."""
-        seconds = round(self.seconds, 1)
+        seconds = round(self.seconds, 3)
         padding = 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
         return {
             "seconds": seconds,
             "tokens": tokens,
-            "tokens_per_second": round(tokens / max(seconds, 0.1), 1),
+            "tokens_per_second": round(tokens / max(seconds, 1e-3), 1),
             "padding_share": round(padding, 4),
         }
 
