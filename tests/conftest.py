@@ -8,16 +8,10 @@ from pathlib import Path
 import pytest
 
 from loramixer.data import data_folder
+from tests.availability import unavailable
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def unavailable(reason: str) -> None:
-    """Skip with a reason; in CI nothing may be unavailable, so there it fails."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{reason} (CI=true, so this may not be skipped)")
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +20,6 @@ def real_data() -> Path:
     folder = data_folder()
     if folder is None:
         unavailable("LORAMIXER_DATA is not set, so the tests on real data sets were not run")
-    assert folder is not None
     return folder
 
 
@@ -40,4 +33,3 @@ def embedded_backbone() -> tuple:
         return load_backbone("smollm2-135m")
     except BackboneError as error:
         unavailable(f"the embedded backbone cannot be fetched: {error}")
-        raise

@@ -60,8 +60,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def save_expert(folder: Path, seed: int, hidden_size: int = 32, **settings: Any) -> str:
     """Write a random LoRA checkpoint of :func:`llama` and return its folder."""
+    backbone = llama(hidden_size)  # it sets a seed of its own
     torch.manual_seed(seed)
-    model = get_peft_model(llama(hidden_size), LoraConfig(init_lora_weights=False, **settings))
+    model = get_peft_model(backbone, LoraConfig(init_lora_weights=False, **settings))
     model.save_pretrained(folder)
     return str(folder)
 

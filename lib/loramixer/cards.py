@@ -51,8 +51,8 @@ def write_expert_card(folder: Path, recipe: DomainRecipe, log: RunLog) -> Path:
         "",
         "## Training",
         "",
-        f"`{_expert_command(run, recipe.expert)}`, with the data",
-        "sets in the folder that `LORAMIXER_DATA` names.",
+        f"`{_expert_command(run, recipe.expert)}`, with data",
+        f"from: {run['data']} (docs/data.md of the repository).",
         "",
         *_run_facts(log),
     ]

@@ -7,11 +7,12 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
 from tests.app.synthetic import FakeSource
+from tests.availability import unavailable
 
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
@@ -32,28 +33,21 @@ def _chromium_paths() -> Iterator[str]:
             yield found
 
 
-def _no_browser(reason: str) -> NoReturn:
-    """A missing browser is a visible skip on a desk, and a failure where everything must run."""
-    if os.environ.get("CI", "").lower() == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """A headless Chromium; skips when there is none, fails instead when CI=true."""
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError:
-        _no_browser("The browser tests were not run: playwright is not installed (pip install playwright).")
+        unavailable("The browser tests were not run: playwright is not installed (pip install playwright).")
     with sync_playwright() as driver:
         path = next((path for path in _chromium_paths() if Path(path).is_file()), driver.chromium.executable_path)
         if not Path(path).is_file():
-            _no_browser("The browser tests were not run: no Chromium found; install one or set CHROMIUM to its path.")
+            unavailable("The browser tests were not run: no Chromium found; install one or set CHROMIUM to its path.")
         try:
             chromium = driver.chromium.launch(executable_path=path, args=CHROMIUM_ARGUMENTS)
         except Error as error:
-            _no_browser(f"The browser tests were not run: {path} does not start ({str(error).splitlines()[0]}).")
+            unavailable(f"The browser tests were not run: {path} does not start ({str(error).splitlines()[0]}).")
         yield chromium
         chromium.close()
 

@@ -151,6 +151,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 from tests import tiny
 from tests.integration.test_router_training import complete
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 class Trouble(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         time.sleep(float(sys.argv[3]))
