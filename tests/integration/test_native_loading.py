@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from loramixer import LoraMixerConfig
 from loramixer.errors import ExpertError, MixerError
+from loramixer.tuner import LoraMixerLayer
 from tests import tiny
 from tests.tiny import logits_of
 
@@ -146,3 +147,16 @@ def test_native_training_has_the_routing_loss(experts, tmp_path):
     trained = backbone.train()(input_ids=ids, labels=ids).loss
     # Five times a balance of at least 1.
     assert trained > plain + 4.9
+
+
+def test_native_loading_does_not_cost_the_lean_way(tmp_path):
+    """Its weights are looked at in the first forward pass, and that must not be asked for ever after."""
+    paths = {f"e{i}": tiny.save_expert(tmp_path / str(i), i, r=3, target_modules=["q_proj", "v_proj"]) for i in (1, 2)}
+    tiny.mixture(paths).save_pretrained(tmp_path / "mixture")
+    native = tiny.llama()
+    native.load_adapter(str(tmp_path / "mixture"))
+    layers = [module for module in native.modules() if isinstance(module, LoraMixerLayer)]
+    with torch.no_grad():
+        first, second = (native(input_ids=tiny.token_ids()).logits for _ in range(2))
+    assert all(place[0]._is_lean for layer in layers for place in layer.places.values())
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=0)

@@ -15,7 +15,7 @@ from torch import nn
 from loramixer.errors import MixerError
 from loramixer.experts import SiteWeights
 from loramixer.tuner.config import check_expert_name
-from loramixer.tuner.layer import LoraMixerLayer
+from loramixer.tuner.layer import LoraMixerLayer, layers_of
 from loramixer.tuner.layout import SiteLayout
 from loramixer.tuner.model import LoraMixerModel, describe
 from loramixer.tuner.runtime import MixtureRuntime, active_runtime
@@ -46,7 +46,7 @@ def add_expert(model: Any, name: str, source: str, tasks: Sequence[str] = ()) ->
     for site in expert.sites:
         tuner.wrap_site(site, adapter)
     former = len(runtime.experts)
-    layers = _layers_by_site(tuner, adapter)
+    layers = layers_of(tuner.model, adapter)
     for site, layer in layers.items():
         placed = adapter in layer.layouts
         parts = [layer.expert_weights(adapter, index) if placed else None for index in range(former)]
@@ -75,7 +75,7 @@ def remove_expert(model: Any, name: str) -> None:
     if len(runtime.experts) == 1:
         raise MixerError(f"'{name}' is the only expert of this mixture; unload the mixture instead.")
     kept = [position for position in range(len(runtime.experts)) if position != index]
-    for layer in _layers_by_site(tuner, adapter).values():
+    for layer in layers_of(tuner.model, adapter).values():
         parts = [layer.expert_weights(adapter, position) for position in kept]
         if any(part is not None for part in parts):
             _rebuild(layer, adapter, runtime, parts, kept)
@@ -117,14 +117,6 @@ def _editable(model: Any) -> tuple[LoraMixerModel, str, MixtureRuntime]:
     if not isinstance(tuner, LoraMixerModel):
         raise MixerError("Experts can be changed on a PEFT model only; load the mixture with load_mixer.")
     return tuner, next(name for name, other in tuner.runtimes.items() if other is runtime), runtime
-
-
-def _layers_by_site(tuner: LoraMixerModel, adapter: str) -> dict[str, LoraMixerLayer]:
-    return {
-        name: module
-        for name, module in tuner.model.named_modules()
-        if isinstance(module, LoraMixerLayer) and (adapter in module.runtimes)
-    }
 
 
 def _rebuild(

@@ -288,6 +288,15 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
             return expert_output_gram(h_NR, B_RF.float(), layout.ranks)
 
 
+def layers_of(model: nn.Module, adapter_name: str) -> dict[str, LoraMixerLayer]:
+    """The routed layers of one mixture by module name, in the order of the model."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraMixerLayer) and adapter_name in module.runtimes
+    }
+
+
 def _is_plain_linear(module: nn.Module) -> bool:
     """Whether a call of the module is one product that nobody watches or changes.
 

@@ -18,7 +18,7 @@ from loramixer.experts import Expert, check_unchanged, locate_expert, new_expert
 from loramixer.routing import DEFAULT_TOP_K, UNROUTED_MODES, GateMode, check_k
 from loramixer.tuner.config import RULE_FIELDS, LoraMixerConfig
 from loramixer.tuner.guards import OwnerWatch, guarded_layer, refuse_passed_over
-from loramixer.tuner.layer import LoraMixerLayer
+from loramixer.tuner.layer import LoraMixerLayer, layers_of
 from loramixer.tuner.layout import SiteLayout
 from loramixer.tuner.routing_loss import (
     Recording,
@@ -151,15 +151,14 @@ class LoraMixerModel(BaseTuner):
         runtime.sites.clear()
         runtime.streams.clear()
         self._forget_groups(adapter_name)
-        for name, module in self.model.named_modules():
-            if isinstance(module, LoraMixerLayer) and adapter_name in module.runtimes:
-                self._place(module, adapter_name, name)
+        for name, layer in layers_of(self.model, adapter_name).items():
+            self._place(layer, adapter_name, name)
+        runtime.streams += token_streams(self.model, runtime.sites)
 
     def _place(self, layer: LoraMixerLayer, adapter_name: str, site: str) -> None:
         runtime = self.runtimes[adapter_name]
         layer.sites[adapter_name] = len(runtime.sites)
         runtime.sites.append(site)
-        runtime.streams += token_streams(self.model, [site])
         rule = runtime.config.rule_of(site)
         key = (adapter_name, input_of(site), layer.in_features, rule)
         if key not in self._groups:
@@ -224,8 +223,10 @@ class LoraMixerModel(BaseTuner):
             raise ExpertError(f"The experts do not fit this backbone: {'; '.join(problems[:3])}{more}.")
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """As PEFT's, and the files of the experts are let go of afterwards."""
+        """As PEFT's; afterwards it is known what each site sees, and the files of the experts are let go of."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        runtime = self.runtimes[adapter_name]
+        runtime.streams = token_streams(self.model, runtime.sites)
         self._experts_to_inject.pop(adapter_name, None)
 
     def _create_and_replace(
@@ -388,11 +389,7 @@ class LoraMixerModel(BaseTuner):
         cls, model: nn.Module, config: LoraMixerConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """Also adds the experts of a router-only checkpoint, so that they can never be missing silently."""
-        layers = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, LoraMixerLayer) and adapter_name in module.runtimes
-        }
+        layers = layers_of(model, adapter_name)
         if not any(".lora_mixer_A" in key for key in state_dict):
             first = next(iter(layers.values()))
             runtime = first.runtimes[adapter_name]

@@ -372,12 +372,9 @@ def set_gate(
     if domain is not None:
         names = [domain] if isinstance(domain, str) else list(domain)
         runtime.domain = torch.tensor([runtime.index_of(name) for name in names])
-    former = runtime.inference
-    runtime.inference = GateSettings(
-        mode=former.mode if mode is None else mode,
-        k=former.k if k is None else k,
-        temperature=former.temperature if temperature is None else temperature,
-        renormalize=former.renormalize,
+    given: dict[str, Any] = {"mode": mode, "k": k, "temperature": temperature}
+    runtime.inference = replace(
+        runtime.inference, **{name: value for name, value in given.items() if value is not None}
     )
     return runtime.inference
 

@@ -102,18 +102,16 @@ class InputGroup:
             return None
         settings, members, name = runtime.inference, self.members, self.adapter_name
         if self._is_lean is None:
-            self._is_lean = self.rule is None and all(
-                layer.layouts[name].uniform is not None and not layer.awaiting_weights for layer in members
-            )
+            if any([name in layer.awaiting_weights for layer in members]):
+                return None  # not decided yet: the general way looks at the weights once
+            self._is_lean = self.rule is None and all(layer.layouts[name].uniform is not None for layer in members)
         if not self._is_lean:
             return None
-        if position in self._waiting and self._source is not None:
+        if position in self._waiting:
             routed = self._routed
-            if self._source() is not x or self._version != _version(x) or routed is None or routed.gates_NSE is None:
+            if routed is None or routed.gates_NSE is None or not self._is_source(x):
                 return None
-            self._waiting.remove(position)
-            if not self._waiting:
-                self._source = self._routed = None
+            self._hand_over(position)
             return routed, position
         if (
             settings.mode not in ("top_k", "soft")
@@ -126,15 +124,10 @@ class InputGroup:
         x_ND = x.reshape(-1, x.shape[-1])
         if settings.mode == "top_k" and self._sparse(members, x_ND, settings.k):
             return None
-        count = len(members)
-        weights = [layer.router_weight(name) for layer in members]
-        logits_NM = F.linear(x_ND, torch.cat(weights) if count > 1 else weights[0])
-        logits_NSE = logits_NM.view(x_ND.shape[0], count, -1)
+        logits_NSE = F.linear(x_ND, self._router_weight(members)).view(x_ND.shape[0], len(members), -1)
         routed = Routed(x_ND, logits_NSE, settings(logits_NSE), None, None, True)
-        if count > 1:
-            self._waiting = set(range(count))
-            self._waiting.remove(position)
-            self._source, self._version, self._routed = weakref.ref(x), _version(x), routed
+        if len(members) > 1:
+            self._keep(position, x, routed)
         return routed, position
 
     def route(self, position: int, x: torch.Tensor) -> tuple[Routed, int]:
@@ -149,21 +142,38 @@ class InputGroup:
         """
         if len(self.members) == 1 or torch.compiler.is_compiling():
             return self._compute(self.members[position : position + 1], x), 0
-        if position in self._waiting and self._source is not None:
-            source = self._source()
-            if source is x and self._routed is not None and self._version == _version(x):
+        if position in self._waiting and self._routed is not None and self._source is not None:
+            if self._is_source(x):
                 routed = self._routed
-                self._waiting.remove(position)
-                if not self._waiting:
-                    self._source = self._routed = None
+                self._hand_over(position)
                 return routed, position
-            if source is not None and source is not x:
+            if (source := self._source()) is not None and source is not x:
                 group, position = self._split(position)
                 return group.route(position, x)
         routed = self._compute(self.members, x)
-        self._waiting = set(range(len(self.members))) - {position}
-        self._source, self._version, self._routed = weakref.ref(x), _version(x), routed
+        self._keep(position, x, routed)
         return routed, position
+
+    def _keep(self, position: int, x: torch.Tensor, routed: Routed) -> None:
+        """Keep what was found for ``x`` until all other sites have taken it."""
+        self._waiting = set(range(len(self.members)))
+        self._waiting.remove(position)
+        self._source, self._version, self._routed = weakref.ref(x), _version(x), routed
+
+    def _is_source(self, x: torch.Tensor) -> bool:
+        """Whether what is kept was found for this tensor, unchanged since."""
+        return self._source is not None and self._source() is x and self._version == _version(x)
+
+    def _hand_over(self, position: int) -> None:
+        """Note that a site has taken what is kept; nothing is kept for nobody."""
+        self._waiting.remove(position)
+        if not self._waiting:
+            self._source = self._routed = None
+
+    def _router_weight(self, layers: list[LoraMixerLayer]) -> torch.Tensor:
+        """``[S·E, D]``: the routers of the sites on top of each other."""
+        weights = [layer.router_weight(self.adapter_name) for layer in layers]
+        return weights[0] if len(weights) == 1 else torch.cat(weights)
 
     def _split(self, position: int) -> tuple[InputGroup, int]:
         """Move the sites that were not called yet into a group of their own; returns the new place of one of them."""
@@ -177,10 +187,9 @@ class InputGroup:
     def _compute(self, layers: list[LoraMixerLayer], x: torch.Tensor) -> Routed:
         name, runtime, first = self.adapter_name, self.runtime, layers[0]
         x_any = x.reshape(-1, x.shape[-1])
-        weights = [layer.router_weight(name) for layer in layers]
-        weight_MD = weights[0] if len(weights) == 1 else torch.cat(weights)
         autocast = torch.is_autocast_enabled(x.device.type)
-        logits_NSE = _router_product(x_any, weight_MD, autocast).view(x_any.shape[0], len(layers), -1)
+        logits_NM = _router_product(x_any, self._router_weight(layers), autocast)
+        logits_NSE = logits_NM.view(x_any.shape[0], len(layers), -1)
         if any([layer.has_absent[name] for layer in layers]):
             absent_SE = torch.stack([layer.lora_mixer_absent[name] for layer in layers])
             logits_NSE = logits_NSE.masked_fill(absent_SE, -torch.inf)
