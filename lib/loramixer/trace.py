@@ -464,6 +464,8 @@ def _trace_side(
     settings = {"max_new_tokens": max_new_tokens, "seed": seed, "temperature": temperature, "side": side}
     assembly = _Assembly(model, tokenizer, encoded, settings)
     assembly.sites = tuple(assembly.sites[site] for site in routing.sites)
+    if rules := assembly.provenance["site_rules"]:
+        assembly.provenance["site_rules"] = [rules[site] for site in routing.sites]
     ids = written[0].tolist() if side == "decoder" else encoded.ids
     return assembly.add(_Step(ids, routing.logits[:, 0].cpu().numpy(), routing.gates[:, 0].cpu().numpy()))
 

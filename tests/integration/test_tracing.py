@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import loramixer
-from loramixer import RoutingTrace, set_gate, stream_trace, trace
+from loramixer import RoutingTrace, mask_experts, set_gate, stream_trace, trace
 from loramixer.errors import TraceError
 from loramixer.trace import _spans_of_generated
 from loramixer.tuner import LoraMixerLayer
 from loramixer.tuner.runtime import active_runtime, capture_routing
+from loramixer.whatif import what_if
 from tests import tiny
 
 
@@ -138,3 +139,16 @@ def test_provenance_says_what_made_the_trace(model, tokenizer):
 def test_a_model_without_mixture_is_refused(tokenizer):
     with pytest.raises(loramixer.LoraMixerError, match="holds no LoRA-Mixer mixture"):
         trace(tiny.llama(), tokenizer, "the dose")
+
+
+@pytest.mark.parametrize("rules", [[], [{"sites": r".*\.k_proj", "gate": "soft", "temperature": 2.0}]])
+def test_what_if_is_what_the_first_sites_do_under_these_settings(tmp_path, tokenizer, rules):
+    """Later blocks see other inputs then, which is what `what_if` cannot know."""
+    model = tiny.mixture(tiny.save_experts(tmp_path), gate="top_k", top_k=2, site_gates=rules)
+    recorded = trace(model, tokenizer, "the dose")
+    set_gate(model, k=1, temperature=0.7)
+    mask_experts(model, "a")
+    expected, found = trace(model, tokenizer, "the dose"), what_if(recorded, k=1, temperature=0.7, mask=["a"])
+    first = [site.projection in ("q_proj", "k_proj", "v_proj") and site.layer == 0 for site in found.sites]
+    np.testing.assert_allclose(found.gates[first], expected.gates[first], atol=1e-5)
+    assert not np.allclose(found.gates, recorded.gates)
