@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
@@ -33,6 +33,7 @@ from explorer.settings import (
     parse_gate,
 )
 from explorer.summary import summarise
+from explorer.traces_in_memory import TraceStore
 from loramixer.errors import LoraMixerError, MixerError
 from loramixer.mixers import MixerInfo
 from loramixer.trace import RoutingTrace
@@ -63,11 +64,13 @@ class Handlers:
     Args:
         source: what can be run.
         recordings: what is shown before anything has been run.
+        traces: receives every finished trace; other rooms find it there.
     """
 
-    def __init__(self, source: ModelSource, recordings: Recordings) -> None:
+    def __init__(self, source: ModelSource, recordings: Recordings, traces: TraceStore | None = None) -> None:
         self.source = source
         self.recordings = recordings
+        self.traces = traces or TraceStore()
         self.tickets = Tickets()
 
     # ------------------------------------------------------------------ opening the page
@@ -78,6 +81,10 @@ class Handlers:
             if payload := self.recordings.payload(example.key):
                 return payload, self._shown_of_recording(example.key, payload)
         return None, {}
+
+    def keep_opening(self, request: gr.Request) -> str:
+        """Key of the trace that is on screen first, for the rooms that work on it; empty when nothing is."""
+        return next((key for example in EXAMPLES if (key := self._keep_recording(example.key, request))), "")
 
     def model_status(self, recording_on_screen: bool) -> Status:
         """The line about the model; says what is on screen meanwhile."""
@@ -126,16 +133,18 @@ class Handlers:
 
     def choose_example(
         self, key: str, mixer: str | None, gate: str, shown: Shown, request: gr.Request
-    ) -> tuple[str, Any, Shown, Status]:
+    ) -> tuple[str, Any, Shown, Any, Status]:
         """The prompt of an example; its recording too, unless a run is filling the view."""
         example = find_example(key)
         payload = self.recordings.payload(key)
         if self.tickets.is_open(_session(request)):
-            return example.prompt, gr.skip(), shown, gr.skip()
+            return example.prompt, gr.skip(), shown, gr.skip(), gr.skip()
         if payload is None:
-            return example.prompt, gr.skip(), shown, status("note", "No recording of this example; press Generate.")
+            note = status("note", "No recording of this example; press Generate.")
+            return example.prompt, gr.skip(), shown, gr.skip(), note
         now_shown = self._shown_of_recording(key, payload)
-        return example.prompt, payload, now_shown, self.settings_note(mixer, gate, now_shown)
+        current = self._keep_recording(key, request)
+        return example.prompt, payload, now_shown, current, self.settings_note(mixer, gate, now_shown)
 
     # ------------------------------------------------------------------ running
 
@@ -153,14 +162,14 @@ class Handlers:
 
     def run(
         self, prompt: str, mixer: str | None, gate: str, max_new_tokens: float, number: int, request: gr.Request
-    ) -> Iterator[tuple[Any, Any, Any, Any, Any]]:
-        """The second half of Generate, in the queue: streams view, status, settings on screen, and both buttons."""
+    ) -> Iterator[tuple[Any, ...]]:
+        """The second half of Generate, in the queue: streams view, status, settings on screen, key, both buttons."""
         session = _session(request)
         ticket = self.tickets.find(session, int(number or 0))
         if ticket is None:
             yield _nothing_new()
             return
-        frames = _Frames(shown={"mixer": mixer or "", "gate": gate})
+        frames = _Frames({"mixer": mixer or "", "gate": gate}, lambda trace: self.traces.put(session, trace))
         try:
             if ticket.stop.is_set():
                 yield frames.end(status("note", "Stopped before the model began; nothing was lost."), "stopped")
@@ -195,8 +204,9 @@ class Handlers:
         return status("quiet"), gr.Button(interactive=False)
 
     def leave(self, request: gr.Request) -> None:
-        """The page was closed: nobody waits for its run any more."""
+        """The page was closed: nobody waits for its run any more, and nobody can ask for its traces."""
         self.tickets.stop(_session(request))
+        self.traces.forget(_session(request))
 
     # ------------------------------------------------------------------ public API
 
@@ -254,16 +264,26 @@ class Handlers:
         known = ", ".join(mixer.name for mixer in mixers) or "none yet"
         raise MixerError(f"'{name or ''}' is no known router; known are {known}.")
 
+    def _keep_recording(self, key: str, request: gr.Request) -> str:
+        trace = self.recordings.trace(key)
+        return "" if trace is None else self.traces.put(_session(request), trace)
+
     def _shown_of_recording(self, key: str, payload: dict[str, Any]) -> Shown:
         facts = self.recordings.provenance(key)
         return {"mixer": str(facts.get("mixer")), "gate": gate_choice_of(facts, len(payload["experts"]))}
 
 
 class _Frames:
-    """Turns growing traces into outputs of :meth:`Handlers.run`."""
+    """Turns growing traces into outputs of :meth:`Handlers.run`.
 
-    def __init__(self, shown: Shown) -> None:
+    Args:
+        shown: router and gate of the run.
+        keep: receives the trace when the run has ended, and returns its key.
+    """
+
+    def __init__(self, shown: Shown, keep: Callable[[RoutingTrace], str]) -> None:
         self.shown = shown
+        self.keep = keep
         self.encoder = PayloadEncoder()
         self.last: RoutingTrace | None = None
         self.due = 0.0
@@ -275,7 +295,7 @@ class _Frames:
             return None
         self.due = time.monotonic() + SECONDS_BETWEEN_FRAMES
         line = status("busy", f"Generating … {self.written} tokens")
-        return self.encoder.encode(trace, "generating"), line, self.shown, gr.skip(), gr.skip()
+        return self.encoder.encode(trace, "generating"), line, self.shown, gr.skip(), gr.skip(), gr.skip()
 
     def finish(self, stopped: bool, asked: int) -> tuple[Any, ...]:
         """The last frame of a run without error."""
@@ -289,7 +309,8 @@ class _Frames:
         """The last frame, whatever the reason; without a trace the view keeps what it shows."""
         view = gr.skip() if self.last is None else self.encoder.encode(self.last, state)
         shown = gr.skip() if self.last is None else self.shown
-        return view, line, shown, gr.Button(interactive=True), gr.Button(interactive=False)
+        current = gr.skip() if self.last is None else self.keep(self.last)
+        return view, line, shown, current, gr.Button(interactive=True), gr.Button(interactive=False)
 
     @property
     def written(self) -> int:
@@ -297,8 +318,8 @@ class _Frames:
         return 0 if self.last is None else self.last.tokens.roles.count("generated")
 
 
-def _nothing_new() -> tuple[Any, Any, Any, Any, Any]:
-    return gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+def _nothing_new() -> tuple[Any, ...]:
+    return (gr.skip(),) * 6
 
 
 def _session(request: gr.Request | None) -> str:

@@ -27,7 +27,7 @@ class Recordings:
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self.folder = folder
-        self._ready: dict[str, tuple[Payload, dict[str, Any]] | None] = {}
+        self._ready: dict[str, tuple[Payload, RoutingTrace] | None] = {}
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -46,17 +46,22 @@ class Recordings:
         found = self._find(example)
         return found[0] if found else None
 
+    def trace(self, example: str) -> RoutingTrace | None:
+        """The recorded trace of an example; None when there is none."""
+        found = self._find(example)
+        return found[1] if found else None
+
     def provenance(self, example: str) -> dict[str, Any]:
         """The settings a recorded trace was made with; empty when there is none."""
-        found = self._find(example)
-        return found[1] if found else {}
+        found = self.trace(example)
+        return found.provenance if found else {}
 
-    def _find(self, example: str) -> tuple[Payload, dict[str, Any]] | None:
+    def _find(self, example: str) -> tuple[Payload, RoutingTrace] | None:
         if example not in self._ready:
             self._ready[example] = self._read(example)
         return self._ready[example]
 
-    def _read(self, example: str) -> tuple[Payload, dict[str, Any]] | None:
+    def _read(self, example: str) -> tuple[Payload, RoutingTrace] | None:
         if example not in self.files:
             return None
         try:
@@ -64,4 +69,4 @@ class Recordings:
         except TraceError as error:
             logger.warning("A recorded trace is left out: %s", error)
             return None
-        return encode_trace(trace, "recorded"), trace.provenance
+        return encode_trace(trace, "recorded"), trace

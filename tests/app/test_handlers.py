@@ -84,10 +84,11 @@ def test_a_run_streams_and_finishes(handlers: Handlers) -> None:
     counts = [generated(frame[0]) for frame in frames]
     assert counts == sorted(counts)
     assert counts[-1] == 16
-    view, line, shown, generate, stop = frames[-1]
+    view, line, shown, current, generate, stop = frames[-1]
     assert view["state"] == "finished"
     assert line == {"kind": "quiet", "text": "Done: 16 tokens written."}
     assert shown == {"mixer": RSL, "gate": "3"}
+    assert len(handlers.traces.get("one", current).tokens) > 16
     assert (generate.interactive, stop.interactive) == (True, False)
     assert not handlers.tickets.is_open("one")
 
@@ -101,11 +102,11 @@ def test_unusable_prompts_are_refused_at_once(handlers: Handlers, prompt: str, w
     assert number == 0
     assert line["kind"] == "error"
     assert words in line["text"]
-    assert press_generate(handlers, prompt) == [(gr.skip(),) * 5]
+    assert press_generate(handlers, prompt) == [(gr.skip(),) * 6]
 
 
 def test_an_expected_error_is_shown_as_its_sentence(handlers: Handlers) -> None:
-    view, line, shown, generate, _ = press_generate(handlers, "TOO-LONG")[-1]
+    view, line, shown, _, generate, _ = press_generate(handlers, "TOO-LONG")[-1]
     assert is_skip(view)
     assert is_skip(shown)
     assert line["text"].startswith("The prompt has 4,012 tokens")
@@ -149,7 +150,7 @@ def test_stop_reaches_only_its_own_session(handlers: Handlers) -> None:
 def test_a_second_press_replaces_the_first(handlers: Handlers) -> None:
     first, *_ = handlers.announce("first", 4, session())
     second, *_ = handlers.announce("second", 4, session())
-    assert list(handlers.run("first", RSL, "3", 4, first, session())) == [(gr.skip(),) * 5]
+    assert list(handlers.run("first", RSL, "3", 4, first, session())) == [(gr.skip(),) * 6]
     assert list(handlers.run("second", RSL, "3", 4, second, session()))[-1][0]["state"] == "finished"
 
 
@@ -184,7 +185,7 @@ def test_the_soft_gate_reaches_the_model(handlers: Handlers) -> None:
 
 
 def test_an_example_shows_its_recording(handlers: Handlers) -> None:
-    prompt, payload, shown, line = handlers.choose_example("math-coding", RSL, "3", {}, session())
+    prompt, payload, shown, _, line = handlers.choose_example("math-coding", RSL, "3", {}, session())
     assert prompt == EXAMPLES[1].prompt
     assert payload["state"] == "recorded"
     assert shown["mixer"] == RSL
@@ -192,7 +193,7 @@ def test_an_example_shows_its_recording(handlers: Handlers) -> None:
 
 
 def test_an_example_without_recording_keeps_the_view(handlers: Handlers) -> None:
-    prompt, payload, _, line = handlers.choose_example("language", RSL, "3", {}, session())
+    prompt, payload, _, _, line = handlers.choose_example("language", RSL, "3", {}, session())
     assert prompt
     assert is_skip(payload)
     assert "press Generate" in line["text"]

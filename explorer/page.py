@@ -1,0 +1,37 @@
+"""`Page`: what every room is built from, so that a room needs no global and no other room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from explorer.handlers import Handlers
+from explorer.recordings import Recordings
+from explorer.registry import ModelSource
+from explorer.traces_in_memory import TraceStore
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the rooms share.
+
+    Attributes:
+        demo: the page, for events of loading and leaving.
+        tabs: the rooms; ``gr.Tabs(selected=key)`` as an output goes to a room.
+        source: what can be run.
+        recordings: what is shown before anything has been run.
+        handlers: events of Explore, and the tickets that stop a run.
+        traces: finished traces of every session, by key; a room never holds a trace in a ``gr.State``.
+        shown: component state; router and gate of the trace on screen in Explore.
+        current: component state; key in ``traces`` of the trace on screen in Explore, empty before there is one.
+    """
+
+    demo: gr.Blocks
+    tabs: gr.Tabs
+    source: ModelSource
+    recordings: Recordings
+    handlers: Handlers
+    traces: TraceStore
+    shown: gr.State
+    current: gr.State

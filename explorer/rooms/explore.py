@@ -1,0 +1,117 @@
+"""Explore: one prompt, one router, every view of the routing while the model writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from explorer.components.routing_view import RoutingView
+from explorer.components.status_line import StatusLine
+from explorer.examples import EXAMPLES
+from explorer.handlers import describe_mixer
+from explorer.page import Page
+from explorer.registry import ModelSource
+from explorer.settings import DEFAULT_K, DEFAULT_NEW_TOKENS, MAX_NEW_TOKENS, default_gate, gate_choices
+from loramixer.mixers import MixerInfo
+
+
+def build(page: Page) -> None:
+    """Components and wiring of the room."""
+    source, handlers, shown = page.source, page.handlers, page.shown
+    payload, _ = handlers.opening()
+    mixers = list(source.mixers())
+    ticket = gr.State(0)
+    with gr.Row(elem_classes="room"):
+        with gr.Column(elem_id="controls", elem_classes="controls", scale=0, min_width=300):
+            prompt = gr.Textbox(
+                label="Prompt", value=EXAMPLES[0].prompt, lines=4, max_lines=10, elem_id="prompt", autofocus=False
+            )
+            with gr.Row(elem_id="actions"):
+                generate = gr.Button("Generate", variant="primary", elem_id="generate", min_width=80)
+                stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=60)
+            run_status = StatusLine(elem_id="run-status")
+            model_status = StatusLine(handlers.model_status(payload is not None), elem_id="model-status")
+            with gr.Row(elem_id="examples"):
+                example_buttons = {
+                    example.key: gr.Button(example.label, size="sm", min_width=60) for example in EXAMPLES
+                }
+            with gr.Accordion("Router and gate", open=True, elem_id="settings") as settings:
+                backbone, mixer, gate, new_tokens = _settings(source, mixers)
+        view = RoutingView(payload, elem_id="routing-view")
+
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    at_once: dict[str, Any] = {**private, "queue": False}
+    buttons = [generate, stop]
+
+    running = gr.on(
+        [generate.click, prompt.submit],
+        handlers.announce,
+        [prompt, new_tokens],
+        [ticket, run_status, *buttons],
+        **at_once,
+    ).then(
+        handlers.run,
+        [prompt, mixer, gate, new_tokens, ticket],
+        [view, run_status, shown, page.current, *buttons],
+        concurrency_id="model",
+        concurrency_limit=1,
+        **private,
+    )
+    running.failure(handlers.refused, None, [run_status, *buttons], **at_once)
+    stop.click(handlers.stop, None, [run_status, stop], **at_once)
+    for key, button in example_buttons.items():
+        button.click(
+            handlers.choose_example,
+            [gr.State(key), mixer, gate, shown],
+            [prompt, view, shown, page.current, run_status],
+            **at_once,
+        )
+    backbone.input(handlers.choose_backbone, backbone, mixer, **at_once)
+    mixer.change(handlers.choose_mixer, [mixer, gate, shown], [mixer, gate, run_status], **at_once)
+    gate.input(handlers.settings_note, [mixer, gate, shown], run_status, **at_once)
+
+    timer = gr.Timer(1.0)
+    timer.tick(handlers.poll, shown, [model_status, timer], **at_once)
+    # Phones start with the settings folded: the defaults are good and the views are what the page is for.
+    narrow = gr.Checkbox(visible=False)
+    page.demo.load(
+        lambda is_narrow: gr.Accordion(open=not is_narrow),
+        narrow,
+        settings,
+        js="() => [window.innerWidth < 700]",
+        **at_once,
+    )
+    page.demo.load(handlers.keep_opening, None, page.current, **at_once)
+    page.demo.unload(handlers.leave)
+
+
+def _settings(source: ModelSource, mixers: list[MixerInfo]) -> tuple[Any, Any, Any, Any]:
+    backbones = list(source.backbones())
+    first = mixers[0] if mixers else None
+    experts = len(first.experts) if first else DEFAULT_K + 1
+    backbone = gr.Dropdown(
+        backbones,
+        value=first.backbone if first else next(iter(backbones), None),
+        label="Backbone",
+        info="The frozen model that the experts adapt. It is small: its answers are often wrong.",
+        elem_id="backbone",
+    )
+    mixer = gr.Dropdown(
+        [(entry.title, entry.name) for entry in mixers],
+        value=first.name if first else None,
+        label="Router",
+        info=describe_mixer(first) if first else "No trained router is installed.",
+        elem_id="mixer",
+    )
+    gate = gr.Radio(
+        gate_choices(experts),
+        value=default_gate(experts),
+        label="Gate: experts per token (k)",
+        info="How many experts a router may mix for one token.",
+        elem_id="gate",
+    )
+    new_tokens = gr.Slider(
+        0, MAX_NEW_TOKENS, DEFAULT_NEW_TOKENS, step=8, label="Longest answer (tokens)", elem_id="new-tokens"
+    )
+    return backbone, mixer, gate, new_tokens

@@ -1,0 +1,59 @@
+"""Finished traces of the sessions, in bounded memory: rooms pass keys to each other and never arrays."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import OrderedDict
+
+from loramixer.errors import TraceError
+from loramixer.trace import RoutingTrace
+
+MAX_BYTES = 512 * 1024 * 1024
+"""Of all sessions together; the least recently used traces are forgotten first."""
+
+
+class TraceStore:
+    """Traces by key. A key belongs to one session, so nobody can ask for somebody else's trace.
+
+    Args:
+        max_bytes: how much all traces together may take; the newest is kept whatever it takes.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._traces: OrderedDict[tuple[str, str], RoutingTrace] = OrderedDict()
+
+    def put(self, session: str, trace: RoutingTrace) -> str:
+        """Keep a trace; returns its key."""
+        key = uuid.uuid4().hex
+        with self._lock:
+            self._traces[session, key] = trace
+            while len(self._traces) > 1 and sum(map(trace_bytes, self._traces.values())) > self._max_bytes:
+                self._traces.popitem(last=False)
+        return key
+
+    def get(self, session: str, key: str) -> RoutingTrace:
+        """The trace of a key.
+
+        Raises:
+            TraceError: this session has no such trace, or it was forgotten to make room.
+        """
+        with self._lock:
+            if (session, key) not in self._traces:
+                raise TraceError("This trace is no longer in memory; generate it again, or open its saved file.")
+            self._traces.move_to_end((session, key))
+            return self._traces[session, key]
+
+    def forget(self, session: str) -> None:
+        """Drop everything of a session that has left."""
+        with self._lock:
+            for pair in [pair for pair in self._traces if pair[0] == session]:
+                del self._traces[pair]
+
+
+def trace_bytes(trace: RoutingTrace) -> int:
+    """Memory that the arrays of a trace take."""
+    arrays = (trace.logits, trace.gates, getattr(trace, "contributions", None), getattr(trace, "base_norms", None))
+    return sum(array.nbytes for array in arrays if array is not None)

@@ -1,0 +1,43 @@
+"""Traces of the sessions: bounded, and nothing of one visible to another."""
+
+from __future__ import annotations
+
+import pytest
+
+from explorer.traces_in_memory import TraceStore, trace_bytes
+from loramixer.errors import TraceError
+from tests.app.synthetic import make_trace
+
+
+def test_a_trace_is_found_by_its_own_session_only() -> None:
+    store, trace = TraceStore(), make_trace()
+    key = store.put("one", trace)
+    assert store.get("one", key) is trace
+    with pytest.raises(TraceError, match="no longer in memory"):
+        store.get("two", key)
+
+
+def test_the_least_recently_used_trace_makes_room() -> None:
+    trace = make_trace()
+    store = TraceStore(max_bytes=2 * trace_bytes(trace))
+    first, second = store.put("one", trace), store.put("one", trace)
+    store.get("one", first)
+    store.put("two", trace)
+    assert store.get("one", first) is trace
+    with pytest.raises(TraceError):
+        store.get("one", second)
+
+
+def test_the_newest_trace_is_kept_whatever_it_takes() -> None:
+    store = TraceStore(max_bytes=1)
+    key = store.put("one", make_trace())
+    assert store.get("one", key)
+
+
+def test_a_session_that_leaves_takes_its_traces_along() -> None:
+    store = TraceStore()
+    mine, other = store.put("one", make_trace()), store.put("two", make_trace())
+    store.forget("one")
+    with pytest.raises(TraceError):
+        store.get("one", mine)
+    assert store.get("two", other)
