@@ -34,7 +34,7 @@ from explorer.settings import (
 )
 from explorer.summary import summarise
 from explorer.traces_in_memory import TraceStore
-from loramixer.errors import LoraMixerError, MixerError
+from loramixer.errors import LoraMixerError
 from loramixer.mixers import MixerInfo
 from loramixer.trace import RoutingTrace
 
@@ -109,6 +109,16 @@ class Handlers:
         fitting = [mixer for mixer in self.source.mixers() if mixer.backbone == backbone]
         choices = [(mixer.title, mixer.name) for mixer in fitting]
         return gr.Dropdown(choices=choices, value=choices[0][1] if choices else None)
+
+    def choose_wanted(self, wanted: dict[str, Any]) -> Any:
+        """The router control after another room has asked for a router; one of no list joins the choices."""
+        if wanted.get("room") != "explore":
+            return gr.skip()
+        found = self.source.find(wanted["mixer"])
+        choices = [(mixer.title, mixer.name) for mixer in self.source.mixers() if mixer.backbone == found.backbone]
+        if found.name not in [name for _, name in choices]:
+            choices.append((found.title, found.name))
+        return gr.Dropdown(choices=choices, value=found.name)
 
     def choose_mixer(self, name: str | None, gate: str, shown: Shown) -> tuple[Any, Any, Status]:
         """The sentence about the router, choices of the gate, and the note that the view shows other settings."""
@@ -257,12 +267,7 @@ class Handlers:
         return RunRequest(prompt, self._find_mixer(mixer).name, mode, k, check_new_tokens(max_new_tokens))
 
     def _find_mixer(self, name: str | None) -> MixerInfo:
-        mixers = self.source.mixers()
-        for mixer in mixers:
-            if mixer.name == name:
-                return mixer
-        known = ", ".join(mixer.name for mixer in mixers) or "none yet"
-        raise MixerError(f"'{name or ''}' is no known router; known are {known}.")
+        return self.source.find(name or "")
 
     def _keep_recording(self, key: str, request: gr.Request) -> str:
         trace = self.recordings.trace(key)

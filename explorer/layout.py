@@ -30,9 +30,9 @@ def build(source: ModelSource, recordings: Recordings) -> gr.Blocks:
             elem_id="masthead",
             apply_default_css=False,
         )
-        shown, current = gr.State(shown_first), gr.State("")
+        shown, current, wanted = gr.State(shown_first), gr.State(""), gr.State({})
         with gr.Tabs(elem_id="rooms") as tabs:
-            page = Page(demo, tabs, source, recordings, handlers, traces, shown, current)
+            page = Page(demo, tabs, source, recordings, handlers, traces, shown, current, wanted)
             for room in ROOMS:
                 with gr.Tab(room.label, id=room.key, elem_id=f"room-{room.key}"):
                     room.build(page)

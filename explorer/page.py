@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
@@ -25,6 +27,8 @@ class Page:
         traces: finished traces of every session, by key; a room never holds a trace in a ``gr.State``.
         shown: component state; router and gate of the trace on screen in Explore.
         current: component state; key in ``traces`` of the trace on screen in Explore, empty before there is one.
+        wanted: component state; a router that one room asks another one to choose, from :func:`want`. Explore and
+            Compare listen to its change and act when they are named.
     """
 
     demo: gr.Blocks
@@ -35,3 +39,19 @@ class Page:
     traces: TraceStore
     shown: gr.State
     current: gr.State
+    wanted: gr.State
+
+
+def want(room: str, mixer: str, title: str = "") -> dict[str, Any]:
+    """Value of ``Page.wanted``: which room shall choose which router.
+
+    Args:
+        room: key of the room, ``explore`` or ``compare``.
+        mixer: name of the router, as ``ModelSource.find`` takes it.
+        title: for the router control, where the router is in no list.
+    """
+    return {"room": room, "mixer": mixer, "title": title or mixer, "number": next(_wishes)}
+
+
+_wishes = itertools.count(1)
+"""The same wish twice is two changes."""

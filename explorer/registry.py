@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from explorer.settings import DEFAULT_MIXER, MAX_PROMPT_TOKENS, RunRequest
 from loramixer.errors import LoraMixerError, MixerError
-from loramixer.mixers import MixerInfo, list_mixers
+from loramixer.mixers import MixerInfo, list_mixers, mixer_info
 from loramixer.trace import RoutingTrace, stream_trace
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,16 @@ class ModelSource(Protocol):
         """Names of the backbones that can be chosen."""
 
     def mixers(self) -> Sequence[MixerInfo]:
-        """The routers that can be chosen; empty when none is installed."""
+        """The routers that everybody can choose; empty when none is installed."""
+
+    def find(self, name: str) -> MixerInfo:
+        """A router by its name, also one that only its owner knows; MixerError when there is none."""
+
+    def add(self, folder: Path, title: str) -> str:
+        """Take a mixture from a folder, for whoever knows the name that is returned."""
+
+    def remove(self, name: str) -> None:
+        """Forget a mixture that was added; its folder stays."""
 
     def status(self) -> ModelStatus:
         """Whether the model is in memory."""
@@ -54,6 +65,7 @@ class ModelRegistry:
         self._status = ModelStatus("idle", "The model is not loaded yet.")
         self._loading = threading.Lock()
         self._running = threading.Lock()
+        self._added: dict[str, tuple[MixerInfo, Path]] = {}
 
     def backbones(self) -> list[str]:
         """Names of the catalogue, then those that only a router names."""
@@ -64,6 +76,38 @@ class ModelRegistry:
     def mixers(self) -> list[MixerInfo]:
         """The routers of the zoo, the default one first."""
         return sorted(list_mixers(), key=lambda mixer: mixer.name != self._first_mixer)
+
+    def find(self, name: str) -> MixerInfo:
+        """A router of the zoo, or an added one.
+
+        Raises:
+            MixerError: there is none of this name.
+        """
+        known = {entry.name: entry for entry in self.mixers()}
+        if name in known:
+            return known[name]
+        if name in self._added:
+            return self._added[name][0]
+        raise MixerError(f"'{name}' is no known router; known are {', '.join(known) or 'none yet'}.")
+
+    def add(self, folder: Path, title: str) -> str:
+        """Take a mixture from a folder. Its name cannot be guessed and is in no list, so that it stays private.
+
+        Raises:
+            MixerError: the folder holds no mixture.
+        """
+        name = f"own/{uuid.uuid4().hex}"
+        self._added[name] = replace(mixer_info(folder, name), title=title), folder
+        return name
+
+    def remove(self, name: str) -> None:
+        """Forget an added mixture, in memory too; its folder stays."""
+        if self._added.pop(name, None) is None or self._model is None:
+            return
+        with self._running:
+            for adapter, config in list(self._model.peft_config.items()):
+                if getattr(config, "mixer_name", None) == name:
+                    self._model.delete_adapter(adapter)
 
     def status(self) -> ModelStatus:
         """Whether the model is in memory."""
@@ -84,12 +128,10 @@ class ModelRegistry:
         """
         import loramixer
 
-        known = [entry.name for entry in self.mixers()]
-        if request.mixer not in known:
-            raise MixerError(f"'{request.mixer}' is no known router; known are {', '.join(known) or 'none yet'}.")
+        self.find(request.mixer)
         self._load()
         with self._running:
-            loramixer.add_mixer(self._model, request.mixer)
+            self._activate(request.mixer)
             loramixer.set_gate(self._model, mode=request.gate, k=request.k)
             yield from stream_trace(
                 self._model,
@@ -100,6 +142,21 @@ class ModelRegistry:
                 max_prompt_tokens=MAX_PROMPT_TOKENS,
                 stop=stop,
             )
+
+    def _activate(self, name: str) -> None:
+        """Put a router on the loaded model, or only switch to it."""
+        import loramixer
+
+        loaded = {getattr(config, "mixer_name", None): key for key, config in self._model.peft_config.items()}
+        if name not in self._added:
+            loramixer.add_mixer(self._model, name)
+            return
+        if name in loaded:
+            self._model.set_adapter(loaded[name], inference_mode=True)
+            return
+        adapter = loramixer.add_mixer(self._model, self._added[name][1])
+        # Its folder may not be shown to anybody, and the trace names its router.
+        self._model.peft_config[adapter].mixer_name = name
 
     def _load_quietly(self) -> None:
         """Thread body: the status tells what went wrong, and the next run tries again."""

@@ -71,6 +71,8 @@ def build(page: Page) -> None:
     mixer.change(handlers.choose_mixer, [mixer, gate, shown], [mixer, gate, run_status], **at_once)
     gate.input(handlers.settings_note, [mixer, gate, shown], run_status, **at_once)
 
+    page.wanted.change(handlers.choose_wanted, page.wanted, mixer, **at_once)
+
     timer = gr.Timer(1.0)
     timer.tick(handlers.poll, shown, [model_status, timer], **at_once)
     # Phones start with the settings folded: the defaults are good and the views are what the page is for.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from explorer.registry import ModelStatus
 from explorer.settings import RunRequest
-from loramixer.errors import TraceError
+from loramixer.errors import MixerError, TraceError
 from loramixer.mixers import MixerInfo
 from loramixer.trace import RoutingTrace, Site, TraceTokens
 
@@ -116,6 +118,7 @@ class FakeSource:
         self.seconds = seconds
         self.ready_at = time.monotonic() + seconds_to_load
         self.requests: list[RunRequest] = []
+        self.added: dict[str, MixerInfo] = {}
 
     def backbones(self) -> list[str]:
         """One backbone."""
@@ -124,6 +127,24 @@ class FakeSource:
     def mixers(self) -> list[MixerInfo]:
         """Two routers."""
         return list(MIXERS)
+
+    def find(self, name: str) -> MixerInfo:
+        """One of the two, or an added one."""
+        for mixer in [*MIXERS, *self.added.values()]:
+            if mixer.name == name:
+                return mixer
+        known = ", ".join(mixer.name for mixer in MIXERS)
+        raise MixerError(f"'{name}' is no known router; known are {known}.")
+
+    def add(self, folder: Path, title: str) -> str:
+        """The folder is not read."""
+        name = f"own/{len(self.added)}"
+        self.added[name] = replace(MIXERS[0], name=name, title=title)
+        return name
+
+    def remove(self, name: str) -> None:
+        """Forget an added one."""
+        self.added.pop(name, None)
 
     def status(self) -> ModelStatus:
         """Loading for a while, then ready."""

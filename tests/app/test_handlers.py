@@ -11,6 +11,7 @@ import pytest
 
 from explorer.examples import EXAMPLES
 from explorer.handlers import Handlers
+from explorer.page import want
 from explorer.payload import ROLES
 from explorer.recordings import INDEX, Recordings
 from explorer.settings import ALL_EXPERTS
@@ -256,3 +257,20 @@ def test_a_full_queue_gives_the_buttons_back(handlers: Handlers) -> None:
     line, generate, stop = handlers.refused(session())
     assert line["kind"] == "error"
     assert (generate.interactive, stop.interactive) == (True, False)
+
+
+def test_another_room_can_ask_for_a_router(handlers: Handlers) -> None:
+    asked = handlers.choose_wanted(want("explore", BALANCE))
+    assert asked.value == BALANCE
+    assert [name for _, name in asked.choices] == [RSL, BALANCE]
+    assert is_skip(handlers.choose_wanted(want("compare", BALANCE)))
+    assert is_skip(handlers.choose_wanted({}))
+    assert want("explore", BALANCE) != want("explore", BALANCE)
+
+
+def test_a_router_of_no_list_joins_the_choices_of_who_knows_its_name(handlers: Handlers) -> None:
+    name = handlers.source.add(Path("anywhere"), "Mine")
+    asked = handlers.choose_wanted(want("explore", name))
+    assert asked.value == name
+    assert asked.choices[-1] == ("Mine", name)
+    assert name not in [mixer.name for mixer in handlers.source.mixers()]
