@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,15 +19,18 @@ import pytest
 import torch
 
 from loramixer.errors import DataError
+from loramixer.evaluation import verdicts
 from loramixer.evaluation.csv_files import read_csv
 from loramixer.evaluation.evidence import EVIDENCE
-from loramixer.evaluation.experiments import EXPERIMENTS
+from loramixer.evaluation.experiments import EXPERIMENTS, runner, workshop
+from loramixer.evaluation.experiments.losses import replayed
 from loramixer.evaluation.experiments.measure import Measurement, domain_information, measure
 from loramixer.evaluation.experiments.plan import Options
-from loramixer.evaluation.experiments.runner import describe, perform
+from loramixer.evaluation.experiments.runner import describe, kept_steps, measure_finished, perform
 from loramixer.evaluation.experiments.workshop import Workshop
 from loramixer.evaluation.harness import evaluate
 from loramixer.mixers import load_mixer
+from loramixer.training.run_log import RunLog
 from loramixer.tuner.runtime import set_gate
 from tests import tiny
 from tests.integration.test_command_line import run_command
@@ -60,7 +64,14 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
         name: tiny.save_expert(folder / name, 1, r=rank, lora_alpha=16, target_modules=list(tiny.ALL_PROJECTIONS))
         for rank, name in enumerate(EXPERTS, start=2)
     }
-    return Workshop(folder / "work", sources, backbone=str(folder / "backbone"), limit=3, training_dtype=torch.float32)
+    return Workshop(
+        folder / "work",
+        sources,
+        backbone=str(folder / "backbone"),
+        limit=3,
+        training_dtype=torch.float32,
+        archive=folder / "runs",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +95,7 @@ def test_every_experiment_writes_its_numbers_and_figures(output, name):
         assert "None" not in text
 
 
-@pytest.mark.parametrize("name", ["losses", "grid", "data-size", "top-k", "oracle"])
+@pytest.mark.parametrize("name", ["losses", "choice", "grid", "data-size", "top-k", "oracle"])
 def test_one_row_for_each_run(output, name):
     plan = EXPERIMENTS[name].plan(options_of(name))
     rows = read_csv(output / f"{name}.csv")
@@ -155,10 +166,13 @@ def test_tables_verdicts_and_figures_of_the_page_come_from_the_files(output):
         text = make(output)
         assert text.strip(), name
         assert "nan" not in text
-    verdicts = EVIDENCE["losses-verdicts"](output)
-    assert verdicts.count("collapses to uniform gates") == 2
-    assert "RSL flatten 4 / 0.3 specialises" in verdicts
-    assert "2 seeds, 6 rows, interval over seeds and rows" in verdicts
+    found = EVIDENCE["losses-verdicts"](output)
+    assert found.count("collapses to uniform gates") == 2
+    assert "RSL flatten 1 / 0.3 specialises" in found
+    assert "2 seeds, 6 rows, interval over seeds and rows" in found
+    assert "ships, out of RSL sharpen 1 / 0.3, RSL sharpen 4 / 0.3: loss" in EVIDENCE["chosen"](output)
+    page = " ".join((Path(__file__).parents[2] / "docs/results.md").read_text(encoding="utf-8").split())
+    assert verdicts.CHOICE in page.replace("> ", "")
 
 
 def test_other_rows_or_a_lost_work_folder_never_spoil_a_file(output, shop, tmp_path):
@@ -166,15 +180,23 @@ def test_other_rows_or_a_lost_work_folder_never_spoil_a_file(output, shop, tmp_p
     with pytest.raises(DataError, match="other test rows"):
         perform(experiment, OPTIONS, replace(shop, limit=2), output, say=str)
     with pytest.raises(DataError, match="has not got"):
-        perform(experiment, OPTIONS, replace(shop, work=tmp_path / "new"), output, say=str)
+        perform(experiment, OPTIONS, replace(shop, work=tmp_path / "new", archive=tmp_path / "runs"), output, say=str)
     swapped = dict(zip(EXPERTS, reversed(list(shop.sources.values())), strict=True))
     with pytest.raises(DataError, match="begun with other experts"):
         perform(experiment, OPTIONS, replace(shop, sources=swapped), tmp_path, say=str)
+    with pytest.raises(DataError, match=r"runs was begun with other experts .* give another --output"):
+        perform(
+            experiment,
+            OPTIONS,
+            replace(shop, sources=swapped, work=tmp_path / "fresh", archive=shop.records),
+            tmp_path,
+            say=str,
+        )
 
 
 def test_a_dry_run_names_what_is_left_and_takes_times_from_timed_runs_only(output, shop, tmp_path):
     experiment = EXPERIMENTS["top-k"]
-    lines = describe(experiment, OPTIONS, replace(shop, work=tmp_path))
+    lines = describe(experiment, OPTIONS, replace(shop, work=tmp_path, archive=tmp_path / "runs"))
     assert lines[0].endswith("s0: train, top_1, top_2")
     assert "not known" in lines[-1]
     assert not list(tmp_path.iterdir())
@@ -185,6 +207,85 @@ def test_a_dry_run_names_what_is_left_and_takes_times_from_timed_runs_only(outpu
     per_row, per_gate = shop.timings()
     lines = describe(experiment, replace(OPTIONS, seeds=(7,), examples=60_000), shop)
     assert f"about {(60_000 * per_row + 2 * per_gate) / 60:.1f} minutes" in lines[-1]
+
+
+def test_without_the_weights_the_archive_is_enough_and_one_run_is_added(output, shop, tmp_path, monkeypatch):
+    """A fresh clone has results and archive, and trains what is new."""
+    trained = []
+    train = runner.train_router
+    monkeypatch.setattr(
+        runner, "train_router", lambda folder, *a, **b: trained.append(folder) or train(folder, *a, **b)
+    )
+    shutil.copytree(output, tmp_path / "results")
+    shutil.copytree(shop.records, tmp_path / "runs")
+    clone = replace(shop, work=tmp_path / "work", archive=tmp_path / "runs")
+    experiment = EXPERIMENTS["top-k"]
+    assert describe(experiment, OPTIONS, clone)[0].endswith(": finished")
+    perform(experiment, replace(OPTIONS, seeds=(0, 1, 2)), clone, tmp_path / "results", say=str)
+    assert [folder.name[-3:] for folder in trained] == ["-s2"]
+    rows = read_csv(tmp_path / "results" / "top-k.csv")
+    assert rows[:2] == read_csv(output / "top-k.csv")
+    assert [row["seed"] for row in rows] == [0, 1, 2]
+    # A gate that nobody has measured needs the routers again.
+    (clone.records / clone.key(clone.test_rows()) / rows[0]["run"] / "top_1.npz").unlink()
+    assert describe(experiment, OPTIONS, clone)[0].endswith(": train, top_1")
+    perform(experiment, OPTIONS, clone, tmp_path / "results", say=str, stored_only=True)
+    assert len(trained) == 1
+
+
+def test_an_archive_is_small(output, shop):
+    files = [path for path in shop.records.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix not in (".npz", ".json")]
+    assert max(path.stat().st_size for path in files if path.suffix == ".npz") < 40_000
+    runs = sorted((shop.records / "logs").glob("*.json"))
+    assert len(runs) == len({run for name, experiment in EXPERIMENTS.items() if experiment.plan
+                             for run in experiment.plan(options_of(name)).runs})  # fmt: skip
+    for path in runs:
+        folder = shop.work / "routers" / path.stem
+        assert path.stat().st_size < (folder / RunLog.FILE_NAME).stat().st_size
+        assert RunLog.load(path) == RunLog.load(folder)
+
+
+def test_a_run_that_ships_is_found_in_the_zoo(output, shop, tmp_path, monkeypatch):
+    run = EXPERIMENTS["top-k"].plan(OPTIONS).runs[0]
+    clone = replace(shop, work=tmp_path / "work")
+    folder = tmp_path / "zoo/backbone/rsl"
+    shutil.copytree(shop.router_folder(run), folder)
+    monkeypatch.setattr(workshop, "ZOO", tmp_path / "zoo")
+    assert not clone.is_trained(run)
+    log = RunLog.load(folder)
+    log.settings["run"] = run.name
+    log.save(folder)
+    assert clone.router_folder(run) == folder
+    others = dict(zip(EXPERTS, reversed(list(shop.sources.values())), strict=True))
+    assert not replace(clone, sources=others).is_trained(run)
+
+
+def test_finished_routers_are_measured_for_all_experiments_without_training(output, shop, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("nothing is to be trained")
+
+    monkeypatch.setattr(runner, "train_router", refuse)
+    run = EXPERIMENTS["losses"].plan(OPTIONS).runs[0]
+    fresh = replace(shop, archive=tmp_path / "runs")
+    measure_finished(OPTIONS, fresh, [run.name], say=str)
+    key = fresh.key(fresh.test_rows())
+    found = {path.stem for path in (fresh.records / key / run.name).iterdir()}
+    assert found == {"soft", "top_1", "top_2"}
+    assert {path.stem for path in (fresh.records / key).glob("*.npz")} == {"off", "uniform", "domain"}
+    for path in sorted((fresh.records / key).rglob("*.npz")):
+        again = Measurement.load(shop.records / path.relative_to(fresh.records))
+        assert Measurement.load(path).values == pytest.approx(again.values, rel=1e-5)
+    with pytest.raises(DataError, match="No experiment has a run rsl-7"):
+        measure_finished(OPTIONS, fresh, ["rsl-7"], say=str)
+
+
+def test_routers_are_kept_along_the_way_of_rsl_and_load_balance_of_the_first_seed(output, shop):
+    kept = {run.name: kept_steps(run) for run in replayed(OPTIONS)}
+    assert list(kept.values()) == [[0, 1, 3, 5, 7]] * 2
+    for run in EXPERIMENTS["losses"].plan(OPTIONS).runs:
+        folders = sorted(path.name for path in (shop.router_folder(run) / "routers").glob("step-*"))
+        assert folders == [f"step-{step:05d}" for step in kept.get(run.name, [])]
 
 
 CHILD = """
@@ -220,24 +321,26 @@ def test_a_kill_between_runs_costs_nothing_and_doubles_nothing(shop, tmp_path):
     before = weights.stat().st_mtime_ns
     time.sleep(0.01)
 
-    perform(EXPERIMENTS["top-k"], OPTIONS, replace(shop, work=tmp_path / "work"), tmp_path, say=str)
+    shop = replace(shop, work=tmp_path / "work", archive=None)
+    perform(EXPERIMENTS["top-k"], OPTIONS, shop, tmp_path, say=str)
     with (tmp_path / "top-k.csv").open() as file:
         assert [row["seed"] for row in csv.DictReader(file)] == ["0", "1"]
     assert weights.stat().st_mtime_ns == before
 
 
-def test_a_measurement_survives_its_file(shop, output, tmp_path):
+@pytest.mark.parametrize("gate", ["domain", "soft"])
+def test_a_measurement_survives_its_file(shop, output, tmp_path, gate):
     run = EXPERIMENTS["losses"].plan(OPTIONS).runs[0]
     model, tokenizer = load_mixer(shop.router_folder(run), backbone=shop.backbone)
     seen = []
-    found = measure(
-        model, tokenizer, shop.test_rows(), "domain", progress=lambda done, total: seen.append((done, total))
-    )
+    found = measure(model, tokenizer, shop.test_rows(), gate, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(done, 6) for done in range(1, 7)]
     found.save(tmp_path / "a.npz")
     again = Measurement.load(tmp_path / "a.npz")
     assert again.values == found.values
     assert again.facts == found.facts
+    assert again.scores == found.scores
+    assert set(again.draws) == set(found.draws)
     assert all((again.draws[name] == found.draws[name]).all() for name in found.draws)
 
 

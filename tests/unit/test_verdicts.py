@@ -10,6 +10,7 @@ from loramixer.evaluation.verdicts import (
     above,
     balance_curve_verdicts,
     below,
+    chosen,
     convergence_verdicts,
     data_size_verdicts,
     grid_verdicts,
@@ -118,3 +119,22 @@ def test_the_other_rules():
 def test_the_theorem_is_judged_by_its_bound(largest, status):
     rows = [row("flatten", "largest_ratio", largest, 0.001, bound=0.98, steps=400.0)]
     assert convergence_verdicts(rows)[0].status == status
+
+
+def candidate(setting: str, loss: float, information: float) -> list[dict]:
+    return [
+        row(setting, "loss", loss, 0.05, gate="top_3"),
+        row(setting, "loss", loss - 1, 0.05),
+        row(setting, "mutual_information", information, 0.05),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "ships"),
+    [((1.0, 1.005, 1.02), "b"), ((1.0, 1.011, 1.02), "a"), ((1.0, 1.005, 1.009), "c")],
+)
+def test_the_rsl_that_ships_has_the_most_information_among_those_near_the_lowest_loss(losses, ships):
+    rows = [*candidate("a", losses[0], 0.1), *candidate("b", losses[1], 0.2), *candidate("c", losses[2], 0.3)]
+    loss, information = chosen(rows)
+    assert (loss["setting"], loss["gate"]) == (ships, "top_3")
+    assert information["value"] == {"a": 0.1, "b": 0.2, "c": 0.3}[ships]

@@ -9,17 +9,19 @@ import typer
 
 from loramixer.errors import DataError
 
+ALL = "all"
 NAMES = Literal[
-    "losses", "grid", "data-size", "top-k", "balance-curve", "convergence", "expert-matrix", "plane", "oracle"
-]
+    "losses", "choice", "grid", "data-size", "top-k", "balance-curve", "convergence", "expert-matrix", "plane",
+    "oracle", "all",
+]  # fmt: skip
 
 
 def experiment(
     name: Annotated[NAMES, typer.Argument(help="What to measure.")],
-    output: Annotated[Path, typer.Option(help="Receives NAME.csv, NAME-summary.csv and figures.")] = Path(
-        "docs/results"
-    ),
-    work: Annotated[Path, typer.Option(help="Keeps routers and measurements; all experiments can share it.")] = Path(
+    output: Annotated[
+        Path, typer.Option(help="Receives NAME.csv, NAME-summary.csv, figures, and in runs/ what was measured.")
+    ] = Path("docs/results"),
+    work: Annotated[Path, typer.Option(help="Keeps trained routers; all experiments can share it.")] = Path(
         "runs/evidence"
     ),
     experts: Annotated[
@@ -29,21 +31,33 @@ def experiment(
     examples: Annotated[
         int | None, typer.Option(help="Training rows per router; each experiment has its own.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="Test rows per domain.")] = 100,
-    balance_weight: Annotated[float, typer.Option(help="α of RSL, of K Σ p̄ f̄.")] = 4.0,
+    limit: Annotated[int, typer.Option(help="Test rows per domain; 30 is that of the stored results.")] = 30,
+    balance_weight: Annotated[float, typer.Option(help="α of RSL, of K Σ p̄ f̄.")] = 1.0,
     entropy_weight: Annotated[float, typer.Option(help="λ of RSL, of E[H(p)] in nats.")] = 0.3,
+    candidates: Annotated[
+        str, typer.Option(help="Further RSL settings to choose from, α/λ each, such as '4/0.3 2/0.3'.")
+    ] = "4/0.3",
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the routers.")] = 5e-3,
     backbone: Annotated[str, typer.Option(help="Catalogue name, folder or Hub id.")] = "smollm2-135m",
     dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Of the backbone while measuring.")
-    ] = "float32",
+        Literal["float32", "bfloat16"], typer.Option(help="Of the backbone while measuring; as for --limit.")
+    ] = "bfloat16",
     training_dtype: Annotated[
         Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the backbone while training.")
     ] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and the time they take.")] = False,
     stored_only: Annotated[
-        bool, typer.Option("--stored-only", help="Write from finished runs; train nothing.")
+        bool, typer.Option("--stored-only", help="Write from what is measured; train and measure nothing.")
     ] = False,
+    measure_only: Annotated[
+        bool,
+        typer.Option(
+            "--measure-only", help="Measure trained routers for all experiments; train nothing, write no table."
+        ),
+    ] = False,
+    run: Annotated[
+        list[str] | None, typer.Option(help="With --measure-only: name of a run; repeat for several.")
+    ] = None,
 ) -> None:
     """Train, measure and write one experiment; resumes after a kill, and keeps what is finished."""
     import torch
@@ -51,7 +65,7 @@ def experiment(
     from loramixer.data import data_origin
     from loramixer.evaluation.experiments import EXPERIMENTS
     from loramixer.evaluation.experiments.plan import Options
-    from loramixer.evaluation.experiments.runner import describe, perform
+    from loramixer.evaluation.experiments.runner import describe, measure_finished, perform
     from loramixer.evaluation.experiments.workshop import Workshop
     from loramixer.training.routers import find_experts
 
@@ -62,19 +76,40 @@ def experiment(
         examples=examples,
         balance_weight=balance_weight,
         entropy_weight=entropy_weight,
+        candidates=_candidates(candidates),
         learning_rate=learning_rate,
     )
     types: dict[str, Any] = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
     workshop = Workshop(
-        work, found, backbone=backbone, limit=limit, dtype=types[dtype], training_dtype=types[training_dtype]
+        work,
+        found,
+        backbone=backbone,
+        limit=limit,
+        dtype=types[dtype],
+        training_dtype=types[training_dtype],
+        archive=output / "runs",
     )
     typer.echo(f"Data: {data_origin()}.", err=True)
-    if dry_run:
-        for line in describe(EXPERIMENTS[name], options, workshop):
-            typer.echo(line)
+    if measure_only:
+        measure_finished(options, workshop, run or (), say=typer.echo)
         return
-    for path in perform(EXPERIMENTS[name], options, workshop, output, stored_only=stored_only, say=typer.echo):
-        typer.echo(f"{path}")
+    for chosen in EXPERIMENTS if name == ALL else (name,):
+        if name == ALL:
+            typer.echo(f"{chosen}:")
+        if dry_run:
+            for line in describe(EXPERIMENTS[chosen], options, workshop):
+                typer.echo(line)
+            continue
+        for path in perform(EXPERIMENTS[chosen], options, workshop, output, stored_only=stored_only, say=typer.echo):
+            typer.echo(f"{path}")
+
+
+def _candidates(text: str) -> tuple[tuple[float, float], ...]:
+    try:
+        pairs = [tuple(float(number) for number in part.split("/")) for part in text.replace(",", " ").split()]
+        return tuple((alpha, entropy) for alpha, entropy in pairs)
+    except ValueError:
+        raise DataError(f"--candidates is '{text}'; give α/λ pairs, such as '4/0.3 2/0.3'.") from None
 
 
 def _seeds(text: str) -> tuple[int, ...]:

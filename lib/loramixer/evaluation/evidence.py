@@ -57,6 +57,28 @@ def token_shares_table(folder: Path) -> str:
     return table(["", *domains], lines)
 
 
+def choice_table(folder: Path) -> str:
+    """Loss under the shipped gate, and routing, one line per candidate."""
+    rows = read_csv(folder / "choice-summary.csv")
+    gate = shipped_gate(rows)
+    columns = [("loss", gate, f"loss, {gate.replace('_', '-')}"), ("accuracy", gate, "accuracy")]
+    return _settings(rows, [*columns, *((name, "soft", head) for name, head in ROUTING.items())])
+
+
+def chosen_text(folder: Path) -> str:
+    """The rule, and what it gives."""
+    rows = read_csv(folder / "choice-summary.csv")
+    found = verdicts.chosen(rows)
+    candidates = list(dict.fromkeys(row["setting"] for row in rows))
+    if found is None or len(candidates) < 2:
+        return f"Measured so far: {', '.join(candidates)}; one candidate is no choice yet."
+    loss, information = found
+    return (
+        f"**{loss['setting']}** ships, out of {', '.join(candidates)}: loss {printed(loss)} nats per token, "
+        f"I(token; expert) {printed(information)} nats ({verdicts.sizes(loss)})."
+    )
+
+
 def grid_table(folder: Path) -> str:
     """Every cell of the grid by loss on soft gates; an order chosen on the test rows, so the top is optimistic."""
     rows = read_csv(folder / "grid-summary.csv")
@@ -185,6 +207,9 @@ EVIDENCE: dict[str, Maker] = {
     "losses-figure": _figure("losses", "Test loss, own-expert share and mutual information of every routing loss"),
     "loads-figure": _figure("loads", "Load of every expert under every routing loss"),
     "plane-figure": _figure("plane", "All routers on the entropy–balance plane, with their training paths"),
+    "choice": choice_table,
+    "chosen": chosen_text,
+    "choice-figure": _figure("choice", "Test loss, mutual information and load entropy of the candidates for RSL"),
     "grid": grid_table,
     "grid-verdicts": _verdict_list("grid-summary.csv", verdicts.grid_verdicts),
     "grid-figure": _figure("grid", "Loss, token entropy, mutual information and load variance over α and λ"),

@@ -123,6 +123,27 @@ def losses_verdicts(rows: Sequence[Row]) -> list[Verdict]:
     return verdicts
 
 
+CHOICE = (
+    f"Of the candidates whose test loss under the shipped gate lies at most {MARGIN:g} nats above the lowest one, the "
+    "one with the highest mutual information between token and expert ships."
+)
+"""The rule by which :func:`chosen` names the RSL that ships; it looks at means, not at intervals."""
+
+
+def chosen(rows: Sequence[Row]) -> tuple[Row, Row] | None:
+    """The candidate that ships: its loss under the shipped gate and its mutual information; None without numbers."""
+    gate = shipped_gate(rows)
+    plain = [row for row in rows if row["against"] is None]
+    losses = [row for row in plain if row["quantity"] == "loss" and row["gate"] == gate]
+    found = [
+        (loss, information)
+        for loss in losses
+        if (information := find(plain, setting=loss["setting"], quantity="mutual_information"))
+        and loss["value"] <= min(row["value"] for row in losses) + MARGIN
+    ]
+    return max(found, key=lambda pair: pair[1]["value"], default=None)
+
+
 def grid_verdicts(rows: Sequence[Row]) -> list[Verdict]:
     """Over all cells: what each sign does to token entropy and mutual information, against no loss and each other."""
     verdicts = []

@@ -62,7 +62,7 @@ CPU_SMALL = Preset(
     dropout=0.05,
     experts=LoopSettings(learning_rate=8e-4, batch_size=8, accumulation=1, warmup=0.05, group_by_length=True),
     routers=LoopSettings(learning_rate=5e-3, batch_size=8, accumulation=1, warmup=0.1),
-    mixture={"balance_weight": 4.0, "entropy_weight": 0.3},
+    mixture={"balance_weight": 1.0, "entropy_weight": 0.3},
     preservation_weight=5e-5,
 )
 """What ships: a backbone of 135 million parameters, 2,000 rows, two cores."""

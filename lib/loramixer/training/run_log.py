@@ -42,9 +42,24 @@ class RunLog:
         os.replace(scratch, path)
         return path
 
+    def save_small(self, path: str | Path) -> Path:
+        """Write one file of about a third of the size: names of columns stand once, and nothing is indented."""
+        path = Path(path)
+        columns = list(dict.fromkeys(name for row in self.steps for name in row))
+        rows = [[row.get(name) for name in columns] for row in self.steps]
+        data = {"settings": self.settings, "summary": self.summary, "columns": columns, "rows": rows}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f".{path.name}.tmp")
+        scratch.write_text(json.dumps(data, separators=(",", ":"), ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(scratch, path)
+        return path
+
     @classmethod
     def load(cls, path: str | Path) -> RunLog:
-        """Read a log from its file or from the folder that holds it."""
+        """Read a log from its file, of either form, or from the folder that holds it."""
         path = Path(path)
-        data = json.loads((path / cls.FILE_NAME if path.is_dir() else path).read_text())
+        data = json.loads((path / cls.FILE_NAME if path.is_dir() else path).read_text(encoding="utf-8"))
+        if "columns" in data:
+            rows = (dict(zip(data["columns"], row, strict=True)) for row in data["rows"])
+            data["steps"] = [{name: value for name, value in row.items() if value is not None} for row in rows]
         return cls(settings=data["settings"], steps=data["steps"], summary=data["summary"])

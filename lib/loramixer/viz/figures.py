@@ -31,6 +31,18 @@ def losses_figure(summary: Sequence[Row]) -> go.Figure:
     return _dots(_plain(summary, "soft"), panels, f"Routing losses on the same rows ({_sizes(summary)})")
 
 
+def choice_figure(summary: Sequence[Row], gate: str) -> go.Figure:
+    """Dots with intervals per candidate: test loss under the shipped gate, mutual information, load entropy."""
+    rows = [row for row in _plain(summary, gate) if row["quantity"] == "loss"]
+    routing = [row for row in _plain(summary, "soft") if row["quantity"] != "loss"]
+    panels = [
+        ("loss", "test loss under the shipped gate"),
+        ("mutual_information", "I(token; expert), nats"),
+        ("load_entropy", "H(p̄), nats"),
+    ]
+    return _dots([*rows, *routing], panels, f"Candidates for RSL ({_sizes(summary)})")
+
+
 def loads_figure(summary: Sequence[Row]) -> go.Figure:
     """Load of every expert under every setting."""
     rows = _plain(summary, "soft")

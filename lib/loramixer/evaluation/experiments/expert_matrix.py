@@ -17,8 +17,11 @@ NAME = "expert-matrix"
 
 
 def write(results: Results, folder: Path) -> None:
-    """Measure what is missing, and write one row per expert and domain, with intervals over rows."""
-    store = results.workshop.work / "measurements" / results.key / "expert-matrix.json"
+    """Measure what is missing, and write one row per expert and domain, with intervals over rows.
+
+    With ``stored_only`` a matrix that is not whole is not written.
+    """
+    store = results.workshop.records / results.key / "expert-matrix.json"
     finished: dict[str, list[DomainResult]] = {}
     if store.is_file():
         stored = json.loads(store.read_text(encoding="utf-8"))
@@ -31,6 +34,8 @@ def write(results: Results, folder: Path) -> None:
         os.replace(scratch, store)
 
     workshop = results.workshop
+    if results.stored_only and not {"backbone", *workshop.sources} <= set(finished):
+        return
     matrix = expert_matrix(
         dict(workshop.sources),
         workshop.domains,

@@ -11,9 +11,6 @@ from loramixer.evaluation.experiments.results import Results
 
 NAME = "losses"
 EXAMPLES = 2000
-WEAK_BALANCE = 0.1
-"""The paper's α taken in the unit form, as the weaker of two balance losses beside RSL's own α."""
-
 PEERS = {"ds_moe": 1.0, "gmoe": 1.0, "aesl": 1.0, "supervised": 1.0}
 """Weight of each peer's loss in its canonical scale."""
 
@@ -31,9 +28,15 @@ def settings(options: Options) -> list[Run]:
         options.load_balance(examples),
         options.other("none", examples),
         options.rsl(examples, "flatten"),
-        options.load_balance(examples, WEAK_BALANCE),
+        options.load_balance(examples, options.weak_balance),
         *(options.other(loss, examples, weight) for loss, weight in PEERS.items()),
     ]
+
+
+def replayed(options: Options) -> list[Run]:
+    """The runs whose routers are kept along the way, so that their training can be replayed."""
+    examples = options.examples or EXAMPLES
+    return [options.rsl(examples), options.load_balance(examples)]
 
 
 def write(results: Results, folder: Path) -> None:

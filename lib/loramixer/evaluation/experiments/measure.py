@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,13 @@ class Measurement:
         values: quantity → number over all rows.
         draws: quantity → the number on every bootstrap sample of the rows, ``[B]``.
         facts: ``rows``, ``seconds`` and, with routing, ``tokens`` and the shuffled-token band.
+        scores: what each row gave, without its gates; loss and accuracy are made of them.
     """
 
     values: dict[str, float]
     draws: dict[str, np.ndarray]
     facts: dict[str, Any]
+    scores: list[RowScore]
 
     def interval(self, quantity: str) -> tuple[float, float]:
         """95 % bootstrap interval over rows."""
@@ -52,31 +54,77 @@ class Measurement:
         return float(low), float(high)
 
     def save(self, path: Path) -> None:
-        """Write one ``.npz``; a kill leaves either nothing or the whole file."""
+        """Write one ``.npz`` of some 4 to 30 kB; a kill leaves either nothing or the whole file.
+
+        What follows from the rows is left out, and the samples of the routing are kept as half-precision distances
+        from their number, so that the files of many runs can lie in a repository.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f".{path.name}.tmp")
-        names = list(self.values)
+        routing = [name for name in self.values if name not in _task_statistic(self.scores)(_once(self.scores))]
         with scratch.open("wb") as file:
             np.savez_compressed(
                 file,
-                names=np.array(names),
-                values=np.array([self.values[name] for name in names]),
-                draws=np.stack([self.draws[name] for name in names]),
+                names=np.array(routing, dtype=str),
+                values=np.array([self.values[name] for name in routing], dtype=float),
+                distances=np.array([_distance(self.draws[name], self.values[name]) for name in routing]),
+                domain=np.array([score.domain for score in self.scores]),
+                task=np.array([score.task for score in self.scores]),
+                loss=np.array([score.loss for score in self.scores]),
+                tokens=np.array([score.tokens for score in self.scores], dtype=np.int32),
+                correct=np.array([NOT_JUDGED if score.correct is None else score.correct for score in self.scores],
+                                 dtype=np.int8),
                 facts=np.array(json.dumps(self.facts)),
-            )
+            )  # fmt: skip
         os.replace(scratch, path)
 
     @classmethod
     def load(cls, path: Path) -> Measurement:
         """Read what :meth:`save` wrote; nothing is unpickled."""
         with np.load(path, allow_pickle=False) as stored:
-            names = [str(name) for name in stored["names"]]
-            values, draws = stored["values"], stored["draws"]
-            return cls(
-                dict(zip(names, values.tolist(), strict=True)),
-                dict(zip(names, draws, strict=True)),
-                json.loads(str(stored["facts"])),
-            )
+            columns = (stored[name].tolist() for name in ("domain", "task", "loss", "tokens", "correct"))
+            scores = [
+                RowScore(domain, task, loss, tokens, None if correct == NOT_JUDGED else bool(correct), None)
+                for domain, task, loss, tokens, correct in zip(*columns, strict=True)
+            ]
+            names, values = stored["names"].tolist(), stored["values"].tolist()
+            routing = dict(zip(names, values, strict=True))
+            draws = {
+                name: _from_distance(found, routing[name])
+                for name, found in zip(names, stored["distances"], strict=True)
+            }
+            return cls._of(scores, routing, draws, json.loads(str(stored["facts"])))
+
+    @classmethod
+    def _of(
+        cls, scores: list[RowScore], routing: dict[str, float], draws: dict[str, np.ndarray], facts: dict[str, Any]
+    ) -> Measurement:
+        """The numbers of the task from the rows, beside those of the routing."""
+        statistic = _task_statistic(scores)
+        values = {name: float(found[0]) for name, found in statistic(_once(scores)).items()}
+        task_draws = {name: found.astype(np.float32) for name, found in statistic(_resamples(scores)).items()}
+        return cls(values | routing, task_draws | draws, facts, scores)
+
+
+NOT_JUDGED = -1
+"""Stands in files for a row without choices."""
+
+
+def _once(scores: Sequence[RowScore]) -> np.ndarray:
+    """Every row counts once, ``[1, n]``."""
+    return np.ones((1, len(scores)))
+
+
+def _resamples(scores: Sequence[RowScore]) -> np.ndarray:
+    return row_resamples([(score.domain, score.task) for score in scores])
+
+
+def _distance(draws: np.ndarray, value: float) -> np.ndarray:
+    return (draws - value).astype(np.float16)
+
+
+def _from_distance(distance: np.ndarray, value: float) -> np.ndarray:
+    return (value + distance.astype(float)).astype(np.float32)
 
 
 def measure(
@@ -109,17 +157,22 @@ def measure(
             observe=None if routing is None else routing.add,
         )
         scores.update(zip(members, found, strict=True))
-    ordered = [scores[index] for index in range(len(rows))]
-    statistics: list[Statistic] = [_task_statistic(ordered)]
+    ordered = [replace(scores[index], shares=None) for index in range(len(rows))]
     facts: dict[str, Any] = {"rows": len(rows)}
+    values: dict[str, float] = {}
+    draws: dict[str, np.ndarray] = {}
     if routing is not None:
         domains, experts = [row.domain for row in rows], list(active_runtime(model).experts)
-        statistics.append(routing.statistic(domains, experts))
+        statistic = routing.statistic(domains, experts)
+        values = {name: float(found[0]) for name, found in statistic(_once(ordered)).items()}
+        # Rounded as in the file, so that a number is the same before and after.
+        draws = {
+            name: _from_distance(_distance(found, values[name]), values[name])
+            for name, found in statistic(_resamples(ordered)).items()
+        }
         facts |= routing.facts(domains)
-    counts = row_resamples([(row.domain, row.task) for row in rows])
-    values = {name: float(found[0]) for part in statistics for name, found in part(np.ones((1, len(rows)))).items()}
-    draws = {name: found.astype(np.float32) for part in statistics for name, found in part(counts).items()}
-    return Measurement(values, draws, {**facts, "seconds": round(time.monotonic() - started, 1)})
+    facts["seconds"] = round(time.monotonic() - started, 1)
+    return Measurement._of(ordered, values, draws, facts)
 
 
 def _counting_on(progress: Progress, before: int, total: int) -> Progress:

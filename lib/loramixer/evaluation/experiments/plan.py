@@ -66,16 +66,22 @@ class Options:
         experts: names of the experts, in the order of the gates.
         seeds: training seeds.
         examples: training rows per router; None is the experiment's own number.
-        balance_weight: α of what is called ``rsl`` and of the stronger balance loss.
+        balance_weight: α of what is called ``rsl``.
         entropy_weight: λ of what is called ``rsl``.
+        strong_balance: weight of the stronger of the two balance losses that RSL is compared with.
+        weak_balance: weight of the weaker one, by default the paper's α taken in the unit form.
+        candidates: ``(α, λ)`` of further RSL settings among which the one that ships is chosen.
         learning_rate: of all routers.
     """
 
     experts: tuple[str, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     examples: int | None = None
-    balance_weight: float = 4.0
+    balance_weight: float = 1.0
     entropy_weight: float = 0.3
+    strong_balance: float = 4.0
+    weak_balance: float = 0.1
+    candidates: tuple[tuple[float, float], ...] = ((4.0, 0.3),)
     learning_rate: float = 5e-3
 
     @property
@@ -94,11 +100,9 @@ class Options:
         return Run("rsl", self.balance_weight, self.entropy_weight, entropy, examples, 0, self.learning_rate)
 
     def load_balance(self, examples: int, weight: float | None = None) -> Run:
-        """Load balance alone; with RSL's own α unless a weight is given."""
-        return Run(
-            "load_balance", self.balance_weight if weight is None else weight, 0.0, "sharpen", examples, 0,
-            self.learning_rate,
-        )  # fmt: skip
+        """Load balance alone, the stronger one unless a weight is given."""
+        alpha = self.strong_balance if weight is None else weight
+        return Run("load_balance", alpha, 0.0, "sharpen", examples, 0, self.learning_rate)
 
     def other(self, loss: str, examples: int, weight: float = 0.0) -> Run:
         """Another loss, or ``none``."""

@@ -31,6 +31,7 @@ class Results:
         base: gate of :data:`BASE_GATES` → what it gave.
         logs: finished runs → their logs.
         data: where rows come from, ``folder`` or ``generated``.
+        stored_only: whether nothing is to be measured.
     """
 
     options: Options
@@ -41,6 +42,7 @@ class Results:
     base: dict[str, Measurement] = field(default_factory=dict)
     logs: dict[Run, RunLog] = field(default_factory=dict)
     data: str = field(default_factory=data_origin)
+    stored_only: bool = False
 
     def groups(self) -> dict[tuple[str, int], list[Run]]:
         """``(setting, examples)`` → the finished runs of it, one per seed."""

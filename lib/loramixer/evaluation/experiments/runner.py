@@ -15,16 +15,20 @@ from filelock import FileLock
 from loramixer.data import Example
 from loramixer.errors import DataError
 from loramixer.evaluation.csv_files import read_csv
+from loramixer.evaluation.experiments.losses import replayed
 from loramixer.evaluation.experiments.measure import Measurement, measure
 from loramixer.evaluation.experiments.plan import BASE_GATES, Experiment, Options, Plan, Run
 from loramixer.evaluation.experiments.results import Results
 from loramixer.evaluation.experiments.workshop import Workshop
 from loramixer.mixers import load_mixer
+from loramixer.training.presets import find_preset
 from loramixer.training.routers import train_router
-from loramixer.training.run_log import RunLog
 from loramixer.viz.svg import to_svg
 
 Say = Callable[[str], None]
+
+KEPT_SHARES = (0, 0.05, 0.15, 0.3, 0.5, 0.75)
+"""Parts of a training after which the routers are kept for replay; the end is the router itself."""
 
 
 def perform(
@@ -54,7 +58,7 @@ def perform(
             of runs that the work folder has not got.
     """
     rows = workshop.test_rows()
-    results = Results(options, workshop, len(rows), workshop.key(rows))
+    results = Results(options, workshop, len(rows), workshop.key(rows), stored_only=stored_only)
     workshop.check_origin()
     if experiment.plan is None:
         experiment.write(results, output)
@@ -63,13 +67,52 @@ def perform(
     former = stored_runs(output / f"{experiment.name}.csv", workshop, results.key)
     runs = list(dict.fromkeys([*former, *plan.runs]))
     if stored_only:
-        runs = [run for run in runs if workshop.is_trained(run)]
+        runs = [run for run in runs if workshop.log(run) is not None]
     for number, run in enumerate(runs, start=1):
         say(f"run {number} of {len(runs)}: {run.name}")
         _finish(run, plan, rows, results, stored_only, say)
         if number >= len(former):  # a file that is there already never becomes shorter
             experiment.write(results, output)
     return draw(experiment, output, say)
+
+
+def measure_finished(options: Options, workshop: Workshop, names: Sequence[str] = (), *, say: Say = print) -> None:
+    """Measure trained runs under every gate that any experiment wants of them; trains nothing and writes no table.
+
+    Args:
+        options: seeds, sizes and coefficients.
+        workshop: where runs are kept.
+        names: of the runs; all of every experiment that are trained by default.
+        say: receives one line of text for every step.
+
+    Raises:
+        DataError: a name that no experiment with these options has.
+    """
+    from loramixer.evaluation.experiments import EXPERIMENTS
+
+    workshop.check_origin()
+    rows = workshop.test_rows()
+    results = Results(options, workshop, len(rows), workshop.key(rows))
+    plans = [experiment.plan(options) for experiment in EXPERIMENTS.values() if experiment.plan is not None]
+    gates: dict[Run, dict[str, None]] = {}
+    for plan in plans:
+        for run in plan.runs:
+            gates.setdefault(run, {}).update(dict.fromkeys(plan.gates))
+    known = {run.name: run for run in gates}
+    if unknown := [name for name in names if name not in known]:
+        raise DataError(f"No experiment has a run {unknown[0]} with these options; it has {', '.join(known)}.")
+    for run in [known[name] for name in names] or gates:
+        if workshop.is_trained(run):
+            say(run.name)
+            _finish(run, Plan([run], tuple(gates[run])), rows, results, False, say)
+        elif names:
+            say(f"{run.name}: not trained yet")
+
+
+def kept_steps(run: Run) -> list[int]:
+    """The steps of :data:`KEPT_SHARES`, by the rows that were asked for; a few too long ones may be left out."""
+    steps = run.examples / find_preset("cpu-small").routers.batch_size
+    return sorted({int(share * steps) for share in KEPT_SHARES})
 
 
 def draw(experiment: Experiment, output: Path, say: Say = print) -> list[Path]:
@@ -99,18 +142,21 @@ def describe(experiment: Experiment, options: Options, workshop: Workshop) -> li
     per_example, per_gate = workshop.timings()
     lines, examples, gates_left = [], 0, set()
     for run in plan.runs:
-        files = {gate: workshop.measurement_file(key, run, gate) for gate in plan.gates}
-        # A gate that asks no router is measured once for all runs: its file is the same for all.
-        gates = [gate for gate, path in files.items() if not path.is_file() and path not in gates_left]
-        gates_left |= {files[gate] for gate in gates}
-        trained = workshop.is_trained(run)
-        examples += 0 if trained else run.examples
-        lines.append(f"{run.name}: {', '.join([*([] if trained else ['train']), *gates]) or 'finished'}")
+        gates = [
+            gate
+            for gate in workshop.missing(key, run, plan.gates)
+            # A gate that asks no router is measured once for all runs: its file is the same for all.
+            if workshop.measurement_file(key, run, gate) not in gates_left
+        ]
+        gates_left |= {workshop.measurement_file(key, run, gate) for gate in gates}
+        training = workshop.needs_training(key, run, gates)
+        examples += run.examples if training else 0
+        lines.append(f"{run.name}: {', '.join([*(['train'] if training else []), *gates]) or 'finished'}")
     if (examples and per_example is None) or (gates_left and per_gate is None):
         lines.append("Time: not known, since the work folder holds no timed run of this kind yet.")
     else:
         seconds = examples * (per_example or 0) + len(gates_left) * (per_gate or 0)
-        lines.append(f"Time: about {seconds / 60:.1f} minutes, from the runs that were timed in {workshop.work}.")
+        lines.append(f"Time: about {seconds / 60:.1f} minutes, from the runs that were timed in {workshop.records}.")
     return lines
 
 
@@ -118,7 +164,7 @@ def stored_runs(path: Path, workshop: Workshop, key: str) -> list[Run]:
     """The runs of a CSV file that is there already, so that another choice of seeds adds to it and drops nothing.
 
     Raises:
-        DataError: the file holds other test rows, or runs that the work folder has not got.
+        DataError: the file holds other test rows, or runs that neither archive nor work folder has.
     """
     rows = read_csv(path) if path.is_file() else []
     if not rows or "measurement" not in rows[0]:
@@ -130,9 +176,9 @@ def stored_runs(path: Path, workshop: Workshop, key: str) -> list[Run]:
         )
     kinds = {"examples": int, "seed": int, "balance_weight": float, "entropy_weight": float, "learning_rate": float}
     runs = [Run(**{field.name: kinds.get(field.name, str)(row[field.name]) for field in fields(Run)}) for row in rows]
-    if lost := [run.name for run in runs if not workshop.is_trained(run)]:
+    if lost := [run.name for run in runs if workshop.log(run) is None]:
         raise DataError(
-            f"{path} holds runs that {workshop.work} has not got (the first is {lost[0]}); give the --work folder "
+            f"{path} holds runs that {workshop.records} has not got (the first is {lost[0]}); give the --work folder "
             "that it was made in, or another --output."
         )
     return runs
@@ -141,12 +187,12 @@ def stored_runs(path: Path, workshop: Workshop, key: str) -> list[Run]:
 def _finish(run: Run, plan: Plan, rows: Sequence[Example], results: Results, stored_only: bool, say: Say) -> None:
     """Train and measure a run as far as that has not been done, and put it into the results."""
     workshop = results.workshop
-    folder = workshop.router_folder(run)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # two experiments may share a run and a work folder
-        if not workshop.is_trained(run):
+    lock = workshop.work / "routers" / f"{run.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):  # two experiments may share a run and a work folder
+        if not stored_only and workshop.needs_training(results.key, run, plan.gates):
             train_router(
-                folder,
+                workshop.router_folder(run),
                 workshop.sources,
                 loss=run.loss,  # type: ignore[arg-type]
                 balance_weight=run.balance_weight,
@@ -159,10 +205,15 @@ def _finish(run: Run, plan: Plan, rows: Sequence[Example], results: Results, sto
                 dtype=workshop.training_dtype,
                 routers_only=True,
                 title=run.setting,
+                keep_routers_at=kept_steps(run) if run in replayed(results.options) else (),
             )
+        log = workshop.log(run)
+        assert log is not None  # it was trained above, or perform asks for finished runs only
+        if not workshop.log_file(run).is_file():
+            log.save_small(workshop.log_file(run))
         found = _measured(run, plan, rows, results, stored_only, say)
     if found or not plan.gates:
-        results.logs[run] = RunLog.load(folder)
+        results.logs[run] = log
         results.measured[run] = found
 
 
@@ -181,6 +232,8 @@ def _measured(
             loaded = loaded or load_mixer(
                 workshop.router_folder(run), backbone=workshop.backbone, dtype=workshop.dtype
             )
-            measure(*loaded, rows, gate).save(path)
+            measured = measure(*loaded, rows, gate)
+            measured.save(path)
+            say(f"  {gate}: loss {measured.values['loss']:.4f}, {measured.facts['seconds']:.0f} s")
         (results.base if gate in BASE_GATES else found)[gate] = Measurement.load(path)
     return found

@@ -1,9 +1,13 @@
-"""The work folder that all experiments share, so that a router that two of them need is trained once.
+"""Where experiments keep what is finished, so that a router that two of them need is trained once.
 
-WORK/origin.json                       what the work folder belongs to: backbone, experts, data
+The work folder has the weights, which are large. The archive has what was measured, some 30 kB for a run: it lies
+beside the results, belongs to the repository, and lets a fresh clone add runs without training the former ones again.
+
+WORK/origin.json, ARCHIVE/origin.json  what the folder belongs to: backbone, experts, data
 WORK/routers/RUN/                      a trained mixture (routers only) with its run log
-WORK/measurements/KEY/RUN/GATE.npz     numbers and bootstrap samples; KEY names test rows and data type
-WORK/measurements/KEY/GATE.npz         gates that ask no router
+ARCHIVE/logs/RUN.json                  run log of a finished training
+ARCHIVE/KEY/RUN/GATE.npz               what each test row gave, and the routing; KEY names test rows and data type
+ARCHIVE/KEY/GATE.npz                   gates that ask no router
 """
 
 from __future__ import annotations
@@ -20,8 +24,11 @@ from loramixer.data import RECIPES, Example, data_origin, fingerprint, held_out_
 from loramixer.errors import DataError
 from loramixer.evaluation.experiments.measure import Measurement
 from loramixer.evaluation.experiments.plan import BASE_GATES, Run
-from loramixer.mixers import WEIGHTS_FILE
+from loramixer.mixers import CONFIG_FILE, WEIGHTS_FILE, ZOO
 from loramixer.training.run_log import RunLog
+
+HASH_LENGTH = 16
+"""Digits of a SHA-256 that name the weights of an expert."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Workshop:
 
     Attributes:
         work: the work folder.
+        archive: folder of what was measured; inside the work folder unless one is given.
         sources: expert name → folder or Hub id of a plain PEFT LoRA.
         backbone: what :func:`loramixer.load_backbone` takes.
         limit: test rows per domain.
@@ -45,6 +53,12 @@ class Workshop:
     test_seed: int = 0
     dtype: torch.dtype = torch.float32
     training_dtype: torch.dtype | None = None
+    archive: Path | None = None
+
+    @property
+    def records(self) -> Path:
+        """Folder of logs and measurements."""
+        return self.archive or self.work / "archive"
 
     @property
     def domains(self) -> list[str]:
@@ -60,52 +74,80 @@ class Workshop:
         return f"n{len(rows)}-{fingerprint(rows)}-{str(self.dtype).removeprefix('torch.')}"
 
     def router_folder(self, run: Run) -> Path:
-        """The trained mixture of a run."""
-        return self.work / "routers" / run.name
+        """The trained mixture of a run: in the work folder, or that of the zoo where the same run ships."""
+        folder = self.work / "routers" / run.name
+        return folder if (folder / WEIGHTS_FILE).is_file() else self._shipped(run) or folder
 
     def is_trained(self, run: Run) -> bool:
-        """Whether the training of a run has finished."""
+        """Whether the routers of a run are there."""
         return (self.router_folder(run) / WEIGHTS_FILE).is_file()
+
+    def log(self, run: Run) -> RunLog | None:
+        """The log of a finished training, from the archive or beside the weights; None where there is neither."""
+        if (file := self.log_file(run)).is_file():
+            return RunLog.load(file)
+        return RunLog.load(self.router_folder(run)) if self.is_trained(run) else None
+
+    def log_file(self, run: Run) -> Path:
+        """Where the archive keeps the log of a run."""
+        return self.records / "logs" / f"{run.name}.json"
 
     def measurement_file(self, key: str, run: Run, gate: str) -> Path:
         """Where the measurement of a run under a gate is kept."""
-        folder = self.work / "measurements" / key
+        folder = self.records / key
         return (folder if gate in BASE_GATES else folder / run.name) / f"{gate}.npz"
 
+    def missing(self, key: str, run: Run, gates: Sequence[str]) -> list[str]:
+        """The gates under which a run has not been measured."""
+        return [gate for gate in gates if not self.measurement_file(key, run, gate).is_file()]
+
+    def needs_training(self, key: str, run: Run, gates: Sequence[str]) -> bool:
+        """Whether a run must be trained: its routers are not here, and its log or a measurement is missing."""
+        return not self.is_trained(run) and (not self.log_file(run).is_file() or bool(self.missing(key, run, gates)))
+
+    def _shipped(self, run: Run) -> Path | None:
+        """The mixture of the zoo that came out of a run with the same experts."""
+        for folder in sorted(path.parent for path in ZOO.glob(f"*/*/{RunLog.FILE_NAME}")):
+            if RunLog.load(folder).settings.get("run") != run.name:
+                continue
+            described = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["experts"]
+            hashes = {name: str(value["sha256"])[:HASH_LENGTH] for name, value in described.items()}
+            if hashes == {name: _identity(source) for name, source in self.sources.items()}:
+                return folder
+        return None
+
     def check_origin(self) -> None:
-        """Write down what a new work folder belongs to, or compare.
+        """Write down what a new work folder and archive belong to, or compare.
 
         Raises:
-            DataError: the folder was begun with another backbone, other experts or other data.
+            DataError: one of them was begun with another backbone, other experts or other data.
         """
         origin = {
             "backbone": self.backbone,
             "experts": {name: _identity(source) for name, source in self.sources.items()},
             "data": data_origin(),
         }
-        path = self.work / "origin.json"
-        if path.is_file():
-            former = json.loads(path.read_text(encoding="utf-8"))
-            odd = next((name for name in origin if former.get(name) != origin[name]), None)
-            if odd is not None:
-                raise DataError(
-                    f"{self.work} was begun with other {odd} ({former.get(odd)}, now {origin[odd]}); give another "
-                    "--work folder."
-                )
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+        for folder, option in ((self.work, "--work folder"), (self.records, "--output")):
+            path = folder / "origin.json"
+            if path.is_file():
+                former = json.loads(path.read_text(encoding="utf-8"))
+                odd = next((name for name in origin if former.get(name) != origin[name]), None)
+                if odd is not None:
+                    raise DataError(
+                        f"{folder} was begun with other {odd} ({former.get(odd)}, now {origin[odd]}); give another "
+                        f"{option}."
+                    )
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
 
     def timings(self) -> tuple[float | None, float | None]:
         """Measured seconds per training row, and per gate on these test rows; None where nothing has been timed."""
-        logs = [
-            log
-            for path in sorted((self.work / "routers").glob(f"*/{WEIGHTS_FILE}"))
-            if (log := RunLog.load(path.parent)).summary.get("seconds")
-        ]
+        found = (RunLog.load(path) for path in sorted((self.records / "logs").glob("[!.]*.json")))
+        logs = [log for log in found if log.summary.get("seconds")]
         examples = sum(sum(log.settings["rows"].values()) for log in logs)
         per_example = sum(log.summary["seconds"] for log in logs) / examples if examples else None
-        folder = self.work / "measurements" / self.key(self.test_rows())
+        folder = self.records / self.key(self.test_rows())
         gates = [Measurement.load(path).facts["seconds"] for path in folder.glob("**/[!.]*.npz")]
         return per_example, sum(gates) / len(gates) if gates else None
 
@@ -113,4 +155,4 @@ class Workshop:
 def _identity(source: str) -> str:
     """The hash of an expert's weights, or its Hub id."""
     weights = Path(source) / WEIGHTS_FILE
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else source
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:HASH_LENGTH] if weights.is_file() else source
