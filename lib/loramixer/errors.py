@@ -43,3 +43,7 @@ class DataError(LoraMixerError):
 
 class TraceError(LoraMixerError):
     """A routing trace is incomplete, inconsistent or cannot be read."""
+
+
+class FigureError(LoraMixerError):
+    """A figure or an export cannot be drawn from what was given."""

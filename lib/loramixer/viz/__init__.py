@@ -1,1 +1,31 @@
-"""Drawing, shared by the notebooks and the explorer; knows numpy and plotly, no torch and no gradio."""
+"""Drawing, shared by the notebooks and the explorer; without torch and without gradio.
+
+``from loramixer import viz; viz.token_map(trace)`` is all that a notebook needs: the names below are imported when
+they are first used, since Plotly takes a while.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_PLACES = {
+    "agreement_matrix": "traces",
+    "expert_maps": "traces",
+    "load_bars": "traces",
+    "token_card": "traces",
+    "token_map": "traces",
+    "to_png": "raster",
+    "to_svg": "svg",
+}
+"""Public name → module that holds it."""
+
+__all__ = sorted(_PLACES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(import_module(f"loramixer.viz.{_PLACES[name]}"), name)
+    raise AttributeError(f"module 'loramixer.viz' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES])

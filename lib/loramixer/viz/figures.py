@@ -13,6 +13,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from loramixer.viz.canvas import axes, axis_name, canvas, error_bars, round_scale
 from loramixer.viz.palette import NEUTRAL, ExpertStyle, expert_styles
 
 Row = dict[str, Any]
@@ -140,7 +141,7 @@ def expert_matrix_figure(rows: Sequence[Row]) -> go.Figure:
     cells = {(row["expert"], row["domain"]): row["loss"] for row in rows}
     values = [[cells.get((expert, domain)) for domain in domains] for expert in experts]
     title = f"Test loss of every expert alone, nats per token (n = {rows[0]['rows']:.0f} per domain)"
-    figure = _canvas(title, 200 + 110 * len(domains), 130 + 40 * len(experts), left=130, right=30)
+    figure = canvas(title, 200 + 110 * len(domains), 130 + 40 * len(experts), left=130, right=30)
     # The colour says how much worse than the best expert of the domain, since domains differ in difficulty.
     best = [min(line[index] or math.inf for line in values) for index in range(len(domains))]
     shades = [[None if v is None else best[i] - v for i, v in enumerate(line)] for line in values]
@@ -161,7 +162,7 @@ def grid_figure(runs: Sequence[Row]) -> go.Figure:
     entropy = sorted({row["entropy_weight"] for row in runs})
     seeds = len({row["seed"] for row in runs})
     title = f"α (across) × λ (up), means of {seeds} seed{'s' * (seeds > 1)}, n = {runs[0]['test_rows']:.0f} rows"
-    figure = _canvas(title, 1120, 170 + 2 * (60 + 40 * len(entropy)), left=70, right=20)
+    figure = canvas(title, 1120, 170 + 2 * (60 + 40 * len(entropy)), left=70, right=20)
     signs = ("sharpen", "flatten")
     names = [f"{value:g}" for value in balance], [f"{value:g}" for value in entropy]
     for column, (quantity, label) in enumerate(panels):
@@ -193,7 +194,7 @@ def _cells(
 def plane_figure(points: Sequence[Row], paths: Sequence[Row]) -> go.Figure:
     """The entropy–balance plane: every router with intervals, its shuffled-token band, and its training path."""
     sizes = f"n = {points[0]['rows']:.0f} texts, {points[0]['tokens']:,.0f} tokens, {points[0]['seeds']:.0f} seeds"
-    figure = _canvas(f"Routers on the entropy–balance plane ({sizes})", 860, 620, left=70, right=250)
+    figure = canvas(f"Routers on the entropy–balance plane ({sizes})", 860, 620, left=70, right=250)
     styles = {style.name: style for style in expert_styles(_names(points, "setting"))}
     figure.add_trace(
         go.Scatter(
@@ -230,8 +231,8 @@ def plane_figure(points: Sequence[Row], paths: Sequence[Row]) -> go.Figure:
                 x=[row["undecided"]], y=[row["balanced"]], mode="markers+text", text=[style.letter],
                 textposition="middle center", marker={"color": style.colour, "size": 17},
                 textfont={"color": "#FFFFFF"}, name=f"{style.letter} {row['setting']}",
-                error_x=_bars([(row["undecided"], row["undecided_low"], row["undecided_high"])]),
-                error_y=_bars([(row["balanced"], row["balanced_low"], row["balanced_high"])]),
+                error_x=error_bars([(row["undecided"], row["undecided_low"], row["undecided_high"])]),
+                error_y=error_bars([(row["balanced"], row["balanced_low"], row["balanced_high"])]),
             )
         )  # fmt: skip
     corners = [
@@ -242,7 +243,7 @@ def plane_figure(points: Sequence[Row], paths: Sequence[Row]) -> go.Figure:
     for x, y, text, side in corners:
         figure.add_annotation(x=x, y=y, xref="x", yref="y", text=text, showarrow=False, xanchor=side)
     ticks = [(part / 4, f"{part / 4:g}") for part in range(5)]
-    _axes(figure, 1, (0, 1.02), ticks, "token entropy E[H(p)] / log K: undecided →", (0, 1.1), ticks, "")
+    axes(figure, 1, (0, 1.02), ticks, "token entropy E[H(p)] / log K: undecided →", (0, 1.1), ticks, "")
     tokens = {row["band_tokens"] for row in points if row.get("band_tokens") is not None}
     note = (
         f"y: load entropy H(p̄) / log K. Boxes: {'/'.join(f'{count:.0f}' for count in sorted(tokens))} shuffled tokens"
@@ -258,7 +259,7 @@ def _dots(
     styles = expert_styles(_names(rows, "setting"))
     panels = [panel for panel in panels if any(row["quantity"] == panel[0] for row in rows)]
     longest = max((len(style.name) for style in styles), default=0)
-    figure = _canvas(title, 120 + 7 * longest + 230 * len(panels), 130 + 30 * len(styles), 50 + 7 * longest, 20)
+    figure = canvas(title, 120 + 7 * longest + 230 * len(panels), 130 + 30 * len(styles), 50 + 7 * longest, 20)
     heights = {style.name: len(styles) - index for index, style in enumerate(styles)}
     for number, (quantity, label) in enumerate(panels, start=1):
         found = [row for row in rows if row["quantity"] == quantity]
@@ -268,15 +269,15 @@ def _dots(
             figure.add_trace(
                 go.Scatter(
                     x=[row["value"]], y=[heights[row["setting"]]], mode="markers", marker={"color": colour, "size": 9},
-                    error_x=_bars([(row["value"], row["low"], row["high"])]), showlegend=False,
+                    error_x=error_bars([(row["value"], row["low"], row["high"])]), showlegend=False,
                     hovertext=f"{row['setting']}: {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
-                    xaxis=_axis_name("x", number), yaxis=_axis_name("y", number),
+                    xaxis=axis_name("x", number), yaxis=axis_name("y", number),
                 )
             )  # fmt: skip
         names = [(heights[style.name], f"{style.letter} {style.name}" if number == 1 else "") for style in styles]
-        low, high, ticks = _scale([row["low"] for row in found] + [row["high"] for row in found])
+        low, high, ticks = round_scale([row["low"] for row in found] + [row["high"] for row in found])
         across = ((number - 1) / len(panels) + 0.015, number / len(panels) - 0.015)
-        _axes(figure, number, (low, high), ticks, label, (0.4, len(styles) + 0.6), names, "", across)
+        axes(figure, number, (low, high), ticks, label, (0.4, len(styles) + 0.6), names, "", across)
     return figure
 
 
@@ -288,7 +289,7 @@ def _lines(
     title: str,
 ) -> go.Figure:
     """Lines of ``(x, value, low, high)`` with their names in a legend; without ends there are no bars or dots."""
-    figure = _canvas(title, 820, 420, left=70, right=240)
+    figure = canvas(title, 820, 420, left=70, right=240)
     seen = []
     for name, colour, points in lines:
         barred = any(low is not None for _, _, low, _ in points)
@@ -298,13 +299,13 @@ def _lines(
                 x=[point[0] for point in points], y=[point[1] for point in points],
                 mode="lines+markers" if barred and len(points) < 20 else "lines", name=name or None,
                 showlegend=bool(name), line={"color": colour, "width": 2}, marker={"color": colour, "size": 7},
-                error_y=_bars([point[1:] for point in points]) if barred else None,
+                error_y=error_bars([point[1:] for point in points]) if barred else None,
             )
         )  # fmt: skip
     places = [place for place, _ in ticks]
     room = (max(places) - min(places) or 1) * 0.04
-    low, high, up = _scale(seen)
-    _axes(figure, 1, (min(places) - room, max(places) + room), ticks, x_title, (low, high), up, y_title)
+    low, high, up = round_scale(seen)
+    axes(figure, 1, (min(places) - room, max(places) + room), ticks, x_title, (low, high), up, y_title)
     return figure
 
 
@@ -319,70 +320,13 @@ def _heat_map(
         go.Heatmap(
             x=list(range(len(across_names))), y=list(range(len(up_names))), z=order(values), text=order(texts),
             texttemplate="%{text}", colorscale=[[0, SCALE[0]], [1, SCALE[1]]], zmin=ends[0],
-            zmax=ends[1], showscale=False, xaxis=_axis_name("x", number), yaxis=_axis_name("y", number),
+            zmax=ends[1], showscale=False, xaxis=axis_name("x", number), yaxis=axis_name("y", number),
         )
     )  # fmt: skip
-    _axes(
+    axes(
         figure, number, (-0.5, len(across_names) - 0.5), list(enumerate(across_names)), "",
         (-0.5, len(up_names) - 0.5), list(enumerate(order(up_names))), "", across, up,
     )  # fmt: skip
-
-
-def _canvas(title: str, width: float, height: float, left: float, right: float) -> go.Figure:
-    return go.Figure(
-        layout={
-            "title": {"text": title}, "width": round(width), "height": round(height),
-            "margin": {"l": left, "r": right, "t": 62, "b": 58}, "font": {"color": NEUTRAL, "size": 12},
-            "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "hovermode": "closest",
-        }
-    )  # fmt: skip
-
-
-def _axes(
-    figure: go.Figure, number: int, x_range: Sequence[float], x_ticks: Sequence[tuple[float, str]], x_title: str,
-    y_range: Sequence[float], y_ticks: Sequence[tuple[float, str]], y_title: str,
-    across: tuple[float, float] = (0, 1), up: tuple[float, float] = (0, 1),
-) -> None:  # fmt: skip
-    for letter, ends, ticks, title, domain, other in (
-        ("x", x_range, x_ticks, x_title, across, "y"),
-        ("y", y_range, y_ticks, y_title, up, "x"),
-    ):
-        name = _axis_name(letter, number)
-        figure.update_layout(
-            {
-                f"{letter}axis{name[1:]}": {
-                    "range": list(ends), "domain": list(domain), "anchor": _axis_name(other, number),
-                    "tickvals": [value for value, _ in ticks], "ticktext": [text for _, text in ticks],
-                    "title": {"text": title}, "gridcolor": "rgba(118,118,118,0.2)", "zeroline": False,
-                }
-            }
-        )  # fmt: skip
-
-
-def _axis_name(letter: str, number: int) -> str:
-    return letter if number == 1 else f"{letter}{number}"
-
-
-def _bars(points: Sequence[tuple[float, float | None, float | None]]) -> dict[str, Any]:
-    """Error bars of ``(value, low, high)``."""
-    return {
-        "type": "data",
-        "array": [0 if high is None else high - value for value, _, high in points],
-        "arrayminus": [0 if low is None else value - low for value, low, _ in points],
-    }
-
-
-def _scale(values: Sequence[float]) -> tuple[float, float, list[tuple[float, str]]]:
-    """A range around the values, and about four round ticks in it."""
-    low, high = min(values), max(values)
-    room = (high - low) * 0.08 or abs(high) * 0.1 or 0.1
-    low, high = low - room, high + room
-    step = 10 ** math.floor(math.log10((high - low) / 3))
-    step *= next((factor for factor in (5, 2) if (high - low) / (step * factor) >= 3), 1)
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    first = math.ceil(low / step)
-    ticks = [number * step for number in range(first, math.floor(high / step) + 1)]
-    return low, high, [(tick, f"{tick:.{digits}f}") for tick in ticks]
 
 
 def _plain(summary: Sequence[Row], gate: str) -> list[Row]:

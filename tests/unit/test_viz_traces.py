@@ -1,0 +1,159 @@
+"""Figures of traces: the numbers they show, and that no token is lost, merged or read as HTML."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from loramixer import viz
+from loramixer.errors import FigureError
+from loramixer.metrics import margin
+from loramixer.viz.views import token_label, view
+from tests.routing_traces import AWKWARD, awkward_trace
+
+FIGURES = {
+    "top": viz.token_map,
+    "entropy": lambda trace: viz.token_map(trace, "entropy"),
+    "margin": lambda trace: viz.token_map(trace, "margin"),
+    "one expert": lambda trace: viz.token_map(trace, trace.experts[-1]),
+    "expert_maps": viz.expert_maps,
+    "load_bars": viz.load_bars,
+    "token_card": lambda trace: viz.token_card(trace, 1),
+    "agreement_matrix": viz.agreement_matrix,
+}
+
+
+def heat_maps(figure):
+    return [trace for trace in figure.data if trace.type == "heatmap"]
+
+
+def test_every_token_has_its_own_column_and_its_text_stays_text():
+    figure = viz.token_map(awkward_trace(), template=True)
+    (cells,) = heat_maps(figure)
+    assert np.shape(cells.z) == (3, len(AWKWARD))
+    labels = list(figure.layout.xaxis.ticktext)
+    assert len(labels) == len(AWKWARD)
+    assert labels.count("cat") == 2
+    assert "&lt;b&gt;" in labels
+    assert "&amp;amp;" in labels
+    assert not any("<" in label for label in labels)
+
+
+def test_labels_show_whitespace_cut_long_tokens_and_number_the_parts_of_a_character():
+    tokens = awkward_trace().tokens
+    labels = [token_label(tokens, position) for position in range(len(tokens))]
+    assert labels[8:10] == ["↵", "·"]
+    assert len(labels[10]) == 14
+    assert labels[10].endswith("…")
+    assert labels[11:14] == ["🦊 1/3", "🦊 2/3", "🦊 3/3"]
+
+
+def test_top_shows_the_expert_of_the_mean_gate_and_its_lead():
+    trace = awkward_trace()
+    (cells,) = heat_maps(viz.token_map(trace, roles="generation"))
+    gates = trace.gates[:2, -6:].mean(axis=0)  # the two projections of layer 0
+    shown = np.array(cells.z)[0]
+    np.testing.assert_array_equal(np.floor(shown), gates.argmax(axis=-1))
+    np.testing.assert_allclose((shown % 1 - 0.01) / 0.98, margin(gates), atol=2e-4)
+
+
+def test_one_expert_shows_its_gate_in_the_chosen_projection_and_layers():
+    trace = awkward_trace()
+    (cells,) = heat_maps(viz.token_map(trace, "medical", projection="v_proj", layers=(1, 2), template=True))
+    np.testing.assert_allclose(cells.z, trace.gates[[3, 5], :, 1], atol=1e-4)
+
+
+def test_entropy_is_that_of_single_routers_so_that_they_never_cancel():
+    trace = awkward_trace()
+    gates = np.zeros_like(trace.gates)
+    gates[0::2, :, 0] = 1
+    gates[1::2, :, 1] = 1  # two decided routers that disagree
+    (cells,) = heat_maps(viz.token_map(dataclasses.replace(trace, gates=gates), "entropy"))
+    np.testing.assert_allclose(cells.z, 0)
+
+
+def test_expert_maps_share_one_scale():
+    cells = heat_maps(viz.expert_maps(awkward_trace()))
+    assert len(cells) == 3
+    assert {(cell.zmin, cell.zmax) for cell in cells} == {(0, 1)}
+    np.testing.assert_allclose(sum(np.array(cell.z) for cell in cells), 1, atol=1e-3)
+
+
+def test_loads_of_a_layer_sum_to_one():
+    bars = [trace for trace in viz.load_bars(awkward_trace()).data if trace.type == "bar"]
+    np.testing.assert_allclose(sum(np.array(bar.x) for bar in bars), 1, atol=1e-3)
+
+
+def test_agreement_of_a_projection_that_copies_another_is_whole():
+    trace = awkward_trace(projections=("q_proj", "k_proj", "v_proj"))
+    gates = trace.gates.copy()
+    gates[1::3] = gates[0::3]
+    cells = heat_maps(viz.agreement_matrix(dataclasses.replace(trace, gates=gates)))
+    mean, by_layer = np.array(cells[0].z), np.array(cells[1].z)
+    assert mean[0, 1] == 1
+    assert (by_layer[:, 0] == 1).all()
+    assert mean[0, 2] == pytest.approx(by_layer[:, 1].mean(), abs=1e-3)
+    assert mean[0, 2] < 1
+
+
+def test_token_card_has_ranks_and_says_where_an_expert_is_absent():
+    trace = awkward_trace()
+    logits, gates = trace.logits.copy(), trace.gates.copy()
+    logits[0, :, 2], gates[0, :, 2] = -np.inf, 0
+    gates[0] /= gates[0].sum(axis=-1, keepdims=True)
+    figure = viz.token_card(dataclasses.replace(trace, logits=logits, gates=gates), 4)
+    first = heat_maps(figure)[0]
+    assert np.isnan(first.z[0][2])
+    best = logits[0, 4].argmax()
+    assert first.customdata[0][best][3] == 1
+    assert "no such expert" in first.customdata[0][2][2]
+
+
+def test_generation_begins_at_a_line_that_is_drawn_once_for_each_map():
+    guides = [trace for trace in viz.token_map(awkward_trace()).data if trace.meta == "guide"]
+    assert {tuple(guide.x) for guide in guides} == {(12 - 0.5, 12 - 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda trace: viz.token_map(trace, "astrology"), "'astrology' is no expert"),
+        (lambda trace: viz.token_map(trace, projection="w_proj"), "'w_proj' is no projection"),
+        (lambda trace: viz.token_map(trace, layers=(7, 9)), "No layer is left between 7 and 9"),
+        (lambda trace: viz.token_map(trace, roles="all"), "The roles are 'all'"),
+        (lambda trace: viz.token_card(trace, 99), "tokens 0 to 18"),
+        (lambda trace: viz.token_map(awkward_trace(written=0), roles="generation"), "no generated tokens"),
+        (lambda trace: viz.agreement_matrix(awkward_trace(projections=("in_proj",))), "one routed projection"),
+    ],
+)
+def test_bad_input_gets_one_sentence(call, message):
+    with pytest.raises(FigureError, match=message):
+        call(awkward_trace())
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize(
+    "trace",
+    [
+        awkward_trace(("<s>", "a", "b"), layers=1, experts=("only",), written=1),
+        awkward_trace([f" t{index % 7}" for index in range(120)], layers=30, experts=tuple("uvwxyz"), written=40),
+    ],
+    ids=["smallest", "largest"],
+)
+def test_every_figure_is_drawn_at_its_exact_size(name, trace):
+    import io
+
+    from PIL import Image
+
+    figure = FIGURES[name](trace)
+    picture = Image.open(io.BytesIO(viz.to_png(figure, scale=1.5)))
+    assert picture.size == (round(figure.layout.width * 1.5), round(figure.layout.height * 1.5))
+    assert picture.info["dpi"] == pytest.approx((144, 144), abs=0.1)
+    assert len(picture.getcolors(1 << 24)) > 2
+    assert viz.to_svg(figure).startswith("<svg")
+
+
+def test_a_view_counts_what_it_shows():
+    assert view(awkward_trace()).words == "n = 18 tokens, layers 0–2, mean of q, v"
