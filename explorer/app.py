@@ -12,11 +12,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [folder for folder in (str(ROOT / "lib"), str(ROOT)) if folder not in sys.path]
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
+from explorer.serving import keep_writes_in_temp_folder  # noqa: E402
+
+# Before gradio, which imports the Hub's client.
+keep_writes_in_temp_folder()
+
 import gradio as gr  # noqa: E402
 
 from explorer.layout import build, launch_options  # noqa: E402
 from explorer.recordings import Recordings  # noqa: E402
 from explorer.registry import ModelRegistry  # noqa: E402
+from loramixer.errors import LoraMixerError  # noqa: E402
 
 # Reloading runs this file again, and must not load the model again.
 if gr.NO_RELOAD:
@@ -28,4 +34,8 @@ if gr.NO_RELOAD:
 demo = build(registry, Recordings())
 
 if __name__ == "__main__":
-    demo.launch(**launch_options())
+    try:
+        options = launch_options()
+    except LoraMixerError as error:
+        sys.exit(str(error))
+    demo.launch(**options)

@@ -215,7 +215,7 @@ class Handlers:
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed: nobody waits for its run any more, and nobody can ask for its traces."""
-        self.tickets.stop(_session(request))
+        self.tickets.drop(_session(request))
         self.traces.forget(_session(request))
 
     # ------------------------------------------------------------------ public API

@@ -12,6 +12,8 @@ from explorer.page import Page
 from explorer.recordings import Recordings
 from explorer.registry import ModelSource
 from explorer.rooms import ROOMS
+from explorer.serving import wants_mcp
+from explorer.settings import limits
 from explorer.traces_in_memory import TraceStore
 
 TITLE = "LoRA-Mixer explorer"
@@ -24,7 +26,8 @@ def build(source: ModelSource, recordings: Recordings) -> gr.Blocks:
     traces = TraceStore()
     handlers = Handlers(source, recordings, traces)
     _, shown_first = handlers.opening()
-    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as demo:
+    # Uploaded files and downloads are forgotten after an hour.
+    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.HTML(
             f"<h1>{TITLE}</h1><p>Which expert does a router choose for each token, in each layer?</p>",
             elem_id="masthead",
@@ -42,12 +45,19 @@ def build(source: ModelSource, recordings: Recordings) -> gr.Blocks:
 
 
 def launch_options() -> dict[str, Any]:
-    """What ``launch`` needs so that the page looks and behaves the same everywhere."""
+    """What ``launch`` needs so that the page looks and behaves the same everywhere.
+
+    Raises:
+        LoraMixerError: an MCP server is asked for, but not installed.
+    """
     return {
         "theme": _theme(),
         "css_paths": [Path(__file__).parent / "page.css"],
         "ssr_mode": False,
         "footer_links": ["api", "settings"],
+        "max_file_size": limits().upload_bytes,
+        "state_session_capacity": 1000,
+        "mcp_server": wants_mcp(),
     }
 
 

@@ -56,6 +56,12 @@ class Tickets:
         ticket.stop.set()
         return True
 
+    def drop(self, session: str) -> None:
+        """The session has left: its run ends, and a ticket that never reached the model is forgotten."""
+        with self._lock:
+            if ticket := self._tickets.pop(session, None):
+                ticket.stop.set()
+
     def close(self, session: str, number: int) -> None:
         """Forget a run that has ended; a newer one of the same session stays."""
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,10 +19,76 @@ MAX_PROMPT_TOKENS = 512
 MAX_PROMPT_CHARACTERS = 10_000
 """Refused before the tokenizer sees it; no prompt of 512 tokens is that long in practice."""
 
-MAX_NEW_TOKENS = 256
 DEFAULT_NEW_TOKENS = 96
 
 GateMode = Literal["top_k", "soft"]
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one visitor may ask for.
+
+    Attributes:
+        new_tokens: longest answer.
+        upload_bytes: largest uploaded file, and all experts of one mixture together.
+        experts: in a mixture of the visitor's own.
+        backbone_parameters: of a backbone that the visitor names.
+        trace_bytes: finished traces that are kept for one visitor.
+        mixtures: of the visitor's own that are kept in memory, all visitors together.
+        training_examples: of one training of routers.
+        training_minutes: of one training of routers; it ends there and keeps what it has.
+        local_paths: whether folders of this machine may be named.
+    """
+
+    new_tokens: int
+    upload_bytes: int
+    experts: int
+    backbone_parameters: int
+    trace_bytes: int
+    mixtures: int
+    training_examples: int
+    training_minutes: float
+    local_paths: bool
+
+
+PUBLIC_LIMITS = Limits(
+    new_tokens=128,
+    upload_bytes=200 * MEGABYTE,
+    experts=8,
+    backbone_parameters=600_000_000,
+    trace_bytes=64 * MEGABYTE,
+    mixtures=2,
+    training_examples=200,
+    training_minutes=5,
+    local_paths=False,
+)
+"""For strangers on two cores and 16 GB: everybody gets a turn, and nobody fills memory or disk."""
+
+OWN_LIMITS = Limits(
+    new_tokens=256,
+    upload_bytes=4_000 * MEGABYTE,
+    experts=26,
+    backbone_parameters=10_000_000_000,
+    trace_bytes=512 * MEGABYTE,
+    mixtures=4,
+    training_examples=100_000,
+    training_minutes=24 * 60,
+    local_paths=True,
+)
+"""For somebody who runs the explorer on a machine of their own."""
+
+
+def is_public() -> bool:
+    """Whether strangers use this app: ``LORAMIXER_PUBLIC=1``, or a Hugging Face Space that does not say 0."""
+    given = os.environ.get("LORAMIXER_PUBLIC", "")
+    return given not in ("", "0") or (given == "" and "SPACE_ID" in os.environ)
+
+
+def limits() -> Limits:
+    """What one visitor may ask for here."""
+    return PUBLIC_LIMITS if is_public() else OWN_LIMITS
 
 
 @dataclass(frozen=True)
@@ -95,8 +162,9 @@ def check_new_tokens(count: int) -> int:
     """The number of new tokens as a whole number.
 
     Raises:
-        TraceError: outside 0 … ``MAX_NEW_TOKENS``.
+        TraceError: outside 0 … ``limits().new_tokens``.
     """
-    if not 0 <= int(count) <= MAX_NEW_TOKENS:
-        raise TraceError(f"{count} new tokens were asked for; choose from 0 to {MAX_NEW_TOKENS}.")
+    most = limits().new_tokens
+    if not 0 <= int(count) <= most:
+        raise TraceError(f"{count} new tokens were asked for; choose from 0 to {most}.")
     return int(count)

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections import OrderedDict
 
+from explorer.settings import limits
 from loramixer.errors import TraceError
 from loramixer.trace import RoutingTrace
 
@@ -18,10 +19,12 @@ class TraceStore:
 
     Args:
         max_bytes: how much all traces together may take; the newest is kept whatever it takes.
+        session_bytes: how much the traces of one session may take, likewise; by default as ``limits()`` says.
     """
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES, session_bytes: int | None = None) -> None:
         self._max_bytes = max_bytes
+        self._session_bytes = limits().trace_bytes if session_bytes is None else session_bytes
         self._lock = threading.Lock()
         self._traces: OrderedDict[tuple[str, str], RoutingTrace] = OrderedDict()
 
@@ -30,8 +33,9 @@ class TraceStore:
         key = uuid.uuid4().hex
         with self._lock:
             self._traces[session, key] = trace
-            while len(self._traces) > 1 and sum(map(trace_bytes, self._traces.values())) > self._max_bytes:
-                self._traces.popitem(last=False)
+            # First the session's own, so that a busy visitor costs the others nothing.
+            self._make_room([pair for pair in self._traces if pair[0] == session], self._session_bytes)
+            self._make_room(list(self._traces), self._max_bytes)
         return key
 
     def get(self, session: str, key: str) -> RoutingTrace:
@@ -45,6 +49,14 @@ class TraceStore:
                 raise TraceError("This trace is no longer in memory; generate it again, or open its saved file.")
             self._traces.move_to_end((session, key))
             return self._traces[session, key]
+
+    def _make_room(self, pairs: list[tuple[str, str]], max_bytes: int) -> None:
+        """Drop the least recently used of these traces until they fit; the newest stays."""
+        taken = [trace_bytes(self._traces[pair]) for pair in pairs]
+        for position, pair in enumerate(pairs[:-1]):
+            if sum(taken[position:]) <= max_bytes:
+                return
+            del self._traces[pair]
 
     def forget(self, session: str) -> None:
         """Drop everything of a session that has left."""

@@ -12,7 +12,7 @@ from explorer.examples import EXAMPLES
 from explorer.handlers import describe_mixer
 from explorer.page import Page
 from explorer.registry import ModelSource
-from explorer.settings import DEFAULT_K, DEFAULT_NEW_TOKENS, MAX_NEW_TOKENS, default_gate, gate_choices
+from explorer.settings import DEFAULT_K, DEFAULT_NEW_TOKENS, default_gate, gate_choices, limits
 from loramixer.mixers import MixerInfo
 
 
@@ -114,6 +114,6 @@ def _settings(source: ModelSource, mixers: list[MixerInfo]) -> tuple[Any, Any, A
         elem_id="gate",
     )
     new_tokens = gr.Slider(
-        0, MAX_NEW_TOKENS, DEFAULT_NEW_TOKENS, step=8, label="Longest answer (tokens)", elem_id="new-tokens"
+        0, limits().new_tokens, DEFAULT_NEW_TOKENS, step=8, label="Longest answer (tokens)", elem_id="new-tokens"
     )
     return backbone, mixer, gate, new_tokens

@@ -41,3 +41,19 @@ def test_a_session_that_leaves_takes_its_traces_along() -> None:
     with pytest.raises(TraceError):
         store.get("one", mine)
     assert store.get("two", other)
+
+
+def test_a_busy_session_makes_room_for_itself_and_not_for_others() -> None:
+    trace = make_trace()
+    store = TraceStore(session_bytes=2 * trace_bytes(trace))
+    other = store.put("two", trace)
+    mine = [store.put("one", trace) for _ in range(4)]
+    assert store.get("two", other) is trace
+    assert [is_kept(store, key) for key in mine] == [False, False, True, True]
+
+
+def is_kept(store: TraceStore, key: str) -> bool:
+    try:
+        return store.get("one", key) is not None
+    except TraceError:
+        return False
