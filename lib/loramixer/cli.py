@@ -290,6 +290,7 @@ def trace(
     k: Annotated[int | None, typer.Option(help="Experts per token; the mixture's own by default.")] = None,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
     seed: Seed = 0,
+    contributions: Annotated[bool, typer.Option("--contributions", help="Record what each expert adds, too.")] = False,
 ) -> None:
     """Record every gate of every token at every site, and save it as a trace file."""
     from loramixer.metrics import load
@@ -300,7 +301,15 @@ def trace(
     model, tokenizer = load_mixer(mixer)
     if k is not None:
         set_gate(model, "top_k", k)
-    found = run(model, tokenizer, prompt, max_new_tokens, temperature=temperature, seed=seed)
+    found = run(
+        model,
+        tokenizer,
+        prompt,
+        max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        contributions=contributions,
+    )
     path = found.save(out)
     answer = "".join(
         found.tokens.text[slice(*span)]

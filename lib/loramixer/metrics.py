@@ -49,6 +49,32 @@ def margin(p: np.ndarray) -> np.ndarray:
     return ordered[..., -1] - ordered[..., -2] if p.shape[-1] > 1 else ordered[..., -1]
 
 
+HIGH_GATE = 0.3
+"""Gate from which an expert counts as chosen in :func:`gated_without_effect`."""
+
+NO_EFFECT = 0.05
+"""Share of what all experts add, below which an expert counts as without effect there."""
+
+
+def gated_without_effect(
+    gates: np.ndarray, contributions: np.ndarray, high_gate: float = HIGH_GATE, no_effect: float = NO_EFFECT
+) -> np.ndarray:
+    """Where an expert is chosen and yet adds next to nothing: its matrices hardly answer to this token.
+
+    Args:
+        gates: ``[..., E]``.
+        contributions: ``[..., E]``, lengths of what the experts add, ‖g_e s_e B_e A_e x‖.
+        high_gate: smallest gate that counts as chosen.
+        no_effect: the share of the sum of all experts' lengths that it stays below; where nobody adds anything, every
+            chosen expert counts.
+
+    Returns:
+        bool ``[..., E]``.
+    """
+    total = contributions.sum(axis=-1, keepdims=True)
+    return (gates >= high_gate) & ((contributions < no_effect * total) | (total == 0))
+
+
 @dataclass(frozen=True)
 class PlanePoint:
     """One router, or the mean of several, on the entropy–balance plane; all in nats.

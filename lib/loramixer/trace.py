@@ -9,16 +9,14 @@ Shapes: S sites (layer × projection), T tokens, E experts.
 from __future__ import annotations
 
 import inspect
-import json
-import os
 import queue
 import threading
-import zipfile
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -31,7 +29,10 @@ if TYPE_CHECKING:
 Role = Literal["template", "prompt", "generated"]
 Side = Literal["encoder", "decoder"]
 
-FORMAT_VERSION = 1
+MAX_FILE_MEGABYTES = 256.0
+"""Largest trace file that is read unless the caller allows more: four times a trace of 224 sites × 2,048 tokens × 8
+experts with contributions, in units of 10⁶ bytes."""
+
 MAX_PROMPT_TOKENS = 1024
 """Longest prompt, in tokens with its template, that is traced unless the caller allows more."""
 
@@ -92,6 +93,10 @@ class RoutingTrace:
             expert is present, masked ones aside, or the site was switched off.
         provenance: what produced the trace: backbone and revision, hashes of experts and router, gate mode, k, seed,
             dtype, library versions.
+        contributions: float32 ``[S, T, E]``, ‖g_e s_e B_e A_e x‖₂: the length of what each expert added to the output
+            of the projection; None where it was not recorded.
+        base_norms: float32 ``[S, T]``, ‖W x‖₂: the length of the frozen projection's output, without its bias;
+            recorded together with the contributions.
 
     Raises:
         TraceError: arrays of unequal shape, a site that was not captured, or gates whose rows do not sum to 1.
@@ -103,14 +108,22 @@ class RoutingTrace:
     logits: np.ndarray
     gates: np.ndarray
     provenance: dict[str, Any] = field(default_factory=dict)
+    contributions: np.ndarray | None = None
+    base_norms: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.sites), len(self.tokens), len(self.experts))
-        for name in ("logits", "gates"):
+        for name in ("logits", "gates", *(["contributions"] if self.contributions is not None else [])):
             if (found := getattr(self, name).shape) != shape:
                 raise TraceError(
                     f"The trace's {name} have shape {found}, expected sites × tokens × experts = {shape}."
                 )
+        if (self.contributions is None) != (self.base_norms is None):
+            raise TraceError("The trace has contributions or base_norms alone; they are recorded together.")
+        if self.base_norms is not None and self.base_norms.shape != shape[:2]:
+            raise TraceError(
+                f"The trace's base_norms have shape {self.base_norms.shape}, expected sites × tokens = {shape[:2]}."
+            )
         sums = self.gates.sum(axis=-1)
         if self.provenance.get("renormalize", True):
             faulty = ~(np.abs(sums - 1) < 1e-3)
@@ -136,6 +149,17 @@ class RoutingTrace:
         """Indices of the routed layers."""
         return tuple(sorted({site.layer for site in self.sites}))
 
+    @property
+    def contribution_shares(self) -> np.ndarray | None:
+        """float32 ``[S, T, E]``: ‖g_e s_e B_e A_e x‖ over ‖W x‖, the experts' lengths in units of the base output.
+
+        They need not sum to 1: experts can point in different directions. NaN where the base output is 0.
+        """
+        if self.contributions is None or self.base_norms is None:
+            return None
+        base = self.base_norms[..., None]
+        return np.divide(self.contributions, base, out=np.full_like(self.contributions, np.nan), where=base > 0)
+
     def select(
         self,
         *,
@@ -156,14 +180,15 @@ class RoutingTrace:
     def to_frame(self) -> pd.DataFrame:
         """A tidy table with one row per site, token and expert.
 
-        Columns: ``token`` (position), ``text``, ``role``, ``layer``, ``projection``, ``expert``, ``logit``, ``gate``.
+        Columns: ``token`` (position), ``text``, ``role``, ``layer``, ``projection``, ``expert``, ``logit``, ``gate``;
+        and, where they were recorded, ``contribution`` and ``contribution_share``.
         """
         import pandas as pd
 
         sites, tokens, experts = (len(self.sites), len(self.tokens), len(self.experts))
         site_index, token_index, expert_index = np.indices((sites, tokens, experts)).reshape(3, -1)
         token_texts = np.array([self.tokens[position] for position in range(tokens)], dtype=object)
-        return pd.DataFrame(
+        frame = pd.DataFrame(
             {
                 "token": token_index,
                 "text": token_texts[token_index],
@@ -175,67 +200,31 @@ class RoutingTrace:
                 "gate": self.gates.reshape(-1),
             }
         )
+        if self.contributions is not None and (shares := self.contribution_shares) is not None:
+            frame["contribution"] = self.contributions.reshape(-1)
+            frame["contribution_share"] = shares.reshape(-1)
+        return frame
 
     def save(self, path: str | Path) -> Path:
         """Write the trace as one compressed ``.npz`` file (arrays and a JSON header; nothing is pickled)."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        header = {
-            "format": FORMAT_VERSION,
-            "text": self.tokens.text,
-            "roles": self.tokens.roles,
-            "sites": [[site.layer, site.projection, site.module] for site in self.sites],
-            "experts": self.experts,
-            "provenance": self.provenance,
-        }
-        scratch = path.with_name(path.name + ".tmp")
-        with scratch.open("wb") as file:
-            np.savez_compressed(
-                file,
-                header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
-                ids=self.tokens.ids,
-                spans=self.tokens.spans,
-                special=self.tokens.special,
-                logits=self.logits,
-                gates=self.gates,
-            )
-        os.replace(scratch, path)
-        return path
+        from loramixer.trace_file import write_trace
+
+        return write_trace(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path) -> RoutingTrace:
-        """Read a trace written by :meth:`save`.
+    def load(cls, source: str | Path | bytes | BinaryIO, *, max_megabytes: float = MAX_FILE_MEGABYTES) -> RoutingTrace:
+        """Read a trace written by :meth:`save`, from a file that may come from anybody.
+
+        Args:
+            source: a path, the content of a file, or an open file.
+            max_megabytes: most that the arrays may take in memory, and the file on disk, in units of 10⁶ bytes.
 
         Raises:
-            TraceError: no such file, or a file that is no whole trace of this format.
+            TraceError: no such file, a file that is no whole trace of this format, or one that is larger than allowed.
         """
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                header = json.loads(arrays["header"].tobytes().decode())
-                if header["format"] != FORMAT_VERSION:
-                    raise TraceError(
-                        f"{path} is a trace of format {header['format']}; this version reads format {FORMAT_VERSION}."
-                    )
-                return cls(
-                    tokens=TraceTokens(
-                        text=header["text"],
-                        ids=arrays["ids"],
-                        spans=arrays["spans"],
-                        roles=tuple(header["roles"]),
-                        special=arrays["special"],
-                    ),
-                    sites=tuple(Site(*site) for site in header["sites"]),
-                    experts=tuple(header["experts"]),
-                    logits=arrays["logits"],
-                    gates=arrays["gates"],
-                    provenance=header["provenance"],
-                )
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            if isinstance(error, TraceError):
-                raise
-            raise TraceError(
-                f"{path} is no routing trace ({error}); give a file that `loramixer trace` wrote."
-            ) from error
+        from loramixer.trace_file import read_trace
+
+        return read_trace(source, max_megabytes)
 
 
 def trace(
@@ -249,6 +238,7 @@ def trace(
     chat: bool = True,
     max_prompt_tokens: int = MAX_PROMPT_TOKENS,
     side: Side | None = None,
+    contributions: bool = False,
 ) -> RoutingTrace:
     """Run a prompt through a mixture and record every router, for the prompt and for what the model writes.
 
@@ -263,6 +253,7 @@ def trace(
         max_prompt_tokens: longest prompt that is accepted.
         side: for an encoder–decoder, and only there: ``encoder`` records the prompt at the sites that see it (the
             encoder's, and the keys and values of cross-attention), ``decoder`` records what is written at the others.
+        contributions: whether to record how much each expert adds to the output, which costs a product per site.
 
     Raises:
         TraceError: an empty or too long prompt, a site that was not captured, or a side that does not fit the model.
@@ -278,6 +269,7 @@ def trace(
             chat=chat,
             max_prompt_tokens=max_prompt_tokens,
             side=side,
+            contributions=contributions,
         ),
         maxlen=1,
     )
@@ -296,6 +288,7 @@ def stream_trace(
     max_prompt_tokens: int = MAX_PROMPT_TOKENS,
     side: Side | None = None,
     stop: threading.Event | None = None,
+    contributions: bool = False,
 ) -> Iterator[RoutingTrace]:
     """Like :func:`trace`, but yields the growing trace: after the prompt, then after every token that was routed.
 
@@ -310,13 +303,13 @@ def stream_trace(
         chat = chat and bool(getattr(tokenizer, "chat_template", None))
     encoded = _checked_prompt(tokenizer, prompt, chat, max_prompt_tokens)
     if side is not None:
-        yield _trace_side(model, tokenizer, encoded, max_new_tokens, temperature, seed, side)
+        yield _trace_side(model, tokenizer, encoded, max_new_tokens, temperature, seed, side, contributions)
         return
     stop = stop or threading.Event()
     steps: queue.Queue[_Step | BaseException | None] = queue.Queue()
     worker = threading.Thread(
         target=_generate,
-        args=(model, tokenizer, encoded, max_new_tokens, temperature, seed, stop, steps),
+        args=(model, tokenizer, encoded, max_new_tokens, temperature, seed, contributions, stop, steps),
         daemon=True,
     )
     worker.start()
@@ -334,11 +327,10 @@ def stream_trace(
 
 @dataclass(frozen=True)
 class _Step:
-    """Newly routed tokens: their ids, and logits and gates ``[S, t, E]``."""
+    """Newly routed tokens: their ids, and arrays ``[S, t, …]`` by their names in a trace."""
 
     ids: list[int]
-    logits: np.ndarray
-    gates: np.ndarray
+    arrays: dict[str, np.ndarray]
 
 
 def _checked_prompt(tokenizer: Any, prompt: str, chat: bool, max_prompt_tokens: int) -> EncodedPrompt:
@@ -360,6 +352,7 @@ def _generate(
     max_new_tokens: int,
     temperature: float,
     seed: int,
+    contributions: bool,
     stop: threading.Event,
     steps: queue.Queue[_Step | BaseException | None],
 ) -> None:
@@ -371,22 +364,20 @@ def _generate(
 
     class Listener(StoppingCriteria):
         def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-            logits, gates = capture.take()
+            arrays = capture.take_arrays()
             # Only tokens that went through the model have a routing; the newest one has not yet.
-            routed = input_ids[0, -1 - logits.shape[1] : -1].tolist()
-            steps.put(_Step(routed, logits, gates))
+            routed = input_ids[0, -1 - arrays["logits"].shape[1] : -1].tolist()
+            steps.put(_Step(routed, arrays))
             return torch.full((len(input_ids),), stop.is_set(), dtype=torch.bool, device=input_ids.device)
 
     try:
         device = next(model.parameters()).device
         input_ids = torch.tensor([encoded.ids], device=device)
         mask = torch.ones_like(input_ids)
-        was_training = model.training
-        model.eval()
-        with torch.inference_mode(), capture_routing(model) as capture:
+        with _evaluation_mode(model), torch.inference_mode(), capture_routing(model, contributions) as capture:
             if max_new_tokens == 0:
                 model(input_ids=input_ids, attention_mask=mask)
-                steps.put(_Step(encoded.ids, *capture.take()))
+                steps.put(_Step(encoded.ids, capture.take_arrays()))
             else:
                 torch.manual_seed(seed)
                 sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
@@ -408,12 +399,22 @@ def _generate(
                     model(input_ids=last, past_key_values=cache, use_cache=True)
                 else:  # Mamba calls it otherwise and would ignore it: read the whole text once more
                     model(input_ids=output.sequences, use_cache=False)
-                logits, gates = capture.take()
-                steps.put(_Step(last[0].tolist(), logits[:, -1:], gates[:, -1:]))
-        model.train(was_training)
+                newest = {name: array[:, -1:] for name, array in capture.take_arrays().items()}
+                steps.put(_Step(last[0].tolist(), newest))
         steps.put(None)
     except BaseException as error:  # handed to the thread that reads the stream
         steps.put(error)
+
+
+@contextmanager
+def _evaluation_mode(model: Any) -> Iterator[None]:
+    """The model as it is used, not trained, and as it was afterwards, whatever happens."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _streams(model: Any) -> set[str]:
@@ -436,28 +437,32 @@ def _check_side(model: Any, side: str | None) -> None:
 
 
 def _trace_side(
-    model: Any, tokenizer: Any, encoded: EncodedPrompt, max_new_tokens: int, temperature: float, seed: int, side: Side
+    model: Any,
+    tokenizer: Any,
+    encoded: EncodedPrompt,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    side: Side,
+    contributions: bool,
 ) -> RoutingTrace:
     """Let an encoder–decoder write, then read prompt and answer in one pass and keep what one side routed."""
     import torch
 
-    from loramixer.tuner.runtime import capture_routing
+    from loramixer.tuner.runtime import arrays_of, capture_routing
 
-    was_training = model.training
-    model.eval()
     input_ids = torch.tensor([encoded.ids], device=next(model.parameters()).device)
     mask = torch.ones_like(input_ids)
-    with torch.inference_mode():
+    with _evaluation_mode(model), torch.inference_mode():
         torch.manual_seed(seed)
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         # One token at least, which brings the token that the decoder starts from.
         limits = {"max_new_tokens": max(max_new_tokens, 1), "pad_token_id": tokenizer.pad_token_id}
         written = model.generate(input_ids=input_ids, attention_mask=mask, **limits, **sampling)
         written = written[:, : max_new_tokens + 1]
-        with capture_routing(model) as capture:
+        with capture_routing(model, contributions) as capture:
             model(input_ids=input_ids, attention_mask=mask, decoder_input_ids=written, use_cache=False)
             routing = capture.take_streams()[side]
-    model.train(was_training)
     if side == "decoder":
         start = tokenizer.decode(written[0, :1])
         encoded = EncodedPrompt(start, (0, 0), written[0, :1].tolist(), [(0, len(start))])
@@ -467,7 +472,7 @@ def _trace_side(
     if rules := assembly.provenance["site_rules"]:
         assembly.provenance["site_rules"] = [rules[site] for site in routing.sites]
     ids = written[0].tolist() if side == "decoder" else encoded.ids
-    return assembly.add(_Step(ids, routing.logits[:, 0].cpu().numpy(), routing.gates[:, 0].cpu().numpy()))
+    return assembly.add(_Step(ids, arrays_of(routing)))
 
 
 class _Assembly:
@@ -481,8 +486,7 @@ class _Assembly:
         self.tokenizer = tokenizer
         self.encoded = encoded
         self.ids: list[int] = []
-        self.logits: list[np.ndarray] = []
-        self.gates: list[np.ndarray] = []
+        self.parts: list[dict[str, np.ndarray]] = []
         description = describe_mixture(model)
         self.sites: tuple[Site, ...] = tuple(Site(*site) for site in description.pop("sites"))
         self.experts: tuple[str, ...] = tuple(description.pop("experts"))
@@ -492,15 +496,13 @@ class _Assembly:
 
     def add(self, step: _Step) -> RoutingTrace:
         self.ids += step.ids
-        self.logits.append(step.logits)
-        self.gates.append(step.gates)
+        self.parts.append(step.arrays)
         return RoutingTrace(
             tokens=self._tokens(),
             sites=self.sites,
             experts=self.experts,
-            logits=np.concatenate(self.logits, axis=1),
-            gates=np.concatenate(self.gates, axis=1),
             provenance=self.provenance,
+            **{name: np.concatenate([part[name] for part in self.parts], axis=1) for name in step.arrays},
         )
 
     def _tokens(self) -> TraceTokens:

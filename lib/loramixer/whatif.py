@@ -118,7 +118,8 @@ def what_if(
         logits[..., trace.experts.index(name)] = -np.inf
     settings = [replace(recorded, **{**given, **fixed}) for recorded, fixed in _settings_of_sites(trace, given)]
     gates = np.stack([setting(rows) for setting, rows in zip(settings, logits, strict=True)])
-    return replace(trace, logits=logits, gates=gates, provenance=_provenance(trace, given, biases, masked, former))
+    provenance = _provenance(trace, given, biases, masked, former)
+    return replace(trace, logits=logits, gates=gates, provenance=provenance, contributions=None, base_norms=None)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,10 @@
 """Trace objects without a model: validation, table, saving and loading."""
 
+import io
+import json
+import zipfile
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +12,7 @@ from loramixer.errors import TraceError
 from loramixer.trace import RoutingTrace, Site, TraceTokens
 
 
-def make_trace(gates=None) -> RoutingTrace:
+def make_trace(gates=None, **arrays) -> RoutingTrace:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4, 3, 2)).astype(np.float32)
     soft = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -28,7 +33,35 @@ def make_trace(gates=None) -> RoutingTrace:
         logits=logits,
         gates=soft if gates is None else gates,
         provenance={"k": 2, "renormalize": True},
+        **arrays,
     )
+
+
+def with_contributions() -> RoutingTrace:
+    random = np.random.default_rng(1)
+    contributions = random.random((4, 3, 2)).astype(np.float32)
+    return make_trace(contributions=contributions, base_norms=random.random((4, 3)).astype(np.float32))
+
+
+def content_of(tmp_path, trace=None) -> dict[str, np.ndarray]:
+    """The arrays of a saved trace, to be spoiled."""
+    with np.load((trace or with_contributions()).save(tmp_path / "whole.npz")) as arrays:
+        return dict(arrays)
+
+
+def as_file(arrays, **settings) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays, **settings)
+    return file.getvalue()
+
+
+def header_with(arrays, **changes) -> np.ndarray:
+    header = json.loads(arrays["header"].tobytes())
+    facts = changes.pop("provenance", None)
+    header |= changes
+    if facts is not None:
+        header["provenance"] = {**header["provenance"], **facts} if isinstance(facts, dict) else facts
+    return np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
 
 
 def test_saves_and_loads_without_loss(tmp_path):
@@ -78,3 +111,177 @@ def test_files_that_are_no_trace(tmp_path):
     np.savez(tmp_path / "pickled.npz", header=np.array([{"a": 1}], dtype=object))
     with pytest.raises(TraceError, match="no routing trace"):
         RoutingTrace.load(tmp_path / "pickled.npz")
+
+
+def test_contributions_are_saved_and_in_the_frame(tmp_path):
+    trace = with_contributions()
+    loaded = RoutingTrace.load(trace.save(tmp_path / "t.npz"))
+    np.testing.assert_array_equal(loaded.contributions, trace.contributions)
+    np.testing.assert_array_equal(loaded.base_norms, trace.base_norms)
+    row = trace.to_frame().query("layer == 1 and projection == 'k_proj' and token == 2 and expert == 'medical'")
+    assert row.contribution.item() == pytest.approx(trace.contributions[3, 2, 1])
+    assert row.contribution_share.item() == pytest.approx(trace.contributions[3, 2, 1] / trace.base_norms[3, 2])
+    assert "contribution" not in make_trace().to_frame()
+    assert make_trace().contribution_shares is None
+
+
+def test_no_base_output_is_no_share():
+    trace = with_contributions()
+    base = trace.base_norms.copy()
+    base[1, 2] = 0
+    shares = replace(trace, base_norms=base).contribution_shares
+    assert np.isnan(shares[1, 2]).all()
+    assert np.isfinite(shares[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"contributions": np.ones((4, 3, 2))}, "recorded together"),
+        (
+            {"contributions": np.ones((4, 3, 1)), "base_norms": np.ones((4, 3))},
+            r"contributions have shape \(4, 3, 1\)",
+        ),
+        ({"contributions": np.ones((4, 3, 2)), "base_norms": np.ones((4, 2))}, r"base_norms have shape \(4, 2\)"),
+    ],
+)
+def test_contributions_of_another_shape_are_an_error(arrays, sentence):
+    with pytest.raises(TraceError, match=sentence):
+        make_trace(**arrays)
+
+
+def test_files_of_version_1_are_read(tmp_path):
+    arrays = content_of(tmp_path, make_trace())
+    arrays["header"] = header_with(arrays, format=1)
+    loaded = RoutingTrace.load(as_file(arrays))
+    np.testing.assert_array_equal(loaded.gates, make_trace().gates)
+    assert loaded.contributions is None
+
+
+def test_a_path_its_content_and_an_open_file_are_the_same(tmp_path):
+    path = make_trace().save(tmp_path / "t.npz")
+    with path.open("rb") as file:
+        read = [RoutingTrace.load(source) for source in (str(path), path, path.read_bytes(), file)]
+    assert len({trace.gates.tobytes() for trace in read}) == 1
+
+
+def test_a_later_format_names_itself(tmp_path):
+    arrays = content_of(tmp_path)
+    arrays["header"] = header_with(arrays, format=3)
+    with pytest.raises(TraceError, match="This file is a trace of format 3; this version reads format 1 and 2"):
+        RoutingTrace.load(as_file(arrays))
+
+
+SPOILED = {
+    "no logits": ({"logits": None}, "it has no logits"),
+    "foreign array": ({"extra": np.ones(3)}, "other arrays than a trace"),
+    "text as logits": ({"logits": np.full((4, 3, 2), "a")}, "its logits are of type <U1"),
+    "NaN": ({"logits": np.full((4, 3, 2), np.nan)}, "its logits hold nan"),
+    "infinity": ({"logits": np.full((4, 3, 2), np.inf)}, "its logits hold inf"),
+    "negative gate": ({"gates": np.stack([np.full((4, 3), 2.0), np.full((4, 3), -1.0)], -1)}, "its gates hold -1.0"),
+    "huge gate": ({"gates": np.full((4, 3, 2), 1e300)}, "its gates hold inf"),
+    "other sites": ({"logits": np.ones((3, 3, 2))}, r"logits have shape \(3, 3, 2\)"),
+    "gates that sum to 2": ({"gates": np.ones((4, 3, 2))}, "sum to 2.0000, not to 1"),
+    "too few tokens": ({"ids": np.arange(2)}, r"its ids have shape \(2,\), expected \(3,\)"),
+    "outside the text": ({"spans": np.array([[0, 2], [2, 4], [4, 700]])}, "its tokens lie outside its text"),
+    "backwards": ({"spans": np.array([[0, 2], [4, 2], [4, 6]])}, "its tokens lie outside its text"),
+    "negative norm": ({"base_norms": np.full((4, 3), -1.0)}, "its base_norms hold -1.0"),
+    "no text": ({"header": {"text": 5}}, "its text are missing"),
+    "unknown role": ({"header": {"roles": ["a", "b", "c"]}}, "a role is none of template, prompt, generated"),
+    "unhashable role": ({"header": {"roles": [[], [], []]}}, "a role is none of"),
+    "site without module": ({"header": {"sites": [[0, "q"]] * 4}}, "a site is no layer, projection and module"),
+    "twins": ({"header": {"experts": ["math", "math"]}}, "its experts have no names of their own"),
+    "list as provenance": ({"header": {"provenance": []}}, "its provenance are missing"),
+    "k is a text": ({"header": {"provenance": {"k": "two"}}}, "its provenance says k is 'two'"),
+    "k is 0": ({"header": {"provenance": {"k": 0}}}, "its provenance says k is 0"),
+    "foreign rule": (
+        {"header": {"provenance": {"site_gates": [{"sites": "(a+)+b"}], "site_rules": [7] * 4}}},
+        "follow rules that are not there",
+    ),
+    "rule that is a text": ({"header": {"provenance": {"site_gates": ["x"]}}}, "a rule for single sites is none"),
+    "masked numbers": ({"header": {"provenance": {"masked": [[1]]}}}, "masked experts have no names"),
+    "half a character": ({"header": {"text": "Hi \ud800b>"}}, "surrogates not allowed"),
+    "empty": ({"header": {"roles": [], "sites": []}, "ids": np.zeros(0, int), "special": np.zeros(0, bool)}, "shape"),
+    "header of a list": ({"header": np.frombuffer(b"[1]", np.uint8)}, "its header is none"),
+    "deep header": ({"header": np.frombuffer(b"[" * 200_000, np.uint8)}, "recursion"),
+    "header that is no JSON": ({"header": np.frombuffer(b"{", np.uint8)}, "no routing trace"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_spoiled_files_are_one_sentence(tmp_path, name):
+    changes, sentence = SPOILED[name]
+    arrays = content_of(tmp_path)
+    for key, value in changes.items():
+        if value is None:
+            del arrays[key]
+        else:
+            arrays[key] = header_with(arrays, **value) if isinstance(value, dict) else value
+    with pytest.raises(TraceError, match=sentence) as raised:
+        RoutingTrace.load(as_file(arrays))
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 300
+
+
+def test_a_small_file_that_unpacks_to_much_is_refused_unopened(tmp_path):
+    arrays = content_of(tmp_path)
+    bomb = as_file({**arrays, "logits": np.zeros(2_000_000, np.float32)})
+    assert len(bomb) < 20_000
+    with pytest.raises(TraceError, match=r"This file takes more than the 1\.0 MB that are read here"):
+        RoutingTrace.load(bomb, max_megabytes=1)
+
+
+def test_a_large_file_is_refused(tmp_path):
+    path = tmp_path / "large.npz"
+    path.write_bytes(bytes(20_000))
+    with pytest.raises(TraceError, match=r"large\.npz takes more than the 0\.0 MB"):
+        RoutingTrace.load(path, max_megabytes=0.01)
+
+
+def test_an_array_that_says_it_is_huge_allocates_nothing(tmp_path):
+    arrays = content_of(tmp_path)
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**12,)})
+    spoiled = io.BytesIO()
+    with zipfile.ZipFile(spoiled, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            part = io.BytesIO()
+            np.save(part, array)
+            archive.writestr(f"{name}.npy", file.getvalue() if name == "logits" else part.getvalue())
+    with pytest.raises(TraceError, match="its logits are not as long as they say"):
+        RoutingTrace.load(spoiled.getvalue())
+
+
+def test_an_archive_that_lies_about_its_sizes_is_refused(tmp_path):
+    content = bytearray(with_contributions().save(tmp_path / "t.npz").read_bytes())
+    entry = content.rfind(b"PK\x01\x02")
+    content[entry + 24 : entry + 28] = (64).to_bytes(4, "little")
+    with pytest.raises(TraceError, match="no routing trace"):
+        RoutingTrace.load(bytes(content))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_other_compression_is_refused(tmp_path, method):
+    spoiled = io.BytesIO()
+    with zipfile.ZipFile(spoiled, "w", method) as archive:
+        for name, array in content_of(tmp_path).items():
+            part = io.BytesIO()
+            np.save(part, array)
+            archive.writestr(f"{name}.npy", part.getvalue())
+    with pytest.raises(TraceError, match="compressed in another way"):
+        RoutingTrace.load(spoiled.getvalue())
+
+
+def test_two_arrays_of_one_name_are_refused(tmp_path):
+    path = make_trace().save(tmp_path / "t.npz")
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("gates.npy", archive.read("gates.npy"))
+    with pytest.raises(TraceError, match="other arrays"):
+        RoutingTrace.load(path)
+
+
+@pytest.mark.parametrize("cut", [0, 10, 100, 600])
+def test_a_file_that_was_cut_is_one_sentence(tmp_path, cut):
+    content = with_contributions().save(tmp_path / "t.npz").read_bytes()
+    with pytest.raises(TraceError, match="no routing trace"):
+        RoutingTrace.load(content[:cut])

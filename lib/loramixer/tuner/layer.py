@@ -23,8 +23,8 @@ from loramixer.errors import ExpertError, MixerError
 from loramixer.experts import SiteWeights
 from loramixer.losses import expert_output_gram
 from loramixer.tuner.layout import SiteLayout
-from loramixer.tuner.mixing import add_dense, add_sparse
-from loramixer.tuner.runtime import MixtureRuntime
+from loramixer.tuner.mixing import add_dense, add_sparse, block_grams, expert_norms
+from loramixer.tuner.runtime import MixtureRuntime, OutputNorms, RoutingCapture
 from loramixer.tuner.sharing import InputGroup, Routed
 
 
@@ -225,12 +225,15 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
                 lean = place[0].route_lean(place[1], x) if place else None
                 if place and lean is not None:
                     runtime = place[0].runtime
-                    if runtime.capture is not None:
-                        runtime.note(self.sites[active[0]], *lean, x.shape[:-1])
+                    if (capture := runtime.capture) is not None:
+                        norms = None
+                        if capture.contributions:
+                            norms = self._output_norms(active[0], capture, lean[0].x_ND, result, base_layer.bias)
+                        runtime.note(self.sites[active[0]], *lean, x.shape[:-1], norms=norms)
                     return self._add_lean(result, *lean, active[0])
         else:
             result = base_layer(x, *args, **kwargs)
-        return self.add_mixtures(result, x, own=plain)
+        return self.add_mixtures(result, x, own=plain, bias=getattr(base_layer, "bias", None))
 
     def _add_lean(self, y: torch.Tensor, routed: Routed, index: int, adapter_name: str) -> torch.Tensor:
         A_RD, B_RF = self.matrices(adapter_name)
@@ -238,22 +241,27 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         y_NF, layout = y.view(-1, y.shape[-1]), self.layouts[adapter_name]
         return add_dense(y_NF, routed.x_ND, A_RD, B_RF, gates_NE, layout, None, True).view(y.shape)
 
-    def add_mixtures(self, result: torch.Tensor, x: torch.Tensor, own: bool = False) -> torch.Tensor:
+    def add_mixtures(
+        self, result: torch.Tensor, x: torch.Tensor, own: bool = False, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """``result`` ``[..., F]`` plus every active mixture of ``x`` ``[..., D]``, unless adapters are disabled.
 
         Args:
             result: what the base layer gave.
             x: its input.
             own: whether nobody else holds ``result``, so that it may be overwritten.
+            bias: the bias ``[F]`` that ``result`` contains, if any.
         """
         if self._disable_adapters:
             return result
         for adapter_name in self.active_adapters:
             if adapter_name in self.places:
-                result = self._add_mixture(result, x, adapter_name, own)
+                result = self._add_mixture(result, x, adapter_name, own, bias)
         return result
 
-    def _add_mixture(self, y: torch.Tensor, x: torch.Tensor, adapter_name: str, own: bool) -> torch.Tensor:
+    def _add_mixture(
+        self, y: torch.Tensor, x: torch.Tensor, adapter_name: str, own: bool, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         group, position = self.places[adapter_name]
         runtime = group.runtime
         if adapter_name in self.awaiting_weights:
@@ -263,7 +271,10 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         needs_outputs = self.training and runtime.config.routing_loss == "aesl"
         output_gram = self._output_gram(adapter_name, routed.x_ND) if needs_outputs else None
         if runtime.listening:
-            runtime.note(self.sites[adapter_name], routed, index, x.shape[:-1], output_gram)
+            norms = None
+            if (capture := runtime.capture) is not None and capture.contributions:
+                norms = self._output_norms(adapter_name, capture, routed.x_ND, y, bias)
+            runtime.note(self.sites[adapter_name], routed, index, x.shape[:-1], output_gram, norms)
         A_RD, B_RF = self.matrices(adapter_name)
         shape = y.shape
         y_NF, x_ND, layout = y.reshape(-1, shape[-1]), routed.x_ND, self.layouts[adapter_name]
@@ -278,6 +289,26 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
             tables = self.lora_mixer_expert_of_row[adapter_name], self.lora_mixer_scaling_of_row[adapter_name]
         gates_NE = routed.gates_NSE[:, index]
         return add_dense(y_NF, x_ND, A_RD, B_RF, gates_NE, layout, tables, own and routed.free).view(shape)
+
+    @torch.no_grad()
+    def _output_norms(
+        self,
+        adapter_name: str,
+        capture: RoutingCapture,
+        x_ND: torch.Tensor,
+        y: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> OutputNorms:
+        """Lengths of the experts' outputs before their gates, and of ``y`` ``[..., F]`` without its bias."""
+        A_RD, B_RF = self.matrices(adapter_name)
+        layout, site = self.layouts[adapter_name], self.sites[adapter_name]
+        with torch.autocast(x_ND.device.type, enabled=False):
+            if site not in capture.grams:
+                capture.grams[site] = block_grams(B_RF, layout)
+            base_NF = y.reshape(-1, y.shape[-1]).float()
+            if bias is not None:
+                base_NF = base_NF - bias.float()
+            return OutputNorms(expert_norms(x_ND, A_RD, capture.grams[site], layout), base_NF.norm(dim=-1))
 
     def _output_gram(self, adapter_name: str, x_ND: torch.Tensor) -> torch.Tensor:
         """``[N, E, E]``: inner products of the experts' outputs, without dropout and in float32."""

@@ -45,6 +45,40 @@ def sparse_is_cheaper(tokens: int, rows: int, chosen_rows: int, features: int) -
     return sparse < width * rows * (ROW_FETCH + tokens * DENSE_PAIR)
 
 
+def block_grams(B_RF: torch.Tensor, layout: SiteLayout) -> torch.Tensor | list[torch.Tensor]:
+    """B_eᵀB_e of every expert in float32: ``[E, r, r]`` where all ranks are equal, else a list of ``[r_e, r_e]``."""
+    B_RF = B_RF.float()
+    if layout.uniform is not None:
+        B_ErF = B_RF.view(len(layout.ranks), layout.uniform[0], -1)
+        return torch.bmm(B_ErF, B_ErF.transpose(1, 2))
+    return [B_rF @ B_rF.t() for B_rF in B_RF.split(list(layout.ranks))]
+
+
+def expert_norms(
+    x_ND: torch.Tensor, A_RD: torch.Tensor, grams: torch.Tensor | list[torch.Tensor], layout: SiteLayout
+) -> torch.Tensor:
+    """‖s_e B_e A_e x‖₂ of every expert without its output, since ‖B z‖² = zᵀ (BᵀB) z. In float32.
+
+    Args:
+        x_ND: input.
+        A_RD: all experts' A.
+        grams: :func:`block_grams` of their B.
+        layout: whose rows are whose.
+
+    Returns:
+        ``[N, E]``; 0 for an absent expert.
+    """
+    h_NR = torch.mm(x_ND.float(), A_RD.float().t())
+    if isinstance(grams, torch.Tensor):
+        h_ENr = h_NR.view(len(h_NR), *grams.shape[:2]).transpose(0, 1)
+        squares_NE = (torch.bmm(h_ENr, grams) * h_ENr).sum(dim=-1).t()
+    else:
+        parts = zip(h_NR.split(list(layout.ranks), dim=-1), grams, strict=True)
+        squares_NE = torch.stack([((h_Nr @ gram) * h_Nr).sum(dim=-1) for h_Nr, gram in parts], dim=-1)
+    # Rounding can leave a square just below 0.
+    return squares_NE.clamp_min(0.0).sqrt() * torch.tensor(layout.scalings, device=h_NR.device)
+
+
 def add_dense(
     y_NF: torch.Tensor,
     x_ND: torch.Tensor,

@@ -68,6 +68,19 @@ class SiteCall:
 
 
 @dataclass(frozen=True)
+class OutputNorms:
+    """Lengths of what one call of a site adds up, ‖·‖₂ over its output features.
+
+    Attributes:
+        experts: float32 ``[N, E]``, of each expert's output s_e B_e A_e x before its gate; 0 where it is absent.
+        base: float32 ``[N]``, of the frozen projection's output W x without its bias.
+    """
+
+    experts: torch.Tensor
+    base: torch.Tensor
+
+
+@dataclass(frozen=True)
 class StreamRouting:
     """The routing of one stream of tokens.
 
@@ -75,26 +88,49 @@ class StreamRouting:
         sites: indices of the sites that saw these tokens.
         logits: float32 ``[S, B, t, E]``.
         gates: float32 ``[S, B, t, E]``.
+        contributions: float32 ``[S, B, t, E]``, ‖g_e s_e B_e A_e x‖₂, or None where they were not asked for.
+        base_norms: float32 ``[S, B, t]``, ‖W x‖₂ without bias; likewise.
     """
 
     sites: tuple[int, ...]
     logits: torch.Tensor
     gates: torch.Tensor
+    contributions: torch.Tensor | None = None
+    base_norms: torch.Tensor | None = None
 
 
 class RoutingCapture:
-    """Logits and gates of every site, detached, as the model ran since the last :meth:`take`."""
+    """Logits and gates of every site, detached, as the model ran since the last :meth:`take`.
 
-    def __init__(self, sites: list[str], streams: list[TokenStream]) -> None:
+    Args:
+        sites: module names.
+        streams: which tokens each of them sees.
+        contributions: whether the lengths of the experts' outputs are recorded too.
+    """
+
+    def __init__(self, sites: list[str], streams: list[TokenStream], contributions: bool = False) -> None:
         self.sites = sites
         self.streams = streams
+        self.contributions = contributions
+        self.grams: dict[int, torch.Tensor | list[torch.Tensor]] = {}
+        """Site → what `expert_norms` needs of its B, which does not change while a capture runs."""
         self._logits: list[list[torch.Tensor]] = [[] for _ in sites]
         self._gates: list[list[torch.Tensor]] = [[] for _ in sites]
+        self._contributions: list[list[torch.Tensor]] = [[] for _ in sites]
+        self._base_norms: list[list[torch.Tensor]] = [[] for _ in sites]
 
-    def add(self, site: int, logits: torch.Tensor, site_gates: torch.Tensor) -> None:
-        """Called by a layer: logits and gates ``[B, t, E]`` of the tokens that just passed."""
+    def add(self, site: int, logits: torch.Tensor, site_gates: torch.Tensor, norms: OutputNorms | None = None) -> None:
+        """Called by a layer: logits and gates ``[B, t, E]`` of the tokens that just passed, and their norms."""
         self._logits[site].append(logits.detach())
         self._gates[site].append(site_gates.detach())
+        if norms is not None:
+            self._contributions[site].append(site_gates.detach().float() * norms.experts.view(site_gates.shape))
+            self._base_norms[site].append(norms.base.view(*site_gates.shape[:-1], 1))
+
+    @property
+    def _stores(self) -> tuple[list[list[torch.Tensor]], ...]:
+        more = (self._contributions, self._base_norms) if self.contributions else ()
+        return (self._logits, self._gates, *more)
 
     def take_streams(self) -> dict[TokenStream, StreamRouting]:
         """Return the routing of every stream of tokens, and start afresh.
@@ -107,13 +143,14 @@ class RoutingCapture:
             TraceError: a site saw no token, or sites of one stream saw different numbers of tokens.
         """
         found = {stream: self._collect(stream) for stream in dict.fromkeys(self.streams)}
-        for parts in (*self._logits, *self._gates):
-            parts.clear()
+        for store in self._stores:
+            for parts in store:
+                parts.clear()
         return found
 
     def _collect(self, stream: TokenStream) -> StreamRouting:
         sites = tuple(site for site, found in enumerate(self.streams) if found == stream)
-        for store in (self._logits, self._gates):
+        for store in self._stores:
             _restore_rows([store[site] for site in sites])
         seen = [sum(part.shape[1] for part in self._logits[site]) for site in sites]
         if min(seen) == 0 or min(seen) != max(seen):
@@ -122,11 +159,10 @@ class RoutingCapture:
                 f"{odd} routed {min(seen)} tokens while other sites routed {max(seen)}; this site was skipped, so the "
                 "trace would be wrong."
             )
-        logits, gates = (
-            torch.stack([torch.cat(store[site], dim=1) for site in sites]).float()
-            for store in (self._logits, self._gates)
+        logits, gates, *norms = (
+            torch.stack([torch.cat(store[site], dim=1) for site in sites]).float() for store in self._stores
         )
-        return StreamRouting(sites, logits, gates)
+        return StreamRouting(sites, logits, gates, *norms[:1], *(part.squeeze(-1) for part in norms[1:]))
 
     def take_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ``(logits, gates)``, float32 ``[S, B, t, E]``, and start afresh.
@@ -134,12 +170,7 @@ class RoutingCapture:
         Raises:
             TraceError: a site saw no token, or sites saw different numbers of tokens.
         """
-        if len(set(self.streams)) > 1:
-            raise TraceError(
-                "The encoder and the decoder of this backbone see different tokens, so their routing is no single "
-                "array; use take_streams()."
-            )
-        (found,) = self.take_streams().values()
+        found = self._take_only_stream()
         return found.logits, found.gates
 
     def take(self) -> tuple[np.ndarray, np.ndarray]:
@@ -148,10 +179,41 @@ class RoutingCapture:
         Raises:
             TraceError: as :meth:`take_batch`, or there is a batch.
         """
-        logits, site_gates = self.take_batch()
-        if logits.shape[1] != 1:
-            raise TraceError(f"A trace holds one text, this was a batch of {logits.shape[1]}; trace them one by one.")
-        return logits[:, 0].cpu().numpy(), site_gates[:, 0].cpu().numpy()
+        found = self.take_arrays()
+        return found["logits"], found["gates"]
+
+    def take_arrays(self) -> dict[str, np.ndarray]:
+        """Everything recorded of one text under the names of :class:`loramixer.RoutingTrace`, and start afresh.
+
+        Returns:
+            ``logits`` and ``gates``, and with contributions ``contributions``, float32 ``[S, t, E]``, and
+            ``base_norms``, float32 ``[S, t]``.
+
+        Raises:
+            TraceError: as :meth:`take_batch`, or there is a batch.
+        """
+        return arrays_of(self._take_only_stream())
+
+    def _take_only_stream(self) -> StreamRouting:
+        if len(set(self.streams)) > 1:
+            raise TraceError(
+                "The encoder and the decoder of this backbone see different tokens, so their routing is no single "
+                "array; use take_streams()."
+            )
+        (found,) = self.take_streams().values()
+        return found
+
+
+def arrays_of(routing: StreamRouting) -> dict[str, np.ndarray]:
+    """The routing of one text as float32 arrays ``[S, t, …]``; see :meth:`RoutingCapture.take_arrays`.
+
+    Raises:
+        TraceError: there is a batch.
+    """
+    if (rows := routing.logits.shape[1]) != 1:
+        raise TraceError(f"A trace holds one text, this was a batch of {rows}; trace them one by one.")
+    found = {name: getattr(routing, name) for name in ("logits", "gates", "contributions", "base_norms")}
+    return {name: part[:, 0].cpu().numpy() for name, part in found.items() if part is not None}
 
 
 def _restore_rows(stores: list[list[torch.Tensor]]) -> None:
@@ -283,7 +345,13 @@ class MixtureRuntime:
         return domain_B.repeat_interleave(len(logits_NSE) // len(domain_B)).unsqueeze(-1)
 
     def note(
-        self, site: int, routed: Routed, index: int, leading: torch.Size, output_gram: torch.Tensor | None = None
+        self,
+        site: int,
+        routed: Routed,
+        index: int,
+        leading: torch.Size,
+        output_gram: torch.Tensor | None = None,
+        norms: OutputNorms | None = None,
     ) -> None:
         """Keep what the loss or a trace wants to know of a site.
 
@@ -293,6 +361,7 @@ class MixtureRuntime:
             index: of the site in the S axis of ``routed``.
             leading: axes that N stands for.
             output_gram: ``[N, E, E]``, inner products of the experts' outputs, where the loss needs them.
+            norms: lengths of the outputs, where the capture asks for contributions.
         """
         if self.recorded is not None and routed.p_NSE is not None:
             p = routed.p_NSE[:, index].view(*leading, -1)
@@ -306,7 +375,7 @@ class MixtureRuntime:
                 assert routed.chosen_NSK is not None
                 weights, experts = (part[:, index] for part in routed.chosen_NSK)
                 gates_NE = torch.zeros_like(logits_NE).scatter(-1, experts, weights)
-            self.capture.add(site, logits_NE.view(*leading, -1), gates_NE.view(*leading, -1))
+            self.capture.add(site, logits_NE.view(*leading, -1), gates_NE.view(*leading, -1), norms)
 
     def _record(self, call: SiteCall) -> None:
         if self.recorded is None or not torch.is_grad_enabled():
@@ -397,12 +466,17 @@ def mask_experts(model: Any, *names: str) -> None:
 
 
 @contextmanager
-def capture_routing(model: Any) -> Iterator[RoutingCapture]:
-    """Record logits and gates of every site of the active mixture while the block runs."""
+def capture_routing(model: Any, contributions: bool = False) -> Iterator[RoutingCapture]:
+    """Record logits and gates of every site of the active mixture while the block runs.
+
+    Args:
+        model: a model with a mixture.
+        contributions: whether the lengths of the experts' outputs are recorded too, which costs a product per site.
+    """
     runtime = active_runtime(model)
     if runtime.capture is not None:
         raise RoutingError("A capture is already running on this mixture; end it before starting another.")
-    runtime.capture = RoutingCapture(runtime.sites, runtime.streams)
+    runtime.capture = RoutingCapture(runtime.sites, runtime.streams, contributions)
     try:
         yield runtime.capture
     finally:
