@@ -1,29 +1,22 @@
-"""What can be run, and running it: one backbone in memory, its routers switched on demand, one run at a time."""
+"""What can be run, and running it: backbones in memory, their routers switched on demand, one run on each at once."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from explorer.models import LoadedModels, ModelStatus
 from explorer.settings import DEFAULT_MIXER, MAX_PROMPT_TOKENS, RunRequest
 from loramixer.errors import LoraMixerError, MixerError
 from loramixer.mixers import MixerInfo, list_mixers, mixer_info
 from loramixer.trace import RoutingTrace, stream_trace
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ModelStatus:
-    """Whether the model is in memory, in one sentence."""
-
-    kind: Literal["idle", "loading", "ready", "failed"]
-    text: str
 
 
 class ModelSource(Protocol):
@@ -45,7 +38,7 @@ class ModelSource(Protocol):
         """Forget a mixture that was added; its folder stays."""
 
     def status(self) -> ModelStatus:
-        """Whether the model is in memory."""
+        """Whether the model is in memory, or which one is loading."""
 
     def stream(self, request: RunRequest, stop: threading.Event) -> Iterator[RoutingTrace]:
         """Run a request; yields the growing trace until it is whole or ``stop`` is set."""
@@ -60,22 +53,20 @@ class ModelRegistry:
 
     def __init__(self, mixer: str = DEFAULT_MIXER) -> None:
         self._first_mixer = mixer
-        self._model: Any = None
-        self._tokenizer: Any = None
-        self._status = ModelStatus("idle", "The model is not loaded yet.")
-        self._loading = threading.Lock()
-        self._running = threading.Lock()
+        self._models = LoadedModels(self._load)
         self._added: dict[str, tuple[MixerInfo, Path]] = {}
 
     def backbones(self) -> list[str]:
-        """Names of the catalogue, then those that only a router names."""
+        """The backbones that have a router, the default one first; without any router, those of the catalogue."""
         from loramixer.backbones import CATALOGUE
 
-        return list(dict.fromkeys([*CATALOGUE, *(mixer.backbone for mixer in self.mixers())]))
+        return list(dict.fromkeys(mixer.backbone for mixer in self.mixers())) or list(CATALOGUE)
 
     def mixers(self) -> list[MixerInfo]:
-        """The routers of the zoo, the default one first."""
-        return sorted(list_mixers(), key=lambda mixer: mixer.name != self._first_mixer)
+        """The routers of the zoo: those of the default backbone before others, the default one first."""
+        first = self._first_mixer
+        own = first.partition("/")[0]
+        return sorted(list_mixers(), key=lambda mixer: (mixer.name != first, mixer.name.partition("/")[0] != own))
 
     def find(self, name: str) -> MixerInfo:
         """A router of the zoo, or an added one.
@@ -102,40 +93,40 @@ class ModelRegistry:
 
     def remove(self, name: str) -> None:
         """Forget an added mixture, in memory too; its folder stays."""
-        if self._added.pop(name, None) is None or self._model is None:
+        if self._added.pop(name, None) is None:
             return
-        with self._running:
-            for adapter, config in list(self._model.peft_config.items()):
-                if getattr(config, "mixer_name", None) == name:
-                    self._model.delete_adapter(adapter)
+        for loaded in self._models.in_memory():
+            with loaded.running:
+                for adapter, config in list(loaded.model.peft_config.items()):
+                    if getattr(config, "mixer_name", None) == name:
+                        loaded.model.delete_adapter(adapter)
 
     def status(self) -> ModelStatus:
-        """Whether the model is in memory."""
-        return self._status
+        """Whether the model is in memory, or which one is loading."""
+        return self._models.status
 
     def start_loading(self) -> None:
-        """Begin to load in the background; returns at once."""
+        """Begin to load the default backbone in the background; returns at once."""
         if not self.mixers():
-            self._status = ModelStatus("failed", "No trained router is installed, so only recordings can be shown.")
+            self._models.fail("No trained router is installed, so only recordings can be shown.")
             return
         threading.Thread(target=self._load_quietly, name="load-model", daemon=True).start()
 
     def stream(self, request: RunRequest, stop: threading.Event) -> Iterator[RoutingTrace]:
-        """Run a request; waits for the model, and for a run that is still ending.
+        """Run a request; waits for the model, and for a run on it that is still ending.
 
         Raises:
             LoraMixerError: unknown router, impossible gate, unusable prompt, or a model that cannot be loaded.
         """
         import loramixer
 
-        self.find(request.mixer)
-        self._load()
-        with self._running:
-            self._activate(request.mixer)
-            loramixer.set_gate(self._model, mode=request.gate, k=request.k)
+        loaded = self._models.get(self.find(request.mixer).backbone)
+        with loaded.running:
+            self._activate(loaded.model, request.mixer)
+            loramixer.set_gate(loaded.model, mode=request.gate, k=request.k)
             yield from stream_trace(
-                self._model,
-                self._tokenizer,
+                loaded.model,
+                loaded.tokenizer,
                 request.prompt,
                 request.max_new_tokens,
                 seed=request.seed,
@@ -143,47 +134,36 @@ class ModelRegistry:
                 stop=stop,
             )
 
-    def _activate(self, name: str) -> None:
-        """Put a router on the loaded model, or only switch to it."""
+    def _activate(self, model: Any, name: str) -> None:
+        """Put a router on a loaded model, or only switch to it."""
         import loramixer
 
-        loaded = {getattr(config, "mixer_name", None): key for key, config in self._model.peft_config.items()}
+        loaded = {getattr(config, "mixer_name", None): key for key, config in model.peft_config.items()}
         if name not in self._added:
-            loramixer.add_mixer(self._model, name)
+            loramixer.add_mixer(model, name)
             return
         if name in loaded:
-            self._model.set_adapter(loaded[name], inference_mode=True)
+            model.set_adapter(loaded[name], inference_mode=True)
             return
-        adapter = loramixer.add_mixer(self._model, self._added[name][1])
+        adapter = loramixer.add_mixer(model, self._added[name][1])
         # Its folder may not be shown to anybody, and the trace names its router.
-        self._model.peft_config[adapter].mixer_name = name
+        model.peft_config[adapter].mixer_name = name
 
     def _load_quietly(self) -> None:
         """Thread body: the status tells what went wrong, and the next run tries again."""
         try:
-            self._load()
+            self._models.get(self.find(self._first_mixer).backbone)
         except LoraMixerError:
             pass
         except Exception:
             logger.exception("Loading the model failed")
 
-    def _load(self) -> None:
+    def _load(self, backbone: str, note: Callable[[str], None]) -> tuple[Any, Any]:
+        """A backbone with the first of its routers; one without a router in the zoo gets that of whoever asks."""
         import loramixer
 
-        with self._loading:
-            if self._model is not None:
-                return
-            self._status = ModelStatus("loading", "The model is loading …")
-            try:
-                self._model, self._tokenizer = loramixer.load_mixer(self._first_mixer, notify=self._note)
-            except Exception as error:
-                is_expected = isinstance(error, LoraMixerError)
-                reason = str(error) if is_expected else f"Loading failed ({type(error).__name__}); see the log."
-                self._status = ModelStatus("failed", f"The model is not loaded. {reason}")
-                raise
-            self._status = ModelStatus("ready", "Model ready.")
-
-    def _note(self, line: str) -> None:
-        """Progress of a slow step, from the library."""
-        logger.info(line)
-        self._status = ModelStatus("loading", line)
+        routers: list[str | Path] = [mixer.name for mixer in self.mixers() if mixer.backbone == backbone]
+        added = [folder for mixer, folder in self._added.values() if mixer.backbone == backbone]
+        if not routers and not added:
+            raise MixerError(f"No router is known for the backbone {backbone}.")
+        return loramixer.load_mixer([*routers, *added][0], notify=note)

@@ -100,7 +100,7 @@ def _settings(source: ModelSource, mixers: list[MixerInfo]) -> tuple[Any, Any, A
         elem_id="backbone",
     )
     mixer = gr.Dropdown(
-        [(entry.title, entry.name) for entry in mixers],
+        [(entry.title, entry.name) for entry in mixers if first and entry.backbone == first.backbone],
         value=first.name if first else None,
         label="Router",
         info=describe_mixer(first) if first else "No trained router is installed.",

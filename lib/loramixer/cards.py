@@ -71,6 +71,84 @@ def _expert_command(run: dict[str, Any], domain: str) -> str:
     return " ".join([*words, "--output experts"])
 
 
+def write_backbone_card(folder: Path, log: RunLog) -> Path:
+    """Write the ``README.md`` of a backbone that was trained here: what it is for, data, numbers and command."""
+    run, summary = log.settings, log.summary
+    lines = [
+        "---",
+        "license: apache-2.0",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags:",
+        "- falcon_mamba",
+        "- toy",
+        "---",
+        "",
+        "# Falcon-Mamba, tiny",
+        "",
+        f"A toy in size: {run['parameters'] / 1e6:.1f} million parameters, trained for {summary['seconds'] / 60:.0f} "
+        "minutes beside other work on",
+        "one CPU core. It shows routing in a state-space block; the text that it writes is no good, and nothing that",
+        "it says is to be believed. The architecture is that of Falcon-Mamba (Transformers' `FalconMambaForCausalLM`,",
+        "no remote code), and no weight of a published model is in it.",
+        "",
+        f"{run['layers']} blocks, {run['hidden_size']} features, {2 * run['hidden_size']} channels with "
+        f"{run['states']} states each; a byte-level BPE of {run['vocabulary']} tokens, trained on",
+        "the same rows, in which every digit is a token. There is no chat template: a prompt ends with a line end.",
+        "",
+        "```python",
+        "import loramixer",
+        "",
+        'model, tokenizer = loramixer.load_backbone("falcon-mamba-tiny")',
+        "```",
+        "",
+        "## Loss on held-out texts",
+        "",
+        "Nats per token of prompt and answer on test rows, with 95 % bootstrap intervals over rows.",
+        "",
+        *_held_out(summary["held_out"]),
+        "",
+        "## Data",
+        "",
+        "Texts of the training rows, prompt and answer; none whose prompt is in an evaluation split.",
+        "",
+        *_data_table(run, run["licenses"]),
+        "",
+        "Shares of the tokens: " + ", ".join(f"{name} {part:g}" for name, part in run["shares"].items()) + ".",
+        "",
+        "## Training",
+        "",
+        f"`{run['command']}`",
+        "",
+        f"- steps: {log.steps[-1]['step'] if log.steps else 0} of {run['batch_size']} pieces of {run['max_length']} "
+        f"tokens, {run['epochs']} epoch(s), learning rate {run['learning_rate']} (cosine), {run['dtype']}; saved in "
+        "bfloat16",
+        f"- time: {summary['seconds']} s for {summary['tokens']} tokens, whatever else the machine was doing",
+        "- versions: " + ", ".join(f"{name} {number}" for name, number in run["versions"].items()),
+        "- training curve: `run_log.json`",
+    ]
+    return _write(folder, lines)
+
+
+def _held_out(table: dict[str, list[dict[str, Any]]]) -> list[str]:
+    first = next(iter(table.values()))
+    cells = [
+        " | ".join(
+            f"{rows[place]['loss']:.2f} [{rows[place]['low']:.2f}, {rows[place]['high']:.2f}]"
+            for rows in table.values()
+        )
+        for place in range(len(first))
+    ]
+    return [
+        "| domain | rows | tokens | " + " | ".join(table) + " |",
+        "|---|---:|---:|" + "---:|" * len(table),
+        *(
+            f"| {row['domain']} | {row['n']} | {row['tokens']} | {cell} |"
+            for row, cell in zip(first, cells, strict=True)
+        ),
+    ]
+
+
 def write_router_card(folder: Path, title: str, command: str, log: RunLog, experts: list[str]) -> Path:
     """Write the ``README.md`` of a router: which experts, which loss, data, seed, command and speed."""
     run = log.settings
@@ -220,7 +298,7 @@ def _front_matter(backbone: str, tags: list[str]) -> list[str]:
     return [
         "---",
         "license: apache-2.0",
-        f"base_model: {backbone}",
+        *([f"base_model: {backbone}"] if _is_hub_id(backbone) else []),
         "library_name: peft",
         "tags:",
         *(f"- {tag}" for tag in tags),

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Column, Table
 
 from loramixer.commands.experiment import experiment
+from loramixer.commands.train_backbone import train_backbone
 from loramixer.errors import LoraMixerError
 from loramixer.tuner.config import RoutingLoss
 
@@ -31,7 +32,11 @@ Backbone = Annotated[str, typer.Option(help="Catalogue name, folder or Hub id.")
 Seed = Annotated[int, typer.Option(help="Chooses rows, their order and new weights.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 PresetName = Annotated[
-    str, typer.Option(help="Settings for what is not given: cpu-small (what ships) or paper (its Appendix A.6).")
+    str,
+    typer.Option(
+        help="Settings for what is not given: cpu-small (what ships), cpu-tiny (the same for falcon-mamba-tiny) or "
+        "paper (its Appendix A.6)."
+    ),
 ]
 ReportTo = Annotated[str, typer.Option(help="Metrics besides the run log: none, trackio or tensorboard.")]
 DataType = Annotated[
@@ -62,7 +67,9 @@ def backbones(as_json: AsJson = False) -> None:
     table = Table(NAME, Column("Hub id", no_wrap=True), "parameters", "licence", "on disk", box=None)
     for row in rows:
         place = row["origin"] if row["on_disk"] else "no, fetched at first use"
-        table.add_row(row["name"], row["hub_id"], f"{row['parameters'] / 1e6:.1f} M", row["license"], place)
+        table.add_row(
+            row["name"], row["hub_id"] or "in this package", f"{row['parameters'] / 1e6:.1f} M", row["license"], place
+        )
     console.print(table)
     for row in rows:
         if row["on_disk"]:
@@ -402,6 +409,7 @@ def _config_fields(given: list[str]) -> dict[str, Any]:
 
 
 app.command()(experiment)
+app.command()(train_backbone)
 
 
 def _evaluation_rows(data: list[Path] | None, limit: int, seed: int, mixer: str) -> list[Any]:

@@ -58,7 +58,7 @@ def mixer_info(folder: Path, name: str) -> MixerInfo:
     """Read what a mixture folder says about itself."""
     config = _read_config(folder, name)
     backbone = config["base_model_name_or_path"]
-    known = next((entry.name for entry in CATALOGUE.values() if entry.hub_id == backbone), backbone)
+    known = next((entry.name for entry in CATALOGUE.values() if entry.public_name == backbone), backbone)
     log = folder / "run_log.json"
     settings = json.loads(log.read_text())["settings"] if log.is_file() else {}
     return MixerInfo(

@@ -87,7 +87,7 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     "smollm2-135m": Preset(
-        CATALOGUE["smollm2-135m"].hub_id,
+        CATALOGUE["smollm2-135m"].public_name,
         "llama",
         {
             "vocab_size": 49_152,
@@ -168,12 +168,13 @@ def linear_sites(model: nn.Module, targets: tuple[str, ...]) -> dict[str, tuple[
 
 
 def _config_file(name: str) -> Path:
-    path = Path(name)
+    known = CATALOGUE.get(name)
+    path = known.folder if known and known.folder else Path(name)
     if path.is_file():
         return path
     if path.is_dir():
         return path / "config.json"
-    named = split_hub_id(CATALOGUE[name].hub_id if name in CATALOGUE else name)
+    named = split_hub_id(known.public_name if known else name)
     if named is None:
         raise BackboneError(
             f"'{name}' is no known shape; known are {', '.join(PRESETS)}, or give a config.json, its folder or a "

@@ -1,4 +1,4 @@
-"""The registry of models over tiny mixtures: routers that only their owner knows."""
+"""The registry of models over tiny mixtures: routers that only their owner knows, and backbones that come and go."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from explorer.models import LoadedModels
 from explorer.registry import ModelRegistry
 from explorer.settings import RunRequest
 from loramixer.errors import MixerError
+from loramixer.mixers import mixer_info
 from tests import tiny
 
 
@@ -26,7 +28,7 @@ def registry_with_model(saved: Path) -> tuple[ModelRegistry, Any]:
     """A registry that holds a tiny model already."""
     registry = ModelRegistry()
     model = tiny.mixture(tiny.save_experts(saved.parent / "others"))
-    registry._model, registry._tokenizer = model, tiny.tokenizer()
+    registry._models.hold(mixer_info(saved, "saved").backbone, model, tiny.tokenizer())
     return registry, model
 
 
@@ -63,3 +65,62 @@ def test_a_removed_router_leaves_the_memory(saved: Path) -> None:
 def test_a_folder_without_a_mixture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MixerError):
         ModelRegistry().add(tmp_path, "Mine")
+
+
+def test_models_are_loaded_when_needed_and_two_stay() -> None:
+    asked: list[str] = []
+
+    def load(name: str, note: Any) -> tuple[Any, Any]:
+        asked.append(name)
+        return f"model of {name}", None
+
+    models = LoadedModels(load)
+    assert models.status.kind == "idle"
+    assert models.get("a").model == "model of a"
+    assert models.get("b").model == "model of b"
+    models.get("a")
+    assert asked == ["a", "b"]
+    models.get("c")
+    assert models.names() == ["a", "c"]
+    assert models.status.kind == "ready"
+
+
+def test_a_model_makes_room_only_after_its_run() -> None:
+    models = LoadedModels(lambda name, note: (name, None))
+    first = models.get("a")
+    models.get("b")
+    with first.running:
+        waiting = threading.Thread(target=models.get, args=("c",))
+        waiting.start()
+        waiting.join(0.2)
+        assert models.names() == ["a", "b"]
+    waiting.join(10)
+    assert models.names() == ["b", "c"]
+
+
+def test_a_model_that_cannot_be_loaded_says_why_and_is_tried_again() -> None:
+    faults = [MixerError("the disk is gone."), RuntimeError("inner workings")]
+
+    def load(name: str, note: Any) -> tuple[Any, Any]:
+        note("Downloading …")
+        if faults:
+            raise faults.pop(0)
+        return name, None
+
+    models = LoadedModels(load)
+    with pytest.raises(MixerError):
+        models.get("a")
+    assert models.status.text == "The model a is not loaded. the disk is gone."
+    with pytest.raises(RuntimeError):
+        models.get("a")
+    assert "inner workings" not in models.status.text
+    models.get("a")
+    assert models.status.kind == "ready"
+
+
+def test_every_backbone_that_can_be_chosen_has_a_router() -> None:
+    registry = ModelRegistry()
+    mixers = registry.mixers()
+    assert registry.backbones() == list(dict.fromkeys(mixer.backbone for mixer in mixers))
+    assert mixers[0].name == "smollm2-135m/rsl"
+    assert registry.backbones()[0] == mixers[0].backbone

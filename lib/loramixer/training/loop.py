@@ -17,6 +17,7 @@ from loramixer.errors import LoraMixerError
 from loramixer.training.batches import RowCollator, attention_row_by_row, make_collator
 from loramixer.training.checkpoints import last_good_checkpoint_text, last_whole_checkpoint, survivable
 from loramixer.training.run_log import RunLog
+from loramixer.training.selective_scan import scan_by_hand
 from loramixer.training.settings import LoopSettings
 from loramixer.training.speed import measure_backbone
 
@@ -50,7 +51,7 @@ def run_training(
     """Train ``model`` on encoded rows with the stock Trainer; resumes from the last whole checkpoint in ``folder``.
 
     Args:
-        model: a PEFT model whose trainable parameters are the ones to train.
+        model: a PEFT model, or a backbone by itself; its trainable parameters are the ones to train.
         tokenizer: names the padding.
         rows: dictionaries with ``input_ids`` and ``labels``; ``id`` is a text for messages; other fields are whole
             numbers and are passed on to the model.
@@ -67,7 +68,8 @@ def run_training(
     checkpoints = folder / "checkpoints"
     names = [str(row.get("id", number)) for number, row in enumerate(rows)]
     numbered = [{**{k: v for k, v in row.items() if k != "id"}, "row": number} for number, row in enumerate(rows)]
-    backbone = model.get_base_model()
+    is_adapted = hasattr(model, "get_base_model")
+    backbone = model.get_base_model() if is_adapted else model
     collator = make_collator(backbone, tokenizer, numbered)
     log.settings |= {"rows_in_line": collator.in_line, "logits_at_answers_only": collator.answers_only}
     trainer = _WatchedTrainer(
@@ -82,10 +84,12 @@ def run_training(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_StopOnBadGradient(trainer))
     trainer.row_names, trainer.statistics = names, statistics
-    with survivable(checkpoints), attention_row_by_row(backbone) if collator.in_line else nullcontext():
+    in_line = attention_row_by_row(backbone) if collator.in_line else nullcontext()
+    with survivable(checkpoints), in_line, scan_by_hand(backbone):
         trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
         log.summary = trainer.summary(int(sum(len(row["input_ids"]) for row in rows) * settings.epochs))
-        log.summary |= measure_backbone(model, trainer.get_train_dataloader())
+        if is_adapted:
+            log.summary |= measure_backbone(model, trainer.get_train_dataloader())
         log.save(folder)
     print(speed_text(log.summary))
     return log
@@ -108,6 +112,8 @@ def training_arguments(checkpoints: Path, settings: LoopSettings, collator: RowC
     return TrainingArguments(
         output_dir=str(checkpoints),
         learning_rate=settings.learning_rate,
+        bf16=settings.autocast,
+        use_cpu=settings.autocast and not torch.cuda.is_available(),  # bfloat16 on a CPU must be asked for
         weight_decay=settings.weight_decay,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,

@@ -67,7 +67,22 @@ CPU_SMALL = Preset(
 )
 """What ships: a backbone of 135 million parameters, 2,000 rows, two cores."""
 
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in (CPU_SMALL, PAPER)}
+CPU_TINY = Preset(
+    name="cpu-tiny",
+    rank=8,
+    lora_alpha=16,
+    dropout=0.0,
+    experts=LoopSettings(
+        learning_rate=3e-3, batch_size=16, warmup=0.05, max_length=256, max_answer=160, group_by_length=True
+    ),
+    # Rows of a state-space backbone cannot lie in one line, and the balance term needs several domains in a batch.
+    routers=LoopSettings(learning_rate=1e-2, batch_size=16, warmup=0.1, max_length=192, max_answer=128),
+    mixture={"balance_weight": 1.0, "entropy_weight": 0.3},
+    preservation_weight=5e-5,
+)
+"""The shipped Falcon-Mamba: a backbone of about a million parameters, on one core."""
+
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in (CPU_SMALL, CPU_TINY, PAPER)}
 
 
 def find_preset(preset: str | Preset) -> Preset:

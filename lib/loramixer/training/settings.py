@@ -22,6 +22,7 @@ class LoopSettings:
         max_answer: longest answer in tokens.
         group_by_length: rows of like length share a batch, on backbones whose rows must be padded; fewer domains then
             meet in a batch, which the balance term must not have.
+        autocast: multiply in bfloat16 while the weights stay as they are; for weights in float32 that all train.
         seed: orders the rows and initialises new weights.
         report_to: where metrics go besides the run log: ``none``, ``trackio`` or ``tensorboard``.
     """
@@ -37,5 +38,6 @@ class LoopSettings:
     max_length: int = 512
     max_answer: int = 256
     group_by_length: bool = False
+    autocast: bool = False
     seed: int = 0
     report_to: str = "none"
