@@ -144,6 +144,11 @@ class _Settings:
 def _settings_of_sites(trace: RoutingTrace, given: Mapping[str, Any]) -> list[tuple[_Settings, dict[str, Any]]]:
     """For every site the recorded settings, and what a rule of its own fixes whatever is given."""
     facts = trace.provenance
+    if facts.get("unit"):
+        raise TraceError(
+            f"This trace is aggregated by {facts['unit']}, so its gates do not follow from its logits; change the "
+            "settings of the trace that it was made of, and aggregate afterwards."
+        )
     if facts.get("interventions"):
         raise TraceError(
             "This trace was recorded under an intervention, so its gates do not follow from its logits; take the "

@@ -43,10 +43,15 @@ RULES = [
         modules=frozenset({"errors", "distributed", "losses"}),
     ),
     Rule(
-        "metrics, whatif and viz draw and count without a model",
-        paths=("lib/loramixer/metrics", "lib/loramixer/whatif", "lib/loramixer/viz"),
+        "what is done with a trace draws and counts without a model",
+        paths=(
+            *(f"lib/loramixer/{name}" for name in ("metrics", "whatif", "aggregate", "comparison", "spans", "viz")),
+            "lib/loramixer/trace_file",
+        ),
         libraries=frozenset({"numpy", "pandas", "plotly", "PIL"}),
-        modules=frozenset({"errors", "versions", "trace", "metrics", "whatif", "viz"}),
+        modules=frozenset(
+            {"errors", "versions", "data", "trace", "metrics", "whatif", "aggregate", "comparison", "spans", "viz"}
+        ),
         never=frozenset({"torch", "gradio"}),
     ),
     Rule(
