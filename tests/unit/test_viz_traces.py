@@ -157,3 +157,59 @@ def test_every_figure_is_drawn_at_its_exact_size(name, trace):
 
 def test_a_view_counts_what_it_shows():
     assert view(awkward_trace()).words == "n = 18 tokens, layers 0–2, mean of q, v"
+
+
+def with_contributions(trace, seed=1):
+    lengths = np.random.default_rng(seed).uniform(0.5, 1, size=trace.gates.shape).astype(np.float32) * trace.gates
+    return dataclasses.replace(trace, contributions=lengths, base_norms=np.full(trace.gates.shape[:2], 4, np.float32))
+
+
+def test_contributions_stand_beside_gates_and_idle_experts_are_marked():
+    trace = with_contributions(awkward_trace(projections=("q_proj",), written=0))
+    lengths, gates = trace.contributions.copy(), np.full_like(trace.gates, 0.1)
+    gates[..., 1] = 0.8
+    lengths[..., 0] = 1
+    lengths[1, 5, 1], lengths[0, :, 1], lengths[2, :, 1] = 0, 1, 1
+    lengths[1, np.arange(19) != 5, 1] = 1
+    figure = viz.contribution_map(dataclasses.replace(trace, gates=gates, contributions=lengths), "medical")
+    shares, added = heat_maps(figure)
+    np.testing.assert_allclose(shares.z, 0.8, atol=1e-3)
+    assert added.z[0][0] == 0.25  # one unit of length over four of the frozen output
+    crosses = [(cross.x, cross.y) for cross in figure.data if cross.type == "scatter" and cross.mode == "markers"]
+    assert crosses == [((4,), (1,))] * 2  # token 5 is the fifth after the template, in layer 1
+
+
+def test_a_trace_without_contributions_says_so():
+    with pytest.raises(FigureError, match="trace again with contributions=True"):
+        viz.contribution_map(awkward_trace(), "math")
+
+
+def test_a_difference_is_centred_on_zero_and_says_which_way():
+    a, b = awkward_trace(seed=0), awkward_trace(seed=1)
+    (cells,) = heat_maps(viz.difference_map(a, b, "medical", projection="q_proj", template=True))
+    np.testing.assert_allclose(cells.z, (b.gates - a.gates)[0::2, :, 1], atol=1e-4)
+    assert cells.zmin == -cells.zmax
+    assert np.abs(cells.z).max() <= cells.zmax + 1e-4
+
+
+def test_divergence_is_nothing_for_the_same_trace_and_one_bit_for_opposites():
+    trace = awkward_trace()
+    (cells,) = heat_maps(viz.difference_map(trace, trace))
+    np.testing.assert_allclose(cells.z, 0, atol=1e-4)
+    one, other = (np.zeros_like(trace.gates) for _ in range(2))
+    one[..., 0], other[..., 1] = 1, 1
+    figure = viz.difference_map(dataclasses.replace(trace, gates=one), dataclasses.replace(trace, gates=other))
+    np.testing.assert_allclose(heat_maps(figure)[0].z, 1, atol=1e-4)
+
+
+def test_answers_may_differ_while_prompts_are_compared():
+    a = awkward_trace()
+    tokens = dataclasses.replace(a.tokens, ids=np.where(np.arange(19) > 15, 99, a.tokens.ids))
+    b = dataclasses.replace(a, tokens=tokens)
+    assert viz.difference_map(a, b, roles="prefill").data
+    with pytest.raises(FigureError, match="other tokens here"):
+        viz.difference_map(a, b)
+    with pytest.raises(FigureError, match="other experts"):
+        viz.difference_map(a, awkward_trace(experts=("x", "y", "z")))
+    with pytest.raises(FigureError, match="other routed projections"):
+        viz.difference_map(a, awkward_trace(projections=("q_proj", "o_proj")))

@@ -9,10 +9,14 @@ from typing import Any
 
 _PLACES = {
     "agreement_matrix": "traces",
+    "contribution_map": "contributions",
+    "difference_map": "differences",
     "expert_maps": "traces",
     "load_bars": "traces",
+    "plane": "planes",
     "token_card": "traces",
     "token_map": "traces",
+    "training_curves": "curves",
     "to_png": "raster",
     "to_svg": "svg",
 }

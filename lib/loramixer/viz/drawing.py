@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from loramixer.errors import FigureError
-from loramixer.viz.palette import luminance
+from loramixer.viz.palette import text_on
 
 INK = "ink"
 """Stands for the colour of texts and axes, which depends on the page."""
@@ -274,7 +274,7 @@ class _Page:
             size = (trace.get("textfont") or {}).get("size", self.size)
             for row, column in np.argwhere(np.isfinite(values)):
                 red, green, blue, opacity = (int(part) for part in shades[row, column])
-                colour = _text_on(red, green, blue) if opacity > 140 else INK
+                colour = text_on(red, green, blue) if opacity > 140 else INK
                 text = shown_text(trace["text"][row][column])
                 yield Label(x(column), y(row) + size * 0.36, text, "middle", size, colour)
         if trace.get("showscale"):
@@ -423,11 +423,6 @@ def _parts(pairs: Sequence[tuple[float, float] | None]) -> Iterator[Points]:
 
 def _known(value: Any) -> bool:
     return value is not None and math.isfinite(value)
-
-
-def _text_on(red: int, green: int, blue: int) -> str:
-    """Black or white, whichever is easier to read on a colour."""
-    return "#000000" if luminance(red, green, blue) > 0.18 else "#FFFFFF"
 
 
 def _rgba(colour: str) -> tuple[float, float, float, float]:

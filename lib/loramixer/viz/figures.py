@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 from loramixer.viz.canvas import axes, axis_name, canvas, error_bars, round_scale
 from loramixer.viz.palette import NEUTRAL, ExpertStyle, expert_styles
+from loramixer.viz.planes import add_band, add_path, add_point, empty_plane
 
 Row = dict[str, Any]
 
@@ -194,61 +195,24 @@ def _cells(
 def plane_figure(points: Sequence[Row], paths: Sequence[Row]) -> go.Figure:
     """The entropy–balance plane: every router with intervals, its shuffled-token band, and its training path."""
     sizes = f"n = {points[0]['rows']:.0f} texts, {points[0]['tokens']:,.0f} tokens, {points[0]['seeds']:.0f} seeds"
-    figure = canvas(f"Routers on the entropy–balance plane ({sizes})", 860, 620, left=70, right=250)
+    tokens = {row["band_tokens"] for row in points if row.get("band_tokens") is not None}
+    counts = "/".join(f"{count:.0f}" for count in sorted(tokens))
+    figure = empty_plane(f"Routers on the entropy–balance plane ({sizes})", f"Boxes: {counts} shuffled tokens")
     styles = {style.name: style for style in expert_styles(_names(points, "setting"))}
-    figure.add_trace(
-        go.Scatter(
-            x=[0, 1], y=[0, 1], mode="lines", line={"color": NEUTRAL, "width": 1, "dash": "dash"}, showlegend=False,
-            hoverinfo="skip",
-        )
-    )  # fmt: skip
     for row in points:
         if row.get("band_undecided_low") is None:
             continue
-        left, right = row["band_undecided_low"], row["band_undecided_high"]
-        low, high = row["band_balanced_low"], row["band_balanced_high"]
-        figure.add_trace(
-            go.Scatter(
-                x=[left, right, right, left], y=[low, low, high, high], fill="toself", mode="lines",
-                line={"color": styles[row["setting"]].colour, "width": 0}, showlegend=False,
-                hovertext=f"texts of {row['band_tokens']:.0f} tokens drawn at random",
-            )
-        )  # fmt: skip
+        ends = (row["band_undecided_low"], row["band_undecided_high"])
+        heights = (row["band_balanced_low"], row["band_balanced_high"])
+        add_band(figure, ends, heights, styles[row["setting"]], row["band_tokens"])
     for setting, style in styles.items():
         for seed in _names([row for row in paths if row["setting"] == setting], "seed"):
             steps = [row for row in paths if (row["setting"], row["seed"]) == (setting, seed)]
-            figure.add_trace(
-                go.Scatter(
-                    x=[row["undecided"] for row in steps], y=[row["balanced"] for row in steps], mode="lines",
-                    line={"color": style.colour, "width": 1.2}, opacity=0.55, showlegend=False,
-                    hovertext=f"{setting}, seed {seed:.0f}, while training",
-                )
-            )  # fmt: skip
+            places = [(row["undecided"], row["balanced"]) for row in steps]
+            add_path(figure, places, style, f"{setting}, seed {seed:.0f}, while training")
     for row in points:
-        style = styles[row["setting"]]
-        figure.add_trace(
-            go.Scatter(
-                x=[row["undecided"]], y=[row["balanced"]], mode="markers+text", text=[style.letter],
-                textposition="middle center", marker={"color": style.colour, "size": 17},
-                textfont={"color": "#FFFFFF"}, name=f"{style.letter} {row['setting']}",
-                error_x=error_bars([(row["undecided"], row["undecided_low"], row["undecided_high"])]),
-                error_y=error_bars([(row["balanced"], row["balanced_low"], row["balanced_high"])]),
-            )
-        )  # fmt: skip
-    corners = [
-        (0.02, 0.03, "one expert takes everything", "left"),
-        (0.98, 1.05, "balanced and undecided", "right"),
-        (0.02, 1.05, "balanced specialists", "left"),
-    ]
-    for x, y, text, side in corners:
-        figure.add_annotation(x=x, y=y, xref="x", yref="y", text=text, showarrow=False, xanchor=side)
-    ticks = [(part / 4, f"{part / 4:g}") for part in range(5)]
-    axes(figure, 1, (0, 1.02), ticks, "token entropy E[H(p)] / log K: undecided →", (0, 1.1), ticks, "")
-    tokens = {row["band_tokens"] for row in points if row.get("band_tokens") is not None}
-    note = (
-        f"y: load entropy H(p̄) / log K. Boxes: {'/'.join(f'{count:.0f}' for count in sorted(tokens))} shuffled tokens"
-    )
-    figure.add_annotation(x=0, y=1.03, xref="paper", yref="paper", text=note, showarrow=False, xanchor="left")
+        across = row["undecided"], row["undecided_low"], row["undecided_high"]
+        add_point(figure, styles[row["setting"]], across, (row["balanced"], row["balanced_low"], row["balanced_high"]))
     return figure
 
 

@@ -110,6 +110,11 @@ def luminance(red: float, green: float, blue: float) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def text_on(red: float, green: float, blue: float) -> str:
+    """Black or white, whichever is easier to read on a colour."""
+    return "#000000" if luminance(red, green, blue) > 0.18 else "#FFFFFF"
+
+
 def contrast(first: str, second: str) -> float:
     """Contrast of WCAG between two colours ``#RRGGBB``; texts need 4.5."""
     bright, dark = sorted((luminance(*channels(first)), luminance(*channels(second))), reverse=True)

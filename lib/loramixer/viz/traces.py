@@ -9,7 +9,6 @@ labels, since Plotly merges equal labels and reads labels as HTML.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -17,6 +16,18 @@ import plotly.graph_objects as go
 from loramixer.errors import FigureError
 from loramixer.trace import RoutingTrace
 from loramixer.viz.canvas import axes, axis_name, canvas, plotly_text, round_scale
+from loramixer.viz.maps import (
+    add_heat_map,
+    borders_between,
+    colour_bar,
+    layer_ticks,
+    panel_title,
+    room_for_labels,
+    rounded,
+    token_axes,
+    token_canvas,
+    twin,
+)
 from loramixer.viz.palette import (
     NEUTRAL,
     ColourScale,
@@ -29,9 +40,6 @@ from loramixer.viz.palette import (
 from loramixer.viz.views import MEAN, Roles, View, expert_index, token_label, view
 
 TOP, ENTROPY, MARGIN = "top", "entropy", "margin"
-
-SHARE_TICKS = [(0.0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1.0, "1")]
-LABEL_SIZE = 10
 
 
 def token_map(
@@ -64,10 +72,10 @@ def token_map(
     if measure not in names:
         style = styles[expert_index(part.experts, measure)]
         names[measure] = f"Gate of {style.letter} {plotly_text(measure)}"
-    figure = _token_canvas(part, f"{names[measure]}, by layer and token", right=150)
+    figure = token_canvas(part, f"{names[measure]}, by layer and token", right=150)
     _token_heat_map(figure, 1, part, measure, styles, bar=True)
-    _token_axes(figure, 1, part)
-    _borders(figure, 1, part, borders)
+    token_axes(figure, 1, part)
+    borders_between(figure, 1, part, borders)
     if measure == TOP:
         _expert_legend(figure, styles)
         figure.update_layout(title={"subtitle": {"text": f"{part.words}; the stronger, the further ahead"}})
@@ -98,7 +106,7 @@ def expert_maps(
     columns = min(len(styles), 2 if len(part.labels) > 40 else 3)
     lines = -(-len(styles) // columns)
     each = min(620.0, max(250.0, 11.0 * len(part.labels)))
-    bottom = _room_for_labels(part.labels) + 8
+    bottom = room_for_labels(part.labels) + 8
     tall = min(260.0, max(110.0, 7.0 * len(part.layers)))
     figure = canvas(
         "Gate of every expert, by layer and token",
@@ -117,9 +125,9 @@ def expert_maps(
         number = index + 1
         last = line == lines - 1 or index + columns >= len(styles)
         _token_heat_map(figure, number, part, style.name, styles, bar=index == 0)
-        _token_axes(figure, number, part, across, up, named=last, pixels=each, first=column == 0)
-        _borders(figure, number, part, borders)
-        _panel_title(figure, across, up, f"{style.letter} {plotly_text(style.name)}")
+        token_axes(figure, number, part, across, up, named=last, pixels=each, first=column == 0)
+        borders_between(figure, number, part, borders)
+        panel_title(figure, across, up, f"{style.letter} {plotly_text(style.name)}")
     return figure
 
 
@@ -158,7 +166,7 @@ def load_bars(
         names = {"xaxis": axis_name("x", number), "yaxis": axis_name("y", number), "showlegend": False}
         figure.add_trace(
             go.Bar(
-                x=_rounded(loads[:, number - 1]), y=list(range(count)), orientation="h", width=0.8, name=name,
+                x=rounded(loads[:, number - 1]), y=list(range(count)), orientation="h", width=0.8, name=name,
                 marker={"color": style.colour}, customdata=list(part.layers),
                 hovertemplate=f"layer %{{customdata}}: on average %{{x:.3f}} of the weight goes to "
                 f"{plotly_text(style.name)}, an even load is {even:.3f}<extra></extra>", **names,
@@ -170,12 +178,12 @@ def load_bars(
                 line={"color": NEUTRAL, "width": 1.4, "dash": "dash"}, **names,
             )
         )  # fmt: skip
-        rows = _layer_ticks(part.layers, 13) if number == 1 else []
+        rows = layer_ticks(part.layers, 13) if number == 1 else []
         title = "layer" if number == 1 else ""
         axes(
             figure, number, (0, widest), ticks, "load" if number == 1 else "", (count - 0.5, -0.5), rows, title, across
         )
-        _panel_title(figure, across, (0, 1), f"{name} {loads[:, number - 1].mean():.2f}")
+        panel_title(figure, across, (0, 1), f"{name} {loads[:, number - 1].mean():.2f}")
     return figure
 
 
@@ -219,7 +227,7 @@ def token_card(trace: RoutingTrace, token: int, *, layers: tuple[int, int] | Non
         start += widths[number - 1] + gap
         figure.add_trace(
             go.Heatmap(
-                z=_rounded(gates), x=list(range(len(styles))), y=list(range(len(shown))),
+                z=rounded(gates), x=list(range(len(styles))), y=list(range(len(shown))),
                 text=[[_short_share(value) for value in line] for line in gates],
                 texttemplate="%{text}", textfont={"size": 9},
                 customdata=[
@@ -233,21 +241,21 @@ def token_card(trace: RoutingTrace, token: int, *, layers: tuple[int, int] | Non
                 hovertemplate=f"{plotly_text(projection)} of layer %{{customdata[1]}}: %{{z:.3f}} of its update "
                 "came from %{customdata[0]} (rank %{customdata[3]}; router score before the softmax, the logit, "
                 "%{customdata[2]}; first expert leads by %{customdata[4]})<extra></extra>",
-                colorscale=magnitude_scale(), zmin=0, zmax=1, showscale=number == 1, colorbar=_colour_bar("gate"),
+                colorscale=magnitude_scale(), zmin=0, zmax=1, showscale=number == 1, colorbar=colour_bar("gate"),
                 xaxis=axis_name("x", number), yaxis=axis_name("y", number),
-                meta=_twin(experts, [f"layer {n}" for n in shown], f"gate, {projection}"),
+                meta=twin(experts, [f"layer {n}" for n in shown], f"gate, {projection}"),
             )
         )  # fmt: skip
-        rows = _layer_ticks(shown, 15) if number == 1 else []
+        rows = layer_ticks(shown, 15) if number == 1 else []
         axes(
             figure, number, (-0.5, len(styles) - 0.5), [(i, s.letter) for i, s in enumerate(styles)], "",
             (len(shown) - 0.5, -0.5), rows, "layer" if number == 1 else "", across,
         )  # fmt: skip
-        _panel_title(figure, across, (0, 1), plotly_text(projection))
+        panel_title(figure, across, (0, 1), plotly_text(projection))
     number = panels + 1
     across = start / plot_width, 1.0
     for index, projection in enumerate(trace.projections):
-        points = {"x": _rounded(leads[index]), "y": list(range(len(shown)))}
+        points = {"x": rounded(leads[index]), "y": list(range(len(shown)))}
         figure.add_trace(
             go.Scatter(
                 **points, mode="markers", marker={"color": NEUTRAL, "size": 4}, opacity=0.55, showlegend=False,
@@ -266,7 +274,7 @@ def token_card(trace: RoutingTrace, token: int, *, layers: tuple[int, int] | Non
     )  # fmt: skip
     ends = [(0.0, "0"), (0.5, "0.5"), (1.0, "1")]
     axes(figure, number, (0, 1), ends, "", (len(shown) - 0.5, -0.5), [], "", across)
-    _panel_title(figure, across, (0, 1), "lead: dots, and mean")
+    panel_title(figure, across, (0, 1), "lead: dots, and mean")
     return figure
 
 
@@ -315,25 +323,25 @@ def agreement_matrix(
         what = "in %{customdata}" if number == 1 else "in layer %{customdata}"
         figure.add_trace(
             go.Heatmap(
-                z=_rounded(values), x=list(range(len(columns))), y=list(range(len(rows))),
+                z=rounded(values), x=list(range(len(columns))), y=list(range(len(rows))),
                 text=[["" if np.isnan(v) else f"{v:.2f}" for v in line] for line in values],
                 texttemplate="%{text}", textfont={"size": 11 if number == 1 else 9},
                 customdata=[
                     [f"{row}{link}{column}" for column in columns] for row in rows
                 ],
                 hovertemplate=f"the same expert is first {what} for %{{z:.0%}} of the tokens<extra></extra>",
-                colorscale=magnitude_scale(), zmin=0, zmax=1, showscale=number == 1, colorbar=_colour_bar("agreement"),
+                colorscale=magnitude_scale(), zmin=0, zmax=1, showscale=number == 1, colorbar=colour_bar("agreement"),
                 xaxis=axis_name("x", number), yaxis=axis_name("y", number),
-                meta=_twin([*columns], [*rows], "agreement"),
+                meta=twin([*columns], [*rows], "agreement"),
             )
         )  # fmt: skip
-        ticks = list(enumerate(rows)) if number == 1 else _layer_ticks(whole.layers, 13)
+        ticks = list(enumerate(rows)) if number == 1 else layer_ticks(whole.layers, 13)
         axes(
             figure, number, (-0.5, len(columns) - 0.5), list(enumerate(columns)), "", (len(rows) - 0.5, -0.5), ticks,
             "" if number == 1 else "layer", across, up,
         )  # fmt: skip
         figure.update_layout({f"xaxis{axis_name('x', number)[1:]}": {"tickangle": -90, "tickfont": {"size": 10}}})
-        _panel_title(figure, across, up, "mean over layers" if number == 1 else "layer by layer")
+        panel_title(figure, across, up, "mean over layers" if number == 1 else "layer by layer")
     return figure
 
 
@@ -354,20 +362,6 @@ def _of_token(
             logits[row] = trace.logits[index, token]
             gates[row] = np.where(np.isfinite(logits[row]), trace.gates[index, token], np.nan)
     return gates, logits
-
-
-def _token_canvas(part: View, title: str, right: int) -> go.Figure:
-    """A canvas whose cells are wide enough to read and whose width stays below two screens."""
-    wide = min(1560.0, max(360.0, 12.0 * len(part.labels)))
-    tall = max(90.0, min(18.0, max(9.0, 420 / len(part.layers))) * len(part.layers))
-    bottom = _room_for_labels(part.labels) + 8
-    figure = canvas(title, 62 + wide + right, 74 + tall + bottom, 62, right)
-    figure.update_layout(margin={"t": 74, "b": bottom}, title={"subtitle": {"text": part.words}})
-    return figure
-
-
-def _room_for_labels(labels: Sequence[str]) -> int:
-    return round(14 + 0.6 * LABEL_SIZE * max(len(label) for label in labels))
 
 
 def _token_heat_map(
@@ -399,76 +393,8 @@ def _token_heat_map(
         words = f"{head}%{{z:.2f}} of the expert update came from {plotly_text(measure)}"
     add_heat_map(
         figure, number, values, scale, ends, columns=labels, rows=[f"layer {layer}" for layer in part.layers],
-        name=name, words=words, texts=texts, bar=_colour_bar(name) if bar and measure != TOP else None,
+        name=name, words=words, texts=texts, bar=colour_bar(name) if bar and measure != TOP else None,
     )  # fmt: skip
-
-
-def add_heat_map(
-    figure: go.Figure, number: int, values: np.ndarray, scale: ColourScale, ends: tuple[float, float], *,
-    columns: Sequence[str], rows: Sequence[str], name: str, words: str, texts: list[list[str]] | None = None,
-    bar: dict[str, Any] | None = None,
-) -> None:  # fmt: skip
-    """One heat map; each cell's ``customdata`` says where it is, ``words`` is the sentence under the pointer."""
-    figure.add_trace(
-        go.Heatmap(
-            z=_rounded(values), x=list(range(len(columns))), y=list(range(len(rows))), text=texts, colorscale=scale,
-            zmin=ends[0], zmax=ends[1], showscale=bar is not None, colorbar=bar, hoverongaps=False,
-            customdata=[[f"“{column}”, {row}" for column in columns] for row in rows],
-            hovertemplate=f"{words}<extra></extra>",
-            xaxis=axis_name("x", number), yaxis=axis_name("y", number), meta=_twin(columns, rows, name),
-        )
-    )  # fmt: skip
-
-
-def _token_axes(
-    figure: go.Figure, number: int, part: View, across: tuple[float, float] = (0, 1),
-    up: tuple[float, float] = (0, 1), named: bool = True, pixels: float | None = None, first: bool = True,
-) -> None:  # fmt: skip
-    count, rows = len(part.labels), len(part.layers)
-    layout = figure.layout
-    pixels = pixels or (layout.width - layout.margin.l - layout.margin.r) * (across[1] - across[0])
-    stride = max(1, -(-(LABEL_SIZE + 1) * count // int(pixels)))
-    ticks = [(index, plotly_text(label)) for index, label in enumerate(part.labels) if index % stride == 0]
-    tall = (layout.height - layout.margin.t - layout.margin.b) * (up[1] - up[0]) / rows
-    lines = _layer_ticks(part.layers, tall) if first else []
-    title = "layer" if first else ""
-    axes(
-        figure, number, (-0.5, count - 0.5), ticks if named else [], "", (rows - 0.5, -0.5), lines, title, across, up
-    )  # fmt: skip
-    figure.update_layout(
-        {
-            f"xaxis{axis_name('x', number)[1:]}": {
-                "tickangle": -90, "tickfont": {"size": LABEL_SIZE}, "showgrid": False
-            },
-            f"yaxis{axis_name('y', number)[1:]}": {"showgrid": False},
-        }
-    )  # fmt: skip
-
-
-def _layer_ticks(layers: Sequence[int], pixels: float) -> list[tuple[float, str]]:
-    """Rows with their layers, as many as can be read."""
-    stride = next((step for step in (1, 2, 5, 10, 20, 50) if step * pixels >= 14), 100)
-    return [(row, str(layer)) for row, layer in enumerate(layers) if layer % stride == 0 or len(layers) == 1]
-
-
-def _borders(figure: go.Figure, number: int, part: View, borders: Sequence[int]) -> None:
-    """Lines between tokens: where the answer begins, and those that were asked for."""
-    places: list[tuple[int, str, str | None]] = [
-        (int(np.searchsorted(part.positions, border)), "border of a span", "dash") for border in borders
-    ]
-    if part.first_generated is not None:
-        places.append((part.first_generated, "the answer begins", None))
-    for place, words, dash in places:
-        if not 0 < place < len(part.labels):
-            continue
-        for colour, width in (("#000000", 3.4), ("#FFFFFF", 1.6)):  # visible on every colour
-            figure.add_trace(
-                go.Scatter(
-                    x=[place - 0.5] * 2, y=[-0.5, len(part.layers) - 0.5], mode="lines", showlegend=False,
-                    hovertext=words, hoverinfo="text", meta="guide", xaxis=axis_name("x", number),
-                    yaxis=axis_name("y", number), line={"color": colour, "width": width, "dash": dash},
-                )
-            )  # fmt: skip
 
 
 def _expert_legend(figure: go.Figure, styles: Sequence[ExpertStyle]) -> None:
@@ -479,28 +405,6 @@ def _expert_legend(figure: go.Figure, styles: Sequence[ExpertStyle]) -> None:
                 marker={"color": style.colour, "size": 10, "symbol": "square"}, showlegend=True,
             )
         )  # fmt: skip
-
-
-def _panel_title(figure: go.Figure, across: tuple[float, float], up: tuple[float, float], text: str) -> None:
-    figure.add_annotation(
-        x=sum(across) / 2, y=up[1], xref="paper", yref="paper", text=text, showarrow=False, yanchor="bottom"
-    )
-
-
-def _colour_bar(title: str) -> dict[str, Any]:
-    return {
-        "title": {"text": title}, "thickness": 12, "len": 1.0, "y": 0.5, "outlinewidth": 0,
-        "tickvals": [tick for tick, _ in SHARE_TICKS], "ticktext": [text for _, text in SHARE_TICKS],
-    }  # fmt: skip
-
-
-def _twin(columns: Sequence[str], rows: Sequence[str], value: str) -> dict[str, Any]:
-    """What a heat map's rows, columns and numbers are called in a table; as Plotly texts."""
-    return {"columns": list(columns), "rows": list(rows), "value": value}
-
-
-def _rounded(values: np.ndarray) -> np.ndarray:
-    return np.round(np.asarray(values, dtype=np.float32), 4)
 
 
 def _short_share(value: float) -> str:

@@ -38,8 +38,9 @@ class View:
         gates: float32 ``[L, T, E]``.
         logits: float32 ``[L, T, E]``, mean over the projections that have the expert; minus infinity if none has.
         entropies: float32 ``[L, T]``, mean over routers of the entropy of their gates, 0 … 1 of the largest possible.
-        contributions: float32 ``[L, T, E]`` if the trace has them: norm of what each expert added over that of the
-            frozen projection.
+        sites: for each layer, indices of the sites of the trace that the view takes.
+        contributions: float32 ``[L, T, E]`` if the trace has them: length of what each expert added, in lengths of the
+            frozen projection's output.
     """
 
     trace: RoutingTrace
@@ -50,6 +51,7 @@ class View:
     gates: np.ndarray
     logits: np.ndarray
     entropies: np.ndarray
+    sites: tuple[tuple[int, ...], ...]
     contributions: np.ndarray | None
 
     @property
@@ -128,7 +130,7 @@ def view(
             f"{trace.layers[-1]}."
         )
     widest = np.log(max(2, len(trace.experts)))
-    contributions = getattr(trace, "contributions", None)
+    contributions = trace.contribution_shares
     return View(
         trace=trace,
         projection=projection,
@@ -138,9 +140,10 @@ def view(
         gates=np.stack([trace.gates[sites][:, positions].mean(axis=0) for sites in rows]),
         logits=np.stack([_mean_of_finite(trace.logits[sites][:, positions]) for sites in rows]),
         entropies=np.stack([entropy(trace.gates[sites][:, positions]).mean(axis=0) / widest for sites in rows]),
+        sites=tuple(tuple(sites) for sites in rows),
         contributions=None
         if contributions is None
-        else np.stack([contributions[sites][:, positions].mean(axis=0) for sites in rows]),
+        else np.stack([_mean_of_finite(contributions[sites][:, positions], 0.0) for sites in rows]),
     )
 
 
@@ -197,11 +200,12 @@ def part_of_character(tokens: TraceTokens, position: int) -> tuple[int, int]:
     return position - first + 1, last - first + 1
 
 
-def _mean_of_finite(logits: np.ndarray) -> np.ndarray:
-    known = np.isfinite(logits)
+def _mean_of_finite(values: np.ndarray, otherwise: float = -np.inf) -> np.ndarray:
+    """Mean over the first axis of what is finite."""
+    known = np.isfinite(values)
     count = known.sum(axis=0)
-    total = np.where(known, logits, 0).sum(axis=0)
-    return np.where(count > 0, total / np.maximum(count, 1), -np.inf)
+    total = np.where(known, values, 0).sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), otherwise)
 
 
 def _short(projection: str) -> str:
