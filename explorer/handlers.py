@@ -1,14 +1,12 @@
 """What happens on the page: each method is one event, and takes and returns values of components.
 
-The two methods :meth:`Handlers.route` and :meth:`Handlers.generate` are the public API; everything else is private.
+All of them are private; the public endpoints are in ``explorer.api``.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,9 +18,6 @@ from explorer.recordings import Recordings
 from explorer.registry import ModelSource
 from explorer.sessions import Tickets
 from explorer.settings import (
-    DEFAULT_K,
-    DEFAULT_MIXER,
-    DEFAULT_NEW_TOKENS,
     RunRequest,
     check_new_tokens,
     check_prompt,
@@ -32,7 +27,6 @@ from explorer.settings import (
     gate_choices,
     parse_gate,
 )
-from explorer.summary import summarise
 from explorer.traces_in_memory import TraceStore
 from loramixer.errors import LoraMixerError
 from loramixer.mixers import MixerInfo
@@ -218,49 +212,7 @@ class Handlers:
         self.tickets.drop(_session(request))
         self.traces.forget(_session(request))
 
-    # ------------------------------------------------------------------ public API
-
-    def route(self, prompt: str) -> dict:
-        """Route a prompt through the default router without generating anything.
-
-        Args:
-            prompt: plain text; the chat template of the backbone is added. At most 512 tokens with it.
-
-        Returns:
-            The load of each expert, how undecided, balanced and specialised the router was, and for each token the
-            expert with the largest mean gate.
-        """
-        return self._call(prompt, DEFAULT_MIXER, DEFAULT_K, 0)
-
-    def generate(
-        self,
-        prompt: str,
-        mixer: str = DEFAULT_MIXER,
-        k: int = DEFAULT_K,
-        max_new_tokens: int = DEFAULT_NEW_TOKENS,
-    ) -> dict:
-        """Let the model answer a prompt and report which experts its routers chose, for the prompt and the answer.
-
-        Args:
-            prompt: plain text; the chat template of the backbone is added. At most 512 tokens with it.
-            mixer: name of the router, such as smollm2-135m/rsl.
-            k: how many experts a router may mix for one token, from 1 to the number of experts.
-            max_new_tokens: longest answer in tokens, at most 256.
-
-        Returns:
-            The generated text and the same numbers as route.
-        """
-        return self._call(prompt, mixer, k, max_new_tokens)
-
     # ------------------------------------------------------------------ inside
-
-    def _call(self, prompt: str, mixer: str, k: int, max_new_tokens: int) -> dict[str, Any]:
-        try:
-            check_prompt(prompt)
-            traces = self.source.stream(self._request(prompt, mixer, str(k), max_new_tokens), threading.Event())
-            return summarise(deque(traces, maxlen=1).pop())
-        except LoraMixerError as error:
-            raise gr.Error(str(error)) from error
 
     def _request(self, prompt: str, mixer: str | None, gate: str, max_new_tokens: int) -> RunRequest:
         mode, k = parse_gate(gate, len(self._find_mixer(mixer).experts))

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from explorer.api import PublicApi
 from explorer.handlers import Handlers
 from explorer.page import Page
 from explorer.recordings import Recordings
@@ -39,9 +40,8 @@ def build(source: ModelSource, recordings: Recordings) -> gr.Blocks:
             for room in ROOMS:
                 with gr.Tab(room.label, id=room.key, elem_id=f"room-{room.key}"):
                     room.build(page)
-        gr.api(handlers.route, api_name="route", concurrency_id="model", concurrency_limit=1)
-        gr.api(handlers.generate, api_name="generate", concurrency_id="model", concurrency_limit=1)
-    return demo.queue(max_size=16)
+        PublicApi(source).add()
+    return demo.queue(max_size=32)
 
 
 def launch_options() -> dict[str, Any]:

@@ -6,43 +6,92 @@ from typing import Any
 
 import numpy as np
 
-from loramixer.metrics import load, margin, plane_point
-from loramixer.trace import RoutingTrace
+from loramixer.errors import TraceError
+from loramixer.metrics import jensen_shannon, load, margin, plane_point
+from loramixer.trace import Role, RoutingTrace
+
+MEASURED_ROLES: tuple[Role, ...] = ("prompt", "generated")
+"""The tokens that the numbers are about: not those of the chat template."""
 
 
 def summarise(trace: RoutingTrace) -> dict[str, Any]:
     """The answer, the load of each expert and the expert of each token, over the tokens that are no template.
 
     Returns:
-        ``text`` that was generated; ``experts``; ``load``, the share of each expert, mean over sites and tokens;
-        ``undecided``, ``balanced`` and ``specialised``, 0…1, see ``loramixer.metrics``; ``tokens``, each with its
-        ``text``, ``role``, ``expert``, ``gate`` and ``margin`` of the mean over sites; and ``provenance``.
+        ``text`` that was generated; ``experts``; ``measured_tokens``, how many; ``load``, the share of each expert,
+        mean over sites and tokens; ``undecided``, ``balanced`` and ``specialised``, 0…1, see ``loramixer.metrics``;
+        ``tokens``, each with its ``text``, ``role``, ``expert``, ``gate`` and ``margin`` of the mean over sites; and
+        ``provenance``.
     """
-    _, kept = trace.select(roles=("prompt", "generated"))
+    _, kept = trace.select(roles=MEASURED_ROLES)
     positions = np.flatnonzero(kept).tolist()
-    gates = trace.gates[:, kept]
-    mean_gates = gates.mean(axis=0)
+    mean_gates = trace.gates[:, kept].mean(axis=0)
     margins = margin(mean_gates)
-    point = plane_point(gates)
     return {
         "text": generated_text(trace),
-        "experts": list(trace.experts),
-        "load": {name: round(float(share), 4) for name, share in zip(trace.experts, load(gates), strict=True)},
-        "undecided": round(point.undecided, 4),
-        "balanced": round(point.balanced, 4),
-        "specialised": round(point.balanced - point.undecided, 4),
+        **describe_routing(trace),
         "tokens": [
             {
                 "text": trace.tokens[position],
                 "role": trace.tokens.roles[position],
                 "expert": trace.experts[int(row.argmax())],
-                "gate": round(float(row.max()), 4),
-                "margin": round(float(ahead), 4),
+                "gate": _rounded(row.max()),
+                "margin": _rounded(ahead),
             }
             for position, row, ahead in zip(positions, mean_gates, margins, strict=True)
         ],
         "provenance": trace.provenance,
     }
+
+
+def describe_routing(trace: RoutingTrace, by_site: bool = False) -> dict[str, Any]:
+    """Load and the place on the entropy–balance plane, over the tokens that are no template.
+
+    Args:
+        trace: any trace.
+        by_site: whether every layer and every projection is described by itself too.
+
+    Raises:
+        TraceError: a trace of template tokens only.
+    """
+    _, kept = trace.select(roles=MEASURED_ROLES)
+    if not kept.any():
+        raise TraceError("The trace holds tokens of the chat template only; trace a prompt.")
+    described = {"experts": list(trace.experts), "measured_tokens": int(kept.sum()), **_numbers(trace, kept)}
+    if by_site:
+        described["layers"] = [{"layer": layer, **_numbers(trace, kept, layers=(layer,))} for layer in trace.layers]
+        described["projections"] = [
+            {"projection": projection, **_numbers(trace, kept, projections=(projection,))}
+            for projection in trace.projections
+        ]
+    return described
+
+
+def describe_change(before: RoutingTrace, after: RoutingTrace) -> dict[str, Any]:
+    """How far two traces of the same tokens and sites are apart, over the tokens that are no template."""
+    _, kept = before.select(roles=MEASURED_ROLES)
+    former, latter = before.gates[:, kept], after.gates[:, kept]
+    return {
+        "changed_decisions": _rounded((former.argmax(axis=-1) != latter.argmax(axis=-1)).mean()),
+        "divergence": _rounded(jensen_shannon(former, latter).mean()),
+    }
+
+
+def _numbers(trace: RoutingTrace, kept: np.ndarray, **part: Any) -> dict[str, Any]:
+    sites, _ = trace.select(**part)
+    gates = trace.gates[sites][:, kept]
+    point = plane_point(gates)
+    return {
+        "load": {name: _rounded(share) for name, share in zip(trace.experts, load(gates), strict=True)},
+        "undecided": _rounded(point.undecided),
+        "balanced": _rounded(point.balanced),
+        "specialised": _rounded(point.balanced - point.undecided),
+    }
+
+
+def _rounded(value: Any) -> float:
+    """A plain number of four digits, without a negative zero."""
+    return round(float(value), 4) + 0.0
 
 
 def generated_text(trace: RoutingTrace) -> str:

@@ -278,17 +278,6 @@ def test_text_is_readable(page: Any, synthetic_page_url: str, theme: str) -> Non
     assert page.evaluate(CONTRAST) == []
 
 
-def test_the_public_api_answers(synthetic_page_url: str) -> None:
-    from gradio_client import Client
-
-    client = Client(synthetic_page_url, verbose=False)
-    answer = client.predict("How many mg?", api_name="/route")
-    assert set(answer["load"]) == {"math", "medical", "code", "language"}
-    answer = client.predict(prompt="How many mg?", max_new_tokens=3, api_name="/generate")
-    assert answer["text"].startswith(" Each")
-    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/route", "/generate"}
-
-
 def test_numbers_explain_themselves_on_focus(page: Any) -> None:
     page.focus(".load-number:last-child")
     assert page.locator(".tip").is_visible()

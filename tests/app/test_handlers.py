@@ -214,32 +214,6 @@ def test_the_model_line_says_what_is_on_screen(tmp_path: Path) -> None:
     assert timer.active is False
 
 
-def test_public_endpoints_give_plain_numbers(handlers: Handlers) -> None:
-    routed = handlers.route("How many mg?")
-    assert routed["text"] == ""
-    assert sum(routed["load"].values()) == pytest.approx(1, abs=1e-3)
-    assert {token["role"] for token in routed["tokens"]} == {"prompt"}
-    answered = handlers.generate("How many mg?", max_new_tokens=4)
-    assert answered["text"] == " Each dose is 310"
-    assert 0 <= answered["specialised"] <= answered["balanced"] <= 1
-    with pytest.raises(gr.Error, match="choose a number from 1 to 4"):
-        handlers.generate("How many mg?", k=9)
-    with pytest.raises(gr.Error, match="prompt is empty"):
-        handlers.route("")
-
-
-def test_only_two_endpoints_are_public(handlers: Handlers) -> None:
-    from explorer.layout import build
-
-    demo = build(handlers.source, handlers.recordings)
-    public = {
-        dependency["api_name"]: dependency["api_description"]
-        for dependency in demo.get_config_file()["dependencies"]
-        if dependency["api_visibility"] == "public"
-    }
-    assert set(public) == {"route", "generate"}
-
-
 def test_recorded_examples_can_be_shown(tmp_path: Path) -> None:
     from explorer.record import record
 

@@ -1,0 +1,155 @@
+"""The public endpoints: what programs call, by ``gradio_client`` or as MCP tools. All other events are private.
+
+Names, parameters and docstrings here are what a caller sees, so they change only with the version of the package.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Any
+
+import gradio as gr
+
+from explorer.registry import ModelSource
+from explorer.settings import DEFAULT_MIXER, DEFAULT_NEW_TOKENS, RunRequest, check_new_tokens, check_prompt, parse_gate
+from explorer.summary import describe_change, describe_routing, summarise
+from loramixer.errors import LoraMixerError, TraceError
+from loramixer.trace import RoutingTrace
+from loramixer.whatif import NOTE, what_if
+
+
+class PublicApi:
+    """The endpoints over a source of models.
+
+    Args:
+        source: what can be run.
+    """
+
+    def __init__(self, source: ModelSource) -> None:
+        self.source = source
+
+    def add(self) -> None:
+        """Give the endpoints to the page that is being built."""
+        model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+        for endpoint in (self.route, self.generate, self.what_if):
+            gr.api(endpoint, api_name=endpoint.__name__, **model)
+        # Not by gr.api, which would open whatever path of the server a caller names; gr.File takes uploads only.
+        inputs = [
+            gr.Textbox(label="prompt", visible=False),
+            gr.File(label="trace", visible=False),
+            gr.Textbox(DEFAULT_MIXER, label="mixer", visible=False),
+            gr.Number(0, label="k", precision=0, visible=False),
+        ]
+        gr.Button(visible=False).click(self.metrics, inputs, gr.JSON(visible=False), api_name="metrics", **model)
+
+    def route(self, prompt: str, mixer: str = DEFAULT_MIXER, k: int = 0) -> dict:
+        """Route a prompt through a router without generating anything.
+
+        Args:
+            prompt: plain text; the chat template of the backbone is added. At most 512 tokens with it.
+            mixer: name of the router, such as smollm2-135m/rsl.
+            k: how many experts a router may mix for one token, from 1 to the number of experts; 0 for the router's
+                own number.
+
+        Returns:
+            The load of each expert, how undecided, balanced and specialised the router was, and for each token the
+            expert with the largest mean gate.
+        """
+        return _answer(lambda: summarise(self._run(prompt, mixer, k, 0)))
+
+    def generate(
+        self, prompt: str, mixer: str = DEFAULT_MIXER, k: int = 0, max_new_tokens: int = DEFAULT_NEW_TOKENS
+    ) -> dict:
+        """Let the model answer a prompt and report which experts its routers chose, for the prompt and the answer.
+
+        Args:
+            prompt: plain text; the chat template of the backbone is added. At most 512 tokens with it.
+            mixer: name of the router, such as smollm2-135m/rsl.
+            k: how many experts a router may mix for one token, from 1 to the number of experts; 0 for the router's
+                own number.
+            max_new_tokens: longest answer in tokens, at most 256 (128 on a public server).
+
+        Returns:
+            The generated text and the same numbers as route.
+        """
+        return _answer(lambda: summarise(self._run(prompt, mixer, k, max_new_tokens)))
+
+    def what_if(
+        self,
+        prompt: str,
+        mixer: str = DEFAULT_MIXER,
+        k: int = 0,
+        max_new_tokens: int = 0,
+        temperature: float = 1.0,
+        new_k: int = 0,
+        mask: list[str] | None = None,
+        bias: dict[str, float] | None = None,
+    ) -> dict:
+        """Ask what the routers would have chosen under other gate settings: routing only, text not regenerated.
+
+        Args:
+            prompt: plain text; the chat template of the backbone is added. At most 512 tokens with it.
+            mixer: name of the router, such as smollm2-135m/rsl.
+            k: experts per token of the run itself; 0 for the router's own number.
+            max_new_tokens: how long an answer the run writes first; 0 routes the prompt only.
+            temperature: divides the router's logits; below 1 sharpens, above 1 flattens.
+            new_k: experts per token afterwards; 0 leaves k.
+            mask: names of experts that may not be chosen.
+            bias: expert name to what is added to its logits, in nats; 0.69 doubles its odds.
+
+        Returns:
+            The numbers of the run before and after the change, the share of decisions whose first expert changed, and
+            the mean Jensen-Shannon divergence in nats, 0 to 0.69.
+        """
+
+        def change() -> dict[str, Any]:
+            before = self._run(prompt, mixer, k, max_new_tokens)
+            after = what_if(before, k=new_k or None, temperature=temperature, mask=mask or (), bias=bias)
+            return {
+                "note": NOTE,
+                "before": describe_routing(before),
+                "after": describe_routing(after),
+                **describe_change(before, after),
+            }
+
+        return _answer(change)
+
+    def metrics(self, prompt: str = "", trace: str | None = None, mixer: str = DEFAULT_MIXER, k: int = 0) -> dict:
+        """Give the numbers of a routing trace: of a trace file, or of a prompt that is routed now.
+
+        Args:
+            prompt: plain text that is routed, without generating; leave it empty when a file is given.
+            trace: a trace file (.npz) that the explorer or the library has saved; no model is needed for it.
+            mixer: name of the router that reads the prompt, such as smollm2-135m/rsl.
+            k: experts per token for the prompt; 0 for the router's own number.
+
+        Returns:
+            The load of each expert, how undecided, balanced and specialised the routers were (all from 0 to 1), for
+            the whole trace and for every layer and projection by itself, without the tokens of the chat template.
+        """
+
+        def numbers() -> dict[str, Any]:
+            if trace and (prompt or "").strip():
+                raise TraceError("Both a prompt and a trace file were given; give one of them.")
+            found = RoutingTrace.load(trace) if trace else self._run(prompt, mixer, k, 0)
+            return {**describe_routing(found, by_site=True), "provenance": found.provenance}
+
+        return _answer(numbers)
+
+    def _run(self, prompt: str, mixer: str, k: int | None, max_new_tokens: int) -> RoutingTrace:
+        """The whole trace of one run."""
+        check_prompt(prompt)
+        found = self.source.find(mixer)
+        gate, checked = parse_gate(str(int(k or found.top_k)), len(found.experts))
+        request = RunRequest(prompt, found.name, gate, checked, check_new_tokens(max_new_tokens))
+        return deque(self.source.stream(request, threading.Event()), maxlen=1).pop()
+
+
+def _answer(compute: Any) -> dict[str, Any]:
+    """What ``compute`` returns; an expected error is its sentence, for the caller to read."""
+    try:
+        answer: dict[str, Any] = compute()
+        return answer
+    except LoraMixerError as error:
+        raise gr.Error(str(error)) from error

@@ -1,0 +1,152 @@
+"""The public endpoints, called as a program calls them; and that nothing else is public."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from explorer.api import PublicApi
+from explorer.recordings import Recordings
+from loramixer.whatif import NOTE
+from tests.app.synthetic import EXPERTS, FakeSource, make_trace
+
+PUBLIC = {"route", "generate", "what_if", "metrics"}
+
+
+@pytest.fixture
+def api() -> PublicApi:
+    return PublicApi(FakeSource())
+
+
+def test_route_gives_plain_numbers(api: PublicApi) -> None:
+    routed = api.route("How many mg?")
+    assert routed["text"] == ""
+    assert sum(routed["load"].values()) == pytest.approx(1, abs=1e-3)
+    assert {token["role"] for token in routed["tokens"]} == {"prompt"}
+    assert routed["measured_tokens"] == len(routed["tokens"])
+
+
+def test_generate_gives_the_answer_too(api: PublicApi) -> None:
+    answered = api.generate("How many mg?", max_new_tokens=4)
+    assert answered["text"] == " Each dose is 310"
+    assert 0 <= answered["specialised"] <= answered["balanced"] <= 1
+    assert answered["specialised"] == pytest.approx(answered["balanced"] - answered["undecided"], abs=2e-4)
+
+
+def test_k_is_the_router_s_own_unless_given(api: PublicApi) -> None:
+    assert api.route("How many mg?")["provenance"]["k"] == 3
+    assert api.route("How many mg?", k=1)["provenance"]["k"] == 1
+
+
+def test_what_if_changes_the_gates_and_says_so(api: PublicApi) -> None:
+    answer = api.what_if("How many mg?", mask=["math"], temperature=0.5)
+    assert answer["note"] == NOTE
+    assert answer["after"]["load"]["math"] == 0 < answer["before"]["load"]["math"]
+    assert answer["after"]["undecided"] < answer["before"]["undecided"]
+    assert 0 < answer["changed_decisions"] < 1
+    assert 0 < answer["divergence"] < 0.7
+    same = api.what_if("How many mg?")
+    assert (same["changed_decisions"], same["divergence"]) == (0, 0)
+
+
+def test_a_bias_moves_the_load(api: PublicApi) -> None:
+    answer = api.what_if("How many mg?", bias={"code": 2.0})
+    assert answer["after"]["load"]["code"] > answer["before"]["load"]["code"] + 0.1
+
+
+def test_metrics_of_a_file_need_no_model(api: PublicApi, tmp_path: Path) -> None:
+    trace = make_trace(layers=3, written=4)
+    answer = api.metrics(trace=str(trace.save(tmp_path / "trace.npz")))
+    assert api.source.requests == []  # type: ignore[attr-defined]
+    assert [row["layer"] for row in answer["layers"]] == [0, 1, 2]
+    assert [row["projection"] for row in answer["projections"]] == list(trace.projections)
+    for expert in EXPERTS:
+        mean = sum(row["load"][expert] for row in answer["layers"]) / 3
+        assert mean == pytest.approx(answer["load"][expert], abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "arguments", "words"),
+    [
+        ("route", {"prompt": ""}, "prompt is empty"),
+        ("route", {"prompt": "x", "mixer": "nobody"}, "no known router"),
+        ("generate", {"prompt": "x", "k": 9}, "choose a number from 1 to 4"),
+        ("generate", {"prompt": "x", "max_new_tokens": 10_000}, "choose from 0 to"),
+        ("what_if", {"prompt": "x", "mask": ["nobody"]}, "no expert 'nobody'"),
+        ("what_if", {"prompt": "x", "temperature": 0.0}, "above 0"),
+        ("what_if", {"prompt": "x", "mask": list(EXPERTS)}, "leave at least one"),
+        ("metrics", {"prompt": "x", "trace": "x.npz"}, "give one of them"),
+        ("metrics", {"prompt": ""}, "prompt is empty"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(
+    api: PublicApi, endpoint: str, arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(gr.Error, match=words):
+        getattr(api, endpoint)(**arguments)
+
+
+def test_a_file_that_is_no_trace_is_refused(api: PublicApi, tmp_path: Path) -> None:
+    path = tmp_path / "trace.npz"
+    path.write_bytes(b"PK no trace")
+    with pytest.raises(gr.Error, match="no routing trace"):
+        api.metrics(trace=str(path))
+
+
+def test_nothing_else_is_public(tmp_path: Path) -> None:
+    from explorer.layout import build
+
+    demo = build(FakeSource(), Recordings(tmp_path))
+    dependencies = demo.get_config_file()["dependencies"]
+    public = {found["api_name"] for found in dependencies if found["api_visibility"] != "private"}
+    assert public == PUBLIC
+
+
+@pytest.fixture(scope="module")
+def client(synthetic_page_url: str) -> Any:
+    from gradio_client import Client
+
+    return Client(synthetic_page_url, verbose=False)
+
+
+def test_a_program_sees_names_types_and_defaults(client: Any) -> None:
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(endpoints) == {f"/{name}" for name in PUBLIC}
+    for name, endpoint in endpoints.items():
+        assert endpoint["description"].endswith("."), name
+        for parameter in endpoint["parameters"]:
+            assert parameter["type"], (name, parameter)
+            assert not parameter["parameter_name"].startswith("param_"), (name, parameter)
+        required = {found["parameter_name"] for found in endpoint["parameters"] if not found["parameter_has_default"]}
+        assert required <= {"prompt", "trace"}, name
+
+
+def test_a_program_gets_answers(client: Any, tmp_path: Path) -> None:
+    from gradio_client import handle_file
+
+    assert set(client.predict("How many mg?", api_name="/route")["load"]) == set(EXPERTS)
+    assert client.predict(prompt="How many mg?", max_new_tokens=3, api_name="/generate")["text"].startswith(" Each")
+    assert client.predict("How many mg?", mask=["math"], api_name="/what_if")["after"]["load"]["math"] == 0
+    assert client.predict("How many mg?", api_name="/metrics")["measured_tokens"] > 0
+    trace = make_trace(layers=2).save(tmp_path / "trace.npz")
+    answer = client.predict(prompt="", trace=handle_file(trace), api_name="/metrics")
+    assert len(answer["layers"]) == 2
+
+
+def test_a_caller_cannot_name_a_file_of_the_server(synthetic_page_url: str) -> None:
+    """By plain HTTP, since the client would upload the file of its own machine."""
+    path = str(Path(__file__).resolve().parents[2] / "explorer/traces/code.npz")
+    call = f"{synthetic_page_url}gradio_api/call/metrics"
+    data = json.dumps({"data": ["", {"path": path, "meta": {"_type": "gradio.FileData"}}, "", 0]}).encode()
+    request = urllib.request.Request(call, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        event = json.load(response)["event_id"]
+    with urllib.request.urlopen(f"{call}/{event}", timeout=60) as response:
+        lines = response.read().decode()
+    assert "event: error" in lines
+    assert "layers" not in lines
