@@ -12,7 +12,16 @@ from typing import Any
 import gradio as gr
 
 from explorer.registry import ModelSource
-from explorer.settings import DEFAULT_MIXER, DEFAULT_NEW_TOKENS, RunRequest, check_new_tokens, check_prompt, parse_gate
+from explorer.settings import (
+    DEFAULT_MIXER,
+    DEFAULT_NEW_TOKENS,
+    MEGABYTE,
+    RunRequest,
+    check_new_tokens,
+    check_prompt,
+    limits,
+    parse_gate,
+)
 from explorer.summary import describe_change, describe_routing, summarise
 from loramixer.errors import LoraMixerError, TraceError
 from loramixer.trace import RoutingTrace
@@ -132,7 +141,11 @@ class PublicApi:
         def numbers() -> dict[str, Any]:
             if trace and (prompt or "").strip():
                 raise TraceError("Both a prompt and a trace file were given; give one of them.")
-            found = RoutingTrace.load(trace) if trace else self._run(prompt, mixer, k, 0)
+            found = (
+                RoutingTrace.load(trace, max_megabytes=limits().trace_bytes / MEGABYTE)
+                if trace
+                else self._run(prompt, mixer, k, 0)
+            )
             return {**describe_routing(found, by_site=True), "provenance": found.provenance}
 
         return _answer(numbers)
