@@ -26,6 +26,8 @@ from loramixer.errors import TraceError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from loramixer.comparison import Comparison
+
 Role = Literal["template", "prompt", "generated"]
 Side = Literal["encoder", "decoder"]
 
@@ -178,6 +180,12 @@ class RoutingTrace:
         )
         token_mask = np.array([roles is None or role in roles for role in self.tokens.roles])
         return site_mask, token_mask
+
+    def __sub__(self, other: RoutingTrace) -> Comparison:
+        """How this trace differs from another: :func:`loramixer.comparison.compare`, with the other one as A."""
+        from loramixer.comparison import compare
+
+        return compare(other, self)
 
     def to_frame(self) -> pd.DataFrame:
         """A tidy table with one row per site, token and expert.
