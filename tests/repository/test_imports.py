@@ -48,7 +48,8 @@ RULES = [
             *(f"lib/loramixer/{name}" for name in ("metrics", "whatif", "aggregate", "comparison", "spans", "viz")),
             "lib/loramixer/trace_file",
         ),
-        libraries=frozenset({"numpy", "pandas", "plotly", "PIL"}),
+        # IPython: viz.notebook asks whether it runs in a notebook, and does without when there is none.
+        libraries=frozenset({"numpy", "pandas", "plotly", "PIL", "IPython"}),
         modules=frozenset(
             {"errors", "versions", "data", "trace", "metrics", "whatif", "aggregate", "comparison", "spans", "viz"}
         ),

@@ -17,10 +17,24 @@ _PLACES = {
     "token_card": "traces",
     "token_map": "traces",
     "training_curves": "curves",
+    "figure_tables": "tables",
+    "recipe": "recipes",
+    "show": "notebook",
+    "text_difference": "text",
+    "text_difference_plain": "text",
+    "text_lane": "text",
+    "text_lane_plain": "text",
+    "to_html": "html",
     "to_png": "raster",
     "to_svg": "svg",
+    "trace_table": "tables",
 }
 """Public name → module that holds it."""
+
+TRACE_FIGURES = (
+    "agreement_matrix", "contribution_map", "difference_map", "expert_maps", "load_bars", "token_card", "token_map",
+)  # fmt: skip
+"""Figures of one trace, or of two."""
 
 __all__ = sorted(_PLACES)  # noqa: PLE0605
 

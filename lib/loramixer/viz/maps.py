@@ -38,7 +38,9 @@ def side_by_side(part: View, title: str, panels: int, right: int) -> tuple[go.Fi
         wide = max(240.0, 13.0 * len(part.labels))
         width = panels * wide + (panels - 1) * 40
         figure = canvas(title, 62 + width + right, 84 + tall + bottom, 62, right)
-        places = [((n * (wide + 40) / width, (n * (wide + 40) + wide) / width), (0, 1)) for n in range(panels)]
+        places: list[Any] = [
+            ((n * (wide + 40) / width, (n * (wide + 40) + wide) / width), (0, 1)) for n in range(panels)
+        ]
     else:
         wide = min(1560.0, 12.0 * len(part.labels))
         height = panels * tall + (panels - 1) * (bottom + 30)

@@ -1,0 +1,128 @@
+"""“Python that reproduces this view”: a script that loads the mixture, traces the prompt and draws the figure."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+from loramixer import viz
+from loramixer.errors import FigureError
+from loramixer.trace import RoutingTrace
+
+GATES = ("soft", "top_k", "straight_through", "off")
+"""Modes that a script can set."""
+
+
+def recipe(
+    trace: RoutingTrace,
+    figure: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    other: RoutingTrace | None = None,
+    recorded: RoutingTrace | None = None,
+) -> str:
+    """A Python script that makes a view again, from the mixture to the saved figure.
+
+    The same versions, weights and settings give the same numbers, up to rounding on another processor.
+
+    Args:
+        trace: the trace that is shown; its provenance says how it was made.
+        figure: name of a function of :mod:`loramixer.viz` that takes a trace, such as ``token_map``.
+        arguments: what it is called with besides the trace: texts, numbers, tuples, lists and mappings of them.
+        other: the second trace of figures that compare two.
+        recorded: the trace that a what-if started from.
+
+    Raises:
+        FigureError: no such figure, arguments that cannot be written down, a trace without the name of its mixture, or
+            a what-if without ``recorded``.
+    """
+    if figure not in viz.TRACE_FIGURES:
+        raise FigureError(f"'{figure}' is no figure of a trace; known are {', '.join(sorted(viz.TRACE_FIGURES))}.")
+    settings = dict(arguments or {})
+    for name, value in settings.items():
+        if not name.isidentifier() or not _is_plain(value):
+            raise FigureError(
+                f"The argument {name!r} cannot be written into a script; give texts, numbers and tuples."
+            )
+    lines = [
+        f'"""Makes a view of LoRA-Mixer again: {figure}."""',
+        "",
+        "from pathlib import Path",
+        "",
+        "import loramixer",
+        "from loramixer import viz",
+        "",
+        *_steps(trace, "trace", recorded),
+    ]
+    if other is not None:
+        lines += ["", *_steps(other, "other", None)]
+    call = ", ".join(
+        [
+            "trace",
+            *(["other"] if other is not None else []),
+            *(f"{name}={value!r}" for name, value in settings.items()),
+        ]
+    )
+    lines += [
+        "",
+        f"figure = viz.{figure}({call})",
+        f'Path("{figure}.png").write_bytes(viz.to_png(figure))',
+        f'Path("{figure}.html").write_text(viz.to_html(figure, provenance=trace.provenance), encoding="utf-8")',
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def prompt_of(trace: RoutingTrace) -> str:
+    """The text that was asked, without the chat template."""
+    spans = [span for span, role in zip(trace.tokens.spans, trace.tokens.roles, strict=True) if role == "prompt"]
+    return trace.tokens.text[spans[0][0] : spans[-1][1]] if spans else ""
+
+
+def _steps(trace: RoutingTrace, name: str, recorded: RoutingTrace | None) -> list[str]:
+    facts = trace.provenance
+    changed = facts.get("what_if")
+    if changed:
+        if recorded is None:
+            raise FigureError("This view shows a what-if; its script needs the recorded trace that it started from.")
+        facts = recorded.provenance
+    if not facts.get("mixer"):
+        raise FigureError("This trace does not say which mixture made it, so no script can make it again.")
+    if facts.get("interventions"):
+        raise FigureError("This trace was made with interventions, which a script of this kind does not repeat.")
+    lines = [f"model, tokenizer = loramixer.load_mixer({str(facts['mixer'])!r})"]
+    gate = {"k": facts.get("k"), "temperature": facts.get("gate_temperature")}
+    given = [f"{key}={value!r}" for key, value in gate.items() if value is not None]
+    if facts.get("gate") in GATES:
+        lines.append(f"loramixer.set_gate({', '.join(['model', repr(facts['gate']), *given])})")
+    if masked := (recorded or trace).provenance.get("masked"):
+        lines.append(f"loramixer.mask_experts(model, {', '.join(repr(str(expert)) for expert in masked)})")
+    options: dict[str, Any] = {
+        "temperature": float(facts.get("temperature") or 0.0),
+        "seed": int(facts.get("seed") or 0),
+        "chat": "template" in trace.tokens.roles,
+    }
+    if facts.get("side"):
+        options["side"] = str(facts["side"])
+    if trace.contributions is not None:
+        options["contributions"] = True
+    lines += [
+        f"prompt = {prompt_of(trace)!r}",
+        f"{name} = loramixer.trace(",
+        f"    model, tokenizer, prompt, max_new_tokens={int(facts.get('max_new_tokens') or 0)},",
+        f"    {', '.join(f'{key}={value!r}' for key, value in options.items())},",
+        ")",
+    ]
+    if changed:
+        kept = {key: value for key, value in changed.items() if key != "note" and value}
+        written = ", ".join(f"{key}={value!r}" for key, value in kept.items())
+        lines += ["from loramixer.whatif import what_if", "", f"{name} = what_if({name}, {written})"]
+    return lines
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        return ast.literal_eval(repr(value)) == value
+    except (ValueError, SyntaxError):
+        return False
