@@ -270,7 +270,7 @@ def _words(trace: RoutingTrace) -> list[tuple[Hashable, Positions]]:
     tokens = trace.tokens
     unit = trace.provenance.get("unit")
     numbers = token_groups(tokens, "subword" if unit else "word")
-    found = []
+    found: list[tuple[Hashable, Positions]] = []
     for number in range(int(numbers[-1]) + 1):
         positions = np.flatnonzero(numbers == number).tolist()
         text = tokens.text[tokens.spans[positions, 0].min() : tokens.spans[positions, 1].max()]
