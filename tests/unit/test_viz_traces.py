@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from loramixer import viz
-from loramixer.errors import FigureError
+from loramixer.data.schema import Span
+from loramixer.errors import FigureError, TraceError
 from loramixer.metrics import margin
 from loramixer.viz.views import token_label, view
 from tests.routing_traces import AWKWARD, awkward_trace
@@ -207,9 +208,45 @@ def test_answers_may_differ_while_prompts_are_compared():
     tokens = dataclasses.replace(a.tokens, ids=np.where(np.arange(19) > 15, 99, a.tokens.ids))
     b = dataclasses.replace(a, tokens=tokens)
     assert viz.difference_map(a, b, roles="prefill").data
-    with pytest.raises(FigureError, match="other tokens here"):
-        viz.difference_map(a, b)
-    with pytest.raises(FigureError, match="other experts"):
-        viz.difference_map(a, awkward_trace(experts=("x", "y", "z")))
-    with pytest.raises(FigureError, match="other routed projections"):
-        viz.difference_map(a, awkward_trace(projections=("q_proj", "o_proj")))
+    assert np.shape(heat_maps(viz.difference_map(a, b))[0].z) == (3, 15)  # as far as the answers agree
+    for other in (awkward_trace(experts=("x", "y", "z")), awkward_trace(projections=("q_proj", "o_proj"))):
+        with pytest.raises(TraceError):
+            viz.difference_map(a, other)
+
+
+def test_other_prompts_are_compared_by_equal_words_and_the_subtitle_says_so():
+    a = awkward_trace(("<s>", " one", " two", " three", " four"), written=0)
+    b = awkward_trace(("<s>", " zero", " two", " four", " five"), written=0)
+    figure = viz.difference_map(a, b, "math")
+    assert list(figure.layout.xaxis.ticktext) == ["two", "four"]
+    assert "equal words" in figure.layout.title.subtitle.text
+    np.testing.assert_allclose(heat_maps(figure)[0].z[0][1], (b.gates[:2, 3, 0] - a.gates[:2, 4, 0]).mean(), atol=1e-4)
+    with pytest.raises(FigureError, match="choose another part"):
+        viz.difference_map(a, awkward_trace(("<s>", " x", " y"), written=0), roles="generation")
+
+
+def test_words_are_one_column_each_and_borders_move_with_them():
+    trace = awkward_trace(("<s>", " the", " am", "oxic", "illin", " dose"), written=1)
+    figure = viz.token_map(trace, "math", unit="word", borders=[5])
+    assert list(figure.layout.xaxis.ticktext) == ["the", "amoxicillin", "dose"]
+    assert "words (mean of their tokens)" in figure.layout.title.subtitle.text
+    np.testing.assert_allclose(heat_maps(figure)[0].z[0][1], trace.gates[:2, 2:5, 0].mean(), atol=1e-4)
+    assert {guide.x for guide in figure.data if guide.meta == "guide"} == {(1.5, 1.5)}
+    largest = viz.token_map(trace, "entropy", unit="word", how="max")
+    assert np.max(heat_maps(largest)[0].z) <= 1
+
+
+def test_gold_spans_against_experts():
+    trace = awkward_trace(("<s>", " 1", " 2", " pill", " dose"), written=0)
+    gates = np.zeros_like(trace.gates)
+    gates[:, :3, 0], gates[:, 3:, 1] = 1, 1
+    spans = [Span(3, 7, "math"), Span(7, 17, "medical")]
+    figure = viz.span_confusion(dataclasses.replace(trace, gates=gates), spans)
+    (cells,) = heat_maps(figure)
+    np.testing.assert_allclose(cells.z, [[1, 0, 0], [0, 1, 0]])
+    assert list(figure.layout.yaxis.ticktext) == ["math (n = 2)", "medical (n = 2)"]
+    words = figure.layout.title.subtitle.text
+    assert "purity 1.00" in words
+    assert "NMI 1.00" in words
+    assert "switch lag 0.0 tokens" in words
+    assert viz.to_svg(figure)

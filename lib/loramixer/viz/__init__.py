@@ -20,6 +20,7 @@ _PLACES = {
     "figure_tables": "tables",
     "recipe": "recipes",
     "show": "notebook",
+    "span_confusion": "spans",
     "text_difference": "text",
     "text_difference_plain": "text",
     "text_lane": "text",

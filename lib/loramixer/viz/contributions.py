@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
+from loramixer.aggregate import How, Unit
 from loramixer.errors import FigureError
 from loramixer.metrics import HIGH_GATE, NO_EFFECT, gated_without_effect
 from loramixer.trace import RoutingTrace
@@ -31,6 +32,8 @@ def contribution_map(
     layers: tuple[int, int] | None = None,
     roles: Roles = "both",
     template: bool = False,
+    unit: Unit = "subword",
+    how: How = "mean",
 ) -> go.Figure:
     """An expert's gate, and what the expert really added to the output; crosses mark a high gate without effect.
 
@@ -41,19 +44,21 @@ def contribution_map(
         layers: first and last layer, both included; None for all.
         roles: ``prefill``, ``generation`` or ``both``.
         template: whether the tokens of the chat template are shown.
+        unit: ``subword`` for single tokens, ``word`` or ``sentence``.
+        how: what stands for the tokens of a word or sentence: their ``mean``, ``max`` or ``first``.
 
     Raises:
         FigureError: the trace has no contributions, or no such expert.
     """
-    part = view(trace, projection=projection, layers=layers, roles=roles, template=template)
+    part = view(trace, projection=projection, layers=layers, roles=roles, template=template, unit=unit, how=how)
     index = expert_index(part.experts, expert)
-    if part.contributions is None or trace.contributions is None:
+    if part.contributions is None or part.trace.contributions is None:
         raise FigureError(
             "This trace has no contributions: it was recorded without them; trace again with contributions=True."
         )
     style = expert_styles(part.experts)[index]
     added = part.contributions[..., index]
-    flags = gated_without_effect(trace.gates, trace.contributions)[:, part.positions, index]
+    flags = gated_without_effect(part.trace.gates, part.trace.contributions)[:, part.positions, index]
     flagged = np.stack([flags[list(sites)].mean(axis=0) >= 0.5 for sites in part.sites])
     name = f"{style.letter} {plotly_text(style.name)}"
     figure, panels = side_by_side(part, f"Gate and contribution of {name}", 2, right=150)

@@ -20,9 +20,9 @@ LABEL_SIZE = 10
 """Of token labels, in pixels."""
 
 
-def token_canvas(part: View, title: str, right: int) -> go.Figure:
+def token_canvas(part: View, title: str, right: int, least: float = 360.0) -> go.Figure:
     """A canvas whose cells are wide enough to read and whose width stays below two screens."""
-    wide = min(1560.0, max(360.0, 12.0 * len(part.labels)))
+    wide = min(1560.0, max(least, 12.0 * len(part.labels)))
     tall = max(90.0, min(18.0, max(9.0, 420 / len(part.layers))) * len(part.layers))
     bottom = room_for_labels(part.labels) + 8
     figure = canvas(title, 62 + wide + right, 74 + tall + bottom, 62, right)
@@ -106,7 +106,7 @@ def layer_ticks(layers: Sequence[int], pixels: float) -> list[tuple[float, str]]
 def borders_between(figure: go.Figure, number: int, part: View, borders: Sequence[int]) -> None:
     """Lines between tokens: where the answer begins, and those that were asked for."""
     places: list[tuple[int, str, str | None]] = [
-        (int(np.searchsorted(part.positions, border)), "border of a span", "dash") for border in borders
+        (part.place_of(border), "border of a span", "dash") for border in borders
     ]
     if part.first_generated is not None:
         places.append((part.first_generated, "the answer begins", None))

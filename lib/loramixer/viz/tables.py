@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loramixer.aggregate import How, Unit
 from loramixer.trace import RoutingTrace
 from loramixer.viz.drawing import plain_values, shown_text
 from loramixer.viz.views import MEAN, Roles, view
@@ -25,6 +26,8 @@ def trace_table(
     layers: tuple[int, int] | None = None,
     roles: Roles = "both",
     template: bool = False,
+    unit: Unit = "subword",
+    how: How = "mean",
 ) -> pd.DataFrame:
     """What a view of a trace shows, one row per layer, token and expert; ``RoutingTrace.to_frame`` has every site.
 
@@ -39,14 +42,16 @@ def trace_table(
         layers: first and last layer, both included; None for all.
         roles: ``prefill``, ``generation`` or ``both``.
         template: whether the tokens of the chat template are in it.
+        unit: ``subword`` for single tokens, ``word`` or ``sentence``.
+        how: what stands for the tokens of a word or sentence: their ``mean``, ``max`` or ``first``.
     """
     import pandas as pd
 
-    part = view(trace, projection=projection, layers=layers, roles=roles, template=template)
+    part = view(trace, projection=projection, layers=layers, roles=roles, template=template, unit=unit, how=how)
     shape = part.gates.shape
     layer, token, expert = np.indices(shape).reshape(3, -1)
-    texts = np.array([trace.tokens[position] for position in part.positions], dtype=object)
-    roles_of = np.array([trace.tokens.roles[position] for position in part.positions], dtype=object)
+    texts = np.array([part.trace.tokens[position] for position in part.positions], dtype=object)
+    roles_of = np.array([part.trace.tokens.roles[position] for position in part.positions], dtype=object)
     # Equal gates keep the order of the experts.
     ranks = np.argsort(np.argsort(-part.gates, axis=-1, kind="stable"), axis=-1) + 1
     table = {

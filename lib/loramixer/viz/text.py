@@ -9,10 +9,11 @@ from html import escape
 
 import numpy as np
 
+from loramixer.aggregate import How, Unit
 from loramixer.metrics import margin
 from loramixer.trace import RoutingTrace
 from loramixer.viz.palette import FAINT, ExpertStyle, channels, expert_styles
-from loramixer.viz.views import MEAN, Roles, part_of_character, view
+from loramixer.viz.views import MEAN, Roles, View, part_of_character, view
 
 _MARKS = {" ": "·", "\n": "↵", "\t": "→", "\r": "␍"}
 _LANE = "line-height:2.1;font-family:ui-monospace,monospace;overflow-wrap:anywhere"
@@ -28,6 +29,8 @@ def text_lane(
     layers: tuple[int, int] | None = None,
     roles: Roles = "both",
     template: bool = False,
+    unit: Unit = "subword",
+    how: How = "mean",
 ) -> str:
     """The text with every token on the colour of its expert, stronger the further the expert is ahead, as HTML.
 
@@ -40,13 +43,16 @@ def text_lane(
         layers: first and last layer, both included; None for all.
         roles: ``prefill``, ``generation`` or ``both``.
         template: whether the tokens of the chat template are shown.
+        unit: ``subword`` for single tokens, ``word`` or ``sentence``.
+        how: what stands for the tokens of a word or sentence: their ``mean``, ``max`` or ``first``.
 
     Returns:
         One ``<div>`` with inline styles; every token is escaped.
     """
     styles = expert_styles(trace.experts)
     pieces, former = [], None
-    for token in _tokens(trace, styles, projection, layers, roles, template):
+    part = view(trace, projection=projection, layers=layers, roles=roles, template=template, unit=unit, how=how)
+    for token in _tokens(part, styles):
         if token.border:
             pieces.append(
                 '<hr style="border:0;border-top:1px dashed currentColor;opacity:.5" title="the answer begins">'
@@ -79,6 +85,8 @@ def text_lane_plain(
     layers: tuple[int, int] | None = None,
     roles: Roles = "both",
     template: bool = False,
+    unit: Unit = "subword",
+    how: How = "mean",
     colours: bool = False,
 ) -> str:
     """The same for a terminal: runs of tokens of one expert in brackets behind its letter.
@@ -89,11 +97,14 @@ def text_lane_plain(
         layers: first and last layer, both included; None for all.
         roles: ``prefill``, ``generation`` or ``both``.
         template: whether the tokens of the chat template are shown.
+        unit: ``subword`` for single tokens, ``word`` or ``sentence``.
+        how: what stands for the tokens of a word or sentence: their ``mean``, ``max`` or ``first``.
         colours: whether letters are written in colour (24-bit ANSI).
     """
     styles = expert_styles(trace.experts)
     runs: list[tuple[ExpertStyle | None, list[str]]] = []
-    for token in _tokens(trace, styles, projection, layers, roles, template):
+    part = view(trace, projection=projection, layers=layers, roles=roles, template=template, unit=unit, how=how)
+    for token in _tokens(part, styles):
         if token.border:
             runs.append((None, ["\n--- the answer ---\n"]))
         text = "" if token.part > 1 else _printable(token.text)
@@ -147,14 +158,10 @@ class _Token:
         self.border = False
 
 
-def _tokens(
-    trace: RoutingTrace, styles: list[ExpertStyle], projection: str, layers: tuple[int, int] | None, roles: Roles,
-    template: bool,
-) -> Iterator[_Token]:  # fmt: skip
-    part = view(trace, projection=projection, layers=layers, roles=roles, template=template)
+def _tokens(part: View, styles: list[ExpertStyle]) -> Iterator[_Token]:
     means = part.gates.mean(axis=0)
     for index, position in enumerate(part.positions):
-        token = _Token(trace, int(position), means[index], styles)
+        token = _Token(part.trace, int(position), means[index], styles)
         token.border = index == part.first_generated
         yield token
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from loramixer.aggregate import How, Unit
 from loramixer.errors import FigureError
 from loramixer.trace import RoutingTrace
 from loramixer.viz.canvas import axes, axis_name, canvas, plotly_text, round_scale
@@ -50,6 +51,8 @@ def token_map(
     layers: tuple[int, int] | None = None,
     roles: Roles = "both",
     template: bool = False,
+    unit: Unit = "subword",
+    how: How = "mean",
     borders: Sequence[int] = (),
 ) -> go.Figure:
     """Layer × token: who takes each token in each layer.
@@ -63,9 +66,11 @@ def token_map(
         layers: first and last layer, both included; None for all.
         roles: ``prefill``, ``generation`` or ``both``.
         template: whether the tokens of the chat template are shown.
+        unit: ``subword`` for single tokens, ``word`` or ``sentence``.
+        how: what stands for the tokens of a word or sentence: their ``mean``, ``max`` or ``first``.
         borders: positions of tokens (in the trace) before which a line is drawn, such as the gold spans of a prompt.
     """
-    part = view(trace, projection=projection, layers=layers, roles=roles, template=template)
+    part = view(trace, projection=projection, layers=layers, roles=roles, template=template, unit=unit, how=how)
     styles = expert_styles(part.experts)
     names = {TOP: "Expert with the largest gate", ENTROPY: "How undecided the routers are",
              MARGIN: "Lead of the first expert over the second"}  # fmt: skip
@@ -89,6 +94,8 @@ def expert_maps(
     layers: tuple[int, int] | None = None,
     roles: Roles = "both",
     template: bool = False,
+    unit: Unit = "subword",
+    how: How = "mean",
     borders: Sequence[int] = (),
 ) -> go.Figure:
     """Layer × token, one map for each expert on one scale from 0 to 1.
@@ -99,9 +106,11 @@ def expert_maps(
         layers: first and last layer, both included; None for all.
         roles: ``prefill``, ``generation`` or ``both``.
         template: whether the tokens of the chat template are shown.
+        unit: ``subword`` for single tokens, ``word`` or ``sentence``.
+        how: what stands for the tokens of a word or sentence: their ``mean``, ``max`` or ``first``.
         borders: positions of tokens before which a line is drawn.
     """
-    part = view(trace, projection=projection, layers=layers, roles=roles, template=template)
+    part = view(trace, projection=projection, layers=layers, roles=roles, template=template, unit=unit, how=how)
     styles = expert_styles(part.experts)
     columns = min(len(styles), 2 if len(part.labels) > 40 else 3)
     lines = -(-len(styles) // columns)
@@ -138,6 +147,8 @@ def load_bars(
     layers: tuple[int, int] | None = None,
     roles: Roles = "both",
     template: bool = False,
+    unit: Unit = "subword",
+    how: How = "mean",
 ) -> go.Figure:
     """Layer × expert: the mean gate of every expert in every layer, beside the even load.
 
@@ -147,8 +158,10 @@ def load_bars(
         layers: first and last layer, both included; None for all.
         roles: ``prefill``, ``generation`` or ``both``.
         template: whether the tokens of the chat template count.
+        unit: ``subword`` for single tokens, ``word`` or ``sentence``.
+        how: what stands for the tokens of a word or sentence: their ``mean``, ``max`` or ``first``.
     """
-    part = view(trace, projection=projection, layers=layers, roles=roles, template=template)
+    part = view(trace, projection=projection, layers=layers, roles=roles, template=template, unit=unit, how=how)
     styles = expert_styles(part.experts)
     loads = part.gates.mean(axis=1)
     count = len(part.layers)
@@ -285,6 +298,8 @@ def agreement_matrix(
     layers: tuple[int, int] | None = None,
     roles: Roles = "both",
     template: bool = False,
+    unit: Unit = "subword",
+    how: How = "mean",
 ) -> go.Figure:
     """How often the routers of two projections of a layer put the same expert first: mean, and layer by layer.
 
@@ -293,14 +308,16 @@ def agreement_matrix(
         layers: first and last layer, both included; None for all.
         roles: ``prefill``, ``generation`` or ``both``.
         template: whether the tokens of the chat template count.
+        unit: ``subword`` for single tokens, ``word`` or ``sentence``.
+        how: what stands for the tokens of a word or sentence: their ``mean``, ``max`` or ``first``.
     """
     names = trace.projections
     if len(names) < 2:
         raise FigureError(f"The trace has one routed projection ({names[0]}), so there is nothing to agree with.")
-    whole = view(trace, layers=layers, roles=roles, template=template)
+    whole = view(trace, layers=layers, roles=roles, template=template, unit=unit, how=how)
     top = np.full((len(names), len(whole.layers), len(whole.positions)), -1)
     for index, name in enumerate(names):
-        part = view(trace, projection=name, layers=layers, roles=roles, template=template)
+        part = view(trace, projection=name, layers=layers, roles=roles, template=template, unit=unit, how=how)
         for row, layer in enumerate(part.layers):
             top[index, whole.layers.index(layer)] = part.top[row]
     pairs = [(a, b) for a in range(len(names)) for b in range(a + 1, len(names))]

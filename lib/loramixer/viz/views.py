@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from loramixer.aggregate import How, Unit, aggregate
 from loramixer.errors import FigureError
 from loramixer.metrics import entropy, margin
 from loramixer.trace import Role, RoutingTrace, TraceTokens
@@ -30,7 +31,8 @@ class View:
     """A part of a trace, one router or the mean of several for each layer and token.
 
     Attributes:
-        trace: what it is a part of.
+        source: what was asked for.
+        trace: what it is a part of: the same, or its words or sentences.
         projection: name of a projection, or ``mean`` over those of the layer.
         layers: indices of the layers, L.
         positions: positions of the tokens in the trace, T.
@@ -43,6 +45,7 @@ class View:
             frozen projection's output.
     """
 
+    source: RoutingTrace
     trace: RoutingTrace
     projection: str
     layers: tuple[int, ...]
@@ -74,6 +77,11 @@ class View:
         roles = [self.trace.tokens.roles[position] for position in self.positions]
         return next((index for index, role in enumerate(roles) if role == "generated" and index), None)
 
+    def place_of(self, position: int) -> int:
+        """How many tokens of the view begin before a token of :attr:`source`."""
+        start = self.source.tokens.spans[position, 0]
+        return int((self.trace.tokens.spans[self.positions, 0] < start).sum())
+
     @property
     def words(self) -> str:
         """The part in words, for subtitles."""
@@ -85,7 +93,9 @@ class View:
         """How many tokens and which layers, in words."""
         first, last = self.layers[0], self.layers[-1]
         layers = f"layer {first}" if first == last else f"layers {first}–{last}"
-        return f"n = {len(self.positions)} {self.trace.provenance.get('unit', 'token')}s, {layers}"
+        how = self.trace.provenance.get("aggregation")
+        unit = f"{self.trace.provenance.get('unit', 'token')}s" + (f" ({how} of their tokens)" if how else "")
+        return f"n = {len(self.positions)} {unit}, {layers}"
 
 
 def view(
@@ -95,6 +105,8 @@ def view(
     layers: tuple[int, int] | None = None,
     roles: Roles = "both",
     template: bool = False,
+    unit: Unit = "subword",
+    how: How = "mean",
 ) -> View:
     """Choose a part of a trace.
 
@@ -104,10 +116,13 @@ def view(
         layers: first and last layer, both included; None for all.
         roles: ``prefill`` for what was read, ``generation`` for what was written, or both.
         template: whether the tokens of the chat template are shown.
+        unit: ``subword`` for single tokens, ``word`` or ``sentence``.
+        how: what stands for the tokens of a word or sentence: their ``mean``, ``max`` or ``first``.
 
     Raises:
         FigureError: nothing is left, or a projection that the trace has not got.
     """
+    source, trace = trace, aggregate(trace, unit, how)
     positions = chosen_tokens(trace, roles, template)
     if projection != MEAN and projection not in trace.projections:
         raise FigureError(
@@ -132,6 +147,7 @@ def view(
     widest = np.log(max(2, len(trace.experts)))
     contributions = trace.contribution_shares
     return View(
+        source=source,
         trace=trace,
         projection=projection,
         layers=tuple(kept),
@@ -139,7 +155,7 @@ def view(
         labels=tuple(token_label(trace.tokens, position) for position in positions),
         gates=np.stack([trace.gates[sites][:, positions].mean(axis=0) for sites in rows]),
         logits=np.stack([_mean_of_finite(trace.logits[sites][:, positions]) for sites in rows]),
-        entropies=np.stack([entropy(trace.gates[sites][:, positions]).mean(axis=0) / widest for sites in rows]),
+        entropies=np.stack([_entropy(trace.gates[sites][:, positions]).mean(axis=0) / widest for sites in rows]),
         sites=tuple(tuple(sites) for sites in rows),
         contributions=None
         if contributions is None
@@ -181,12 +197,16 @@ def expert_index(experts: Sequence[str], name: str) -> int:
 
 def token_label(tokens: TraceTokens, position: int, limit: int = LABEL_LENGTH) -> str:
     """A token as one short visible text: whitespace as marks, an empty one as ∅, parts of one character numbered."""
-    text = tokens[position].replace("\n", "↵").replace("\t", "→").replace("\r", "↵")
-    shown = text.strip() or text.replace(" ", "·") or "∅"
-    if len(shown) > limit:
-        shown = shown[: limit - 1] + "…"
+    shown = short_label(tokens[position], limit)
     part, parts = part_of_character(tokens, position)
     return f"{shown} {part}/{parts}" if parts > 1 else shown
+
+
+def short_label(text: str, limit: int = LABEL_LENGTH) -> str:
+    """Any text as a short visible one."""
+    text = text.replace("\n", "↵").replace("\t", "→").replace("\r", "↵")
+    shown = text.strip() or text.replace(" ", "·") or "∅"
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 def part_of_character(tokens: TraceTokens, position: int) -> tuple[int, int]:
@@ -206,6 +226,12 @@ def _mean_of_finite(values: np.ndarray, otherwise: float = -np.inf) -> np.ndarra
     count = known.sum(axis=0)
     total = np.where(known, values, 0).sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), otherwise)
+
+
+def _entropy(gates: np.ndarray) -> np.ndarray:
+    """Entropy of gates that need not sum to 1, such as the largest of each expert in a word."""
+    totals = gates.sum(axis=-1, keepdims=True)
+    return entropy(np.divide(gates, totals, out=np.zeros_like(gates), where=totals > 0))
 
 
 def _short(projection: str) -> str:
