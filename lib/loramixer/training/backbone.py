@@ -83,6 +83,7 @@ class BackboneShape:
 SETTINGS = LoopSettings(
     learning_rate=3e-3,
     batch_size=12,
+    epochs=0.6,
     warmup=0.05,
     weight_decay=0.05,
     save_steps=100,

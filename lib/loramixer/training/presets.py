@@ -73,7 +73,7 @@ CPU_TINY = Preset(
     lora_alpha=16,
     dropout=0.0,
     experts=LoopSettings(
-        learning_rate=3e-3, batch_size=16, warmup=0.05, max_length=256, max_answer=160, group_by_length=True
+        learning_rate=3e-3, batch_size=8, warmup=0.05, max_length=256, max_answer=160, group_by_length=True
     ),
     # Rows of a state-space backbone cannot lie in one line, and the balance term needs several domains in a batch.
     routers=LoopSettings(learning_rate=1e-2, batch_size=16, warmup=0.1, max_length=192, max_answer=128),
