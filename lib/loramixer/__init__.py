@@ -15,6 +15,7 @@ from loramixer.training.run_log import RunLog
 from loramixer.tuner import LoraMixerConfig
 from loramixer.tuner.editing import add_expert, remove_expert, rename_expert
 from loramixer.tuner.export import export_expert, export_static
+from loramixer.tuner.intervening import Intervention, intervene
 from loramixer.tuner.runtime import capture_routing, mask_experts, set_gate
 from loramixer.versions import __version__
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Example",
+    "Intervention",
     "LoraMixerConfig",
     "LoraMixerError",
     "MixerInfo",
@@ -35,6 +37,7 @@ __all__ = [
     "capture_routing",
     "export_expert",
     "export_static",
+    "intervene",
     "list_mixers",
     "load_backbone",
     "load_mixer",

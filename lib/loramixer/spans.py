@@ -308,7 +308,7 @@ def _top(gates: np.ndarray) -> np.ndarray:
 
 def _first_hit(hits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Place of the first True of each row ``[S, m]``, or m, and whether there is none."""
-    missing: np.ndarray = ~hits.any(axis=1)
+    missing = np.logical_not(hits.any(axis=1))
     return np.where(missing, hits.shape[1], hits.argmax(axis=1)), missing
 
 

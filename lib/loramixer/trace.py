@@ -13,7 +13,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from loramixer.comparison import Comparison
+    from loramixer.tuner.intervening import Intervention
 
 Role = Literal["template", "prompt", "generated"]
 Side = Literal["encoder", "decoder"]
@@ -134,7 +135,8 @@ class RoutingTrace:
         else:
             faulty = ~((sums > 0) & (sums < 1 + 1e-3))
         # Without experts there is nothing to weigh: all masked, or a gate that leaves sites out.
-        partial = self.provenance.get("site_gates") or self.provenance.get("gate") in ("off", "domain")
+        partial = self.provenance.get("site_gates") or self.provenance.get("interventions")
+        partial = partial or self.provenance.get("gate") in ("off", "domain")
         faulty &= ~((sums == 0) & (bool(partial) | np.isneginf(self.logits).all(axis=-1)))
         if faulty.any():
             site, token = np.argwhere(faulty)[0]
@@ -249,6 +251,7 @@ def trace(
     max_prompt_tokens: int = MAX_PROMPT_TOKENS,
     side: Side | None = None,
     contributions: bool = False,
+    interventions: Sequence[Intervention] = (),
 ) -> RoutingTrace:
     """Run a prompt through a mixture and record every router, for the prompt and for what the model writes.
 
@@ -264,6 +267,8 @@ def trace(
         side: for an encoder–decoder, and only there: ``encoder`` records the prompt at the sites that see it (the
             encoder's, and the keys and values of cross-attention), ``decoder`` records what is written at the others.
         contributions: whether to record how much each expert adds to the output, which costs a product per site.
+        interventions: what is done to the routing meanwhile, such as masking an expert; see
+            :class:`loramixer.Intervention`. The provenance says so.
 
     Raises:
         TraceError: an empty or too long prompt, a site that was not captured, or a side that does not fit the model.
@@ -280,6 +285,7 @@ def trace(
             max_prompt_tokens=max_prompt_tokens,
             side=side,
             contributions=contributions,
+            interventions=interventions,
         ),
         maxlen=1,
     )
@@ -299,6 +305,7 @@ def stream_trace(
     side: Side | None = None,
     stop: threading.Event | None = None,
     contributions: bool = False,
+    interventions: Sequence[Intervention] = (),
 ) -> Iterator[RoutingTrace]:
     """Like :func:`trace`, but yields the growing trace: after the prompt, then after every token that was routed.
 
@@ -312,19 +319,24 @@ def stream_trace(
         # Without a chat template the special tokens of the tokenizer are what ends the encoder's text.
         chat = chat and bool(getattr(tokenizer, "chat_template", None))
     encoded = _checked_prompt(tokenizer, prompt, chat, max_prompt_tokens)
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "temperature": temperature}
+    if interventions:
+        settings["interventions"] = [each.to_dict() for each in interventions]
+    acting = _acting(model, interventions, len(encoded.ids))
     if side is not None:
-        yield _trace_side(model, tokenizer, encoded, max_new_tokens, temperature, seed, side, contributions)
+        with acting:
+            found = _trace_side(model, tokenizer, encoded, settings, side, contributions)
+        yield found
         return
     stop = stop or threading.Event()
     steps: queue.Queue[_Step | BaseException | None] = queue.Queue()
     worker = threading.Thread(
         target=_generate,
-        args=(model, tokenizer, encoded, max_new_tokens, temperature, seed, contributions, stop, steps),
+        args=(model, tokenizer, encoded, settings, contributions, acting, stop, steps),
         daemon=True,
     )
     worker.start()
-    assembly = _Assembly(model, tokenizer, encoded, {"max_new_tokens": max_new_tokens, "seed": seed})
-    assembly.provenance["temperature"] = temperature
+    assembly = _Assembly(model, tokenizer, encoded, settings)
     try:
         while (step := steps.get()) is not None:
             if isinstance(step, BaseException):
@@ -359,10 +371,9 @@ def _generate(
     model: Any,
     tokenizer: Any,
     encoded: EncodedPrompt,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
+    settings: dict[str, Any],
     contributions: bool,
+    acting: AbstractContextManager[None],
     stop: threading.Event,
     steps: queue.Queue[_Step | BaseException | None],
 ) -> None:
@@ -384,23 +395,27 @@ def _generate(
         device = next(model.parameters()).device
         input_ids = torch.tensor([encoded.ids], device=device)
         mask = torch.ones_like(input_ids)
-        with _evaluation_mode(model), torch.inference_mode(), capture_routing(model, contributions) as capture:
-            if max_new_tokens == 0:
+        with (
+            _evaluation_mode(model),
+            acting,
+            torch.inference_mode(),
+            capture_routing(model, contributions) as capture,
+        ):
+            if settings["max_new_tokens"] == 0:
                 model(input_ids=input_ids, attention_mask=mask)
                 steps.put(_Step(encoded.ids, capture.take_arrays()))
             else:
-                torch.manual_seed(seed)
-                sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+                torch.manual_seed(settings["seed"])
                 output = model.generate(
                     input_ids=input_ids,
                     attention_mask=mask,
-                    max_new_tokens=max_new_tokens,
+                    max_new_tokens=settings["max_new_tokens"],
                     pad_token_id=tokenizer.pad_token_id
                     if tokenizer.pad_token_id is not None
                     else tokenizer.eos_token_id,
                     stopping_criteria=StoppingCriteriaList([Listener()]),
                     return_dict_in_generate=True,
-                    **sampling,
+                    **_sampling(settings["temperature"]),
                 )
                 last = output.sequences[:, -1:]
                 cache = getattr(output, "past_key_values", None)
@@ -414,6 +429,17 @@ def _generate(
         steps.put(None)
     except BaseException as error:  # handed to the thread that reads the stream
         steps.put(error)
+
+
+def _acting(model: Any, interventions: Sequence[Intervention], prompt_tokens: int) -> AbstractContextManager[None]:
+    from loramixer.tuner.intervening import intervene
+
+    return intervene(model, interventions, prompt_tokens) if interventions else nullcontext()
+
+
+def _sampling(temperature: float) -> dict[str, Any]:
+    """How `generate` decodes: greedily at temperature 0."""
+    return {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
 
 
 @contextmanager
@@ -450,9 +476,7 @@ def _trace_side(
     model: Any,
     tokenizer: Any,
     encoded: EncodedPrompt,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
+    settings: dict[str, Any],
     side: Side,
     contributions: bool,
 ) -> RoutingTrace:
@@ -464,11 +488,13 @@ def _trace_side(
     input_ids = torch.tensor([encoded.ids], device=next(model.parameters()).device)
     mask = torch.ones_like(input_ids)
     with _evaluation_mode(model), torch.inference_mode():
-        torch.manual_seed(seed)
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        torch.manual_seed(settings["seed"])
+        max_new_tokens = settings["max_new_tokens"]
         # One token at least, which brings the token that the decoder starts from.
         limits = {"max_new_tokens": max(max_new_tokens, 1), "pad_token_id": tokenizer.pad_token_id}
-        written = model.generate(input_ids=input_ids, attention_mask=mask, **limits, **sampling)
+        written = model.generate(
+            input_ids=input_ids, attention_mask=mask, **limits, **_sampling(settings["temperature"])
+        )
         written = written[:, : max_new_tokens + 1]
         with capture_routing(model, contributions) as capture:
             model(input_ids=input_ids, attention_mask=mask, decoder_input_ids=written, use_cache=False)
@@ -476,8 +502,7 @@ def _trace_side(
     if side == "decoder":
         start = tokenizer.decode(written[0, :1])
         encoded = EncodedPrompt(start, (0, 0), written[0, :1].tolist(), [(0, len(start))])
-    settings = {"max_new_tokens": max_new_tokens, "seed": seed, "temperature": temperature, "side": side}
-    assembly = _Assembly(model, tokenizer, encoded, settings)
+    assembly = _Assembly(model, tokenizer, encoded, {**settings, "side": side})
     assembly.sites = tuple(assembly.sites[site] for site in routing.sites)
     if rules := assembly.provenance["site_rules"]:
         assembly.provenance["site_rules"] = [rules[site] for site in routing.sites]

@@ -1,7 +1,7 @@
 """What routers would have chosen under other gate settings, from the logits of a trace. Numpy only, no model.
 
 Nothing is read or written again: the text stays, and so do the logits of later layers, which would have seen other
-inputs. :mod:`loramixer.interventions` does run the model.
+inputs. :func:`loramixer.intervene` does run the model.
 
 Shapes: S sites, T tokens, E experts; logits ``[..., E]`` in nats, minus infinity where an expert is absent or masked.
 """

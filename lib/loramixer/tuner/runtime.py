@@ -28,6 +28,7 @@ from loramixer.versions import library_versions
 
 if TYPE_CHECKING:
     from loramixer.tuner.config import LoraMixerConfig
+    from loramixer.tuner.intervening import ActingInterventions
     from loramixer.tuner.layer import LoraMixerLayer
     from loramixer.tuner.sharing import Routed
 
@@ -241,6 +242,7 @@ class MixtureRuntime:
         training_domain: int64 ``[B]``, the same for the current training batch.
         recorded: every call in the current training forward, or None when not wanted.
         capture: the running capture, or None.
+        intervening: the interventions that act, or None.
     """
 
     experts: tuple[str, ...]
@@ -256,6 +258,7 @@ class MixtureRuntime:
     training_domain: torch.Tensor | None = None
     recorded: list[SiteCall] | None = None
     capture: RoutingCapture | None = None
+    intervening: ActingInterventions | None = None
 
     def index_of(self, name: str) -> int:
         """Position of an expert in the gates.
@@ -286,7 +289,13 @@ class MixtureRuntime:
         return settings if rule is None else replace(settings, **self.rules[rule][training])
 
     def route(
-        self, logits_NSE: torch.Tensor, settings: GateSettings, leading: torch.Size, training: bool, few: bool
+        self,
+        logits_NSE: torch.Tensor,
+        settings: GateSettings,
+        leading: torch.Size,
+        training: bool,
+        few: bool,
+        sites: Sequence[int] = (),
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor | None]:
         """Turn logits into gates.
 
@@ -296,6 +305,7 @@ class MixtureRuntime:
             leading: axes that N stands for, ``[B, T]`` as a rule.
             training: whether the sites are in training mode.
             few: whether the chosen experts are enough (mode ``top_k``).
+            sites: indices of the sites, for interventions.
 
         Returns:
             Logits with noise and mask applied; gates or, with ``few``, None; ``(weights, experts)`` or None; and in
@@ -303,9 +313,12 @@ class MixtureRuntime:
         """
         if training and self.config.noise_std:
             logits_NSE = logits_NSE + self.config.noise_std * torch.randn_like(logits_NSE)
-        nobody_left = None
+        nobody_left = forced = None
         if self.masked is not None:
             logits_NSE = logits_NSE.masked_fill(self.masked.to(logits_NSE.device), -torch.inf)
+        if (acting := self.intervening) is not None:
+            logits_NSE, forced = acting.apply(logits_NSE, sites, leading, training)
+        if self.masked is not None or acting is not None:
             nobody_left = (logits_NSE == -torch.inf).all(dim=-1, keepdim=True)
         if few:
             weights, experts = settings.choose(logits_NSE)
@@ -318,6 +331,9 @@ class MixtureRuntime:
             gates_NSE = settings(logits_NSE)
         if nobody_left is not None:
             gates_NSE = gates_NSE.masked_fill(nobody_left, 0.0)
+        if forced is not None:
+            rows_NS1, weights_NSE = forced
+            gates_NSE = torch.where(rows_NS1, weights_NSE.to(gates_NSE.dtype), gates_NSE)
         p_NSE = None
         if training:
             # Computed whether it is recorded or not: checkpointing must see the same operations when it recomputes.

@@ -98,7 +98,7 @@ class InputGroup:
         Gradients must be off.
         """
         runtime = self.runtime
-        if runtime.recorded is not None or runtime.masked is not None:
+        if runtime.recorded is not None or runtime.masked is not None or runtime.intervening is not None:
             return None
         settings, members, name = runtime.inference, self.members, self.adapter_name
         if self._is_lean is None:
@@ -197,7 +197,10 @@ class InputGroup:
         settings = runtime.settings(self.rule, first.training)
         without_gradient = not torch.is_grad_enabled()
         few = without_gradient and settings.mode == "top_k" and self._sparse(layers, x_ND, settings.k)
-        routed = runtime.route(logits_NSE, settings, x.shape[:-1], first.training, few)
+        sites: list[int] = []
+        if runtime.intervening is not None:
+            few, sites = False, [layer.sites[name] for layer in layers]
+        routed = runtime.route(logits_NSE, settings, x.shape[:-1], first.training, few, sites)
         return Routed(x_ND, *routed, without_gradient and not autocast)
 
     def _sparse(self, layers: list[LoraMixerLayer], x_ND: torch.Tensor, k: int) -> bool:
