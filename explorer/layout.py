@@ -37,6 +37,7 @@ def build(source: ModelSource, recordings: Recordings) -> gr.Blocks:
         shown, current, wanted = gr.State(shown_first), gr.State(""), gr.State({})
         with gr.Tabs(elem_id="rooms") as tabs:
             page = Page(demo, tabs, source, recordings, handlers, traces, shown, current, wanted)
+            demo.unload(page.forget_exports)
             for room in ROOMS:
                 with gr.Tab(room.label, id=room.key, elem_id=f"room-{room.key}"):
                     room.build(page)

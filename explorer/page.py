@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 
+from explorer.exports import Exports
 from explorer.handlers import Handlers
 from explorer.recordings import Recordings
 from explorer.registry import ModelSource
@@ -29,6 +30,7 @@ class Page:
         current: component state; key in ``traces`` of the trace on screen in Explore, empty before there is one.
         wanted: component state; a router that one room asks another one to choose, from :func:`want`. Explore and
             Compare listen to its change and act when they are named.
+        exports: files of what is shown, for download buttons; those of a session go when it leaves.
     """
 
     demo: gr.Blocks
@@ -40,6 +42,11 @@ class Page:
     shown: gr.State
     current: gr.State
     wanted: gr.State
+    exports: Exports = field(default_factory=Exports)
+
+    def forget_exports(self, request: gr.Request) -> None:
+        """The session of this event has left: its files go."""
+        self.exports.forget(str(request.session_hash))
 
 
 def want(room: str, mixer: str, title: str = "") -> dict[str, Any]:
