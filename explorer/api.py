@@ -22,7 +22,8 @@ from explorer.settings import (
     limits,
     parse_gate,
 )
-from explorer.summary import describe_change, describe_routing, summarise
+from explorer.summary import describe_change, describe_comparison, describe_routing, summarise
+from loramixer.comparison import compare
 from loramixer.errors import LoraMixerError, TraceError
 from loramixer.trace import RoutingTrace
 from loramixer.whatif import NOTE, what_if
@@ -41,7 +42,7 @@ class PublicApi:
     def add(self) -> None:
         """Give the endpoints to the page that is being built."""
         model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-        for endpoint in (self.route, self.generate, self.what_if):
+        for endpoint in (self.route, self.generate, self.compare, self.what_if):
             gr.api(endpoint, api_name=endpoint.__name__, **model)
         # Not by gr.api, which would open whatever path of the server a caller names; gr.File takes uploads only.
         inputs = [
@@ -83,6 +84,40 @@ class PublicApi:
             The generated text and the same numbers as route.
         """
         return _answer(lambda: summarise(self._run(prompt, mixer, k, max_new_tokens)))
+
+    def compare(
+        self,
+        prompt_a: str,
+        prompt_b: str = "",
+        mixer_a: str = DEFAULT_MIXER,
+        mixer_b: str = DEFAULT_MIXER,
+        k_a: int = 0,
+        k_b: int = 0,
+        max_new_tokens: int = 0,
+    ) -> dict:
+        """Run two prompts, or one prompt through two routers, and say how differently they were routed (B less A).
+
+        Args:
+            prompt_a: plain text; the chat template of the backbone is added. At most 512 tokens with it.
+            prompt_b: the other text; empty for the same one.
+            mixer_a: name of the router that reads A, such as smollm2-135m/rsl.
+            mixer_b: name of the router that reads B; it must have the same experts.
+            k_a: experts per token in A; 0 for the router's own number.
+            k_b: experts per token in B; 0 for the router's own number.
+            max_new_tokens: how long an answer both runs write; 0 routes the prompts only.
+
+        Returns:
+            The numbers of both runs; how tokens were aligned (alignment and sentence); and over the pairs of tokens
+            that belong together, the mean change of each expert's gate, the share of decisions whose first expert
+            changed, and the mean Jensen-Shannon divergence in nats, 0 to 0.69.
+        """
+
+        def difference() -> dict[str, Any]:
+            a = self._run(prompt_a, mixer_a, k_a, max_new_tokens)
+            b = self._run(prompt_b if (prompt_b or "").strip() else prompt_a, mixer_b, k_b, max_new_tokens)
+            return {"a": summarise(a), "b": summarise(b), **describe_comparison(compare(a, b))}
+
+        return _answer(difference)
 
     def what_if(
         self,

@@ -48,10 +48,12 @@ class LoadedModels:
 
     Args:
         load: loads one.
+        is_private: whether the name of a backbone is one visitor's affair; everybody reads the status.
     """
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, is_private: Callable[[str], bool] = lambda backbone: False) -> None:
         self._load = load
+        self._is_private = is_private
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
         self._loading = threading.Lock()
         self._status = ModelStatus("idle", "The model is not loaded yet.")
@@ -89,13 +91,15 @@ class LoadedModels:
                 self._models.move_to_end(backbone)
                 return self._models[backbone]
             self._make_room()
-            self._status = ModelStatus("loading", f"The model {backbone} is loading …")
+            private, former = self._is_private(backbone), self._status
+            self._status = ModelStatus("loading", f"The model {'of a visitor' if private else backbone} is loading …")
             try:
-                found = self.hold(backbone, *self._load(backbone, self._note))
+                found = self.hold(backbone, *self._load(backbone, logger.info if private else self._note))
             except Exception as error:
                 is_expected = isinstance(error, LoraMixerError)
                 reason = str(error) if is_expected else f"Loading failed ({type(error).__name__}); see the log."
-                self._status = ModelStatus("failed", f"The model {backbone} is not loaded. {reason}")
+                failed = ModelStatus("failed", f"The model {backbone} is not loaded. {reason}")
+                self._status = former if private else failed
                 raise
             self._status = ModelStatus("ready", "Model ready.")
             return found

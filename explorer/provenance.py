@@ -6,6 +6,9 @@ from typing import Any
 
 from loramixer.trace import RoutingTrace
 
+OWN_PREFIX = "own/"
+"""Names of routers that a visitor brought or trained begin with it."""
+
 UNKNOWN = "not stated"
 HASH_LENGTH = 8
 
@@ -27,7 +30,7 @@ def provenance_items(trace: RoutingTrace, state: str) -> list[dict[str, str]]:
     return [
         _item("Source", name, hint),
         _item("Backbone", facts.get("backbone"), _backbone_hint(facts)),
-        _item("Router", facts.get("mixer"), "What chose the experts: one router for each projection of each layer."),
+        _item("Router", _router_name(facts), "What chose the experts: one router for each projection of each layer."),
         _item("Loss", facts.get("loss"), "What the routers were trained with, besides the task itself."),
         _item("Gate", gate_text(facts, len(trace.experts)), "How many experts a router may mix for one token."),
         _item("Seed", _seed_text(facts), "The same seed and settings write the same text again."),
@@ -47,6 +50,12 @@ def gate_text(facts: dict[str, Any], experts: int) -> str:
         suffix = "" if facts.get("renormalize", True) else ", not renormalised"
         return f"top {facts['k']} of {experts}{suffix}"
     return UNKNOWN
+
+
+def _router_name(facts: dict[str, Any]) -> str | None:
+    """The router's name; that of a visitor's own is a random one that says nothing, so its title stands for it."""
+    name = facts.get("mixer")
+    return facts.get("title") or name if str(name).startswith(OWN_PREFIX) else name
 
 
 def _item(label: str, value: Any, hint: str) -> dict[str, str]:

@@ -53,7 +53,7 @@ class ModelRegistry:
 
     def __init__(self, mixer: str = DEFAULT_MIXER) -> None:
         self._first_mixer = mixer
-        self._models = LoadedModels(self._load)
+        self._models = LoadedModels(self._load, lambda backbone: backbone not in self.backbones())
         self._added: dict[str, tuple[MixerInfo, Path]] = {}
 
     def backbones(self) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from loramixer.comparison import Comparison
 from loramixer.errors import TraceError
 from loramixer.metrics import jensen_shannon, load, margin, plane_point
 from loramixer.trace import Role, RoutingTrace
@@ -74,6 +75,20 @@ def describe_change(before: RoutingTrace, after: RoutingTrace) -> dict[str, Any]
     return {
         "changed_decisions": _rounded((former.argmax(axis=-1) != latter.argmax(axis=-1)).mean()),
         "divergence": _rounded(jensen_shannon(former, latter).mean()),
+    }
+
+
+def describe_comparison(found: Comparison) -> dict[str, Any]:
+    """How tokens were aligned, and how differently the pairs were routed."""
+    pairs = len(found.pairs)
+    means = found.difference.mean(axis=(0, 1)) if pairs else np.zeros(len(found.a.experts))
+    return {
+        "alignment": found.alignment,
+        "sentence": found.sentence,
+        "pairs": pairs,
+        "gate_change": {name: _rounded(mean) for name, mean in zip(found.a.experts, means, strict=True)},
+        "changed_decisions": _rounded(found.leader_changed.mean()) if pairs else 0.0,
+        "divergence": _rounded(np.nanmean(found.jsd)) if pairs else 0.0,
     }
 
 

@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,20 +73,26 @@ class Expert:
         return functools.reduce(torch.promote_types, types)
 
 
-def read_expert(name: str, source: str | Path) -> Expert:
+def read_expert(name: str, source: str | Path, weights: bool = True, max_bytes: int | None = None) -> Expert:
     """Read a plain PEFT LoRA checkpoint.
 
     Args:
         name: what the mixture calls it.
         source: a folder, or a Hub id with an optional ``@revision``.
+        weights: whether the matrices are read; without, they are on the ``meta`` device and only their shapes count.
+        max_bytes: largest weights file that is read or fetched; None reads any.
 
     Raises:
         ExpertError: not found, no safetensors, corrupt, no LoRA, or a LoRA that cannot be mixed exactly.
     """
-    folder, pinned = locate_expert(name, str(source))
+    folder, pinned = locate_expert(name, str(source), max_bytes)
+    if max_bytes is not None and (found := (folder / WEIGHTS_FILE).stat().st_size) > max_bytes:
+        raise ExpertError(
+            f"Expert '{name}' takes {found / 1e6:,.1f} MB, and at most {max_bytes / 1e6:,.1f} MB are read here."
+        )
     config = _read_config(name, folder)
     _refuse_inexact(name, config)
-    tensors = _read_tensors(name, folder)
+    tensors = _read_tensors(name, folder) if weights else _read_shapes(name, folder)
     sites: dict[str, dict[str, torch.Tensor]] = {}
     leftover = []
     for key, tensor in tensors.items():
@@ -157,8 +164,11 @@ def new_expert(name: str, shapes: Mapping[str, tuple[int, int]], settings: NewEx
     return Expert(name, None, None, None, sites)
 
 
-def locate_expert(name: str, source: str) -> tuple[Path, str]:
-    """The local folder of an expert, downloaded when ``source`` is a Hub id, and the source pinned to its commit."""
+def locate_expert(name: str, source: str, max_bytes: int | None = None) -> tuple[Path, str]:
+    """The local folder of an expert, downloaded when ``source`` is a Hub id, and the source pinned to its commit.
+
+    A download of more than ``max_bytes`` is refused before it begins.
+    """
     folder = Path(source)
     if folder.is_dir():
         if not (folder / WEIGHTS_FILE).is_file() and list(folder.glob("*.bin")):
@@ -174,7 +184,7 @@ def locate_expert(name: str, source: str) -> tuple[Path, str]:
     if named is None:
         raise ExpertError(f"Expert '{name}': there is no folder {source}; give a PEFT LoRA folder or a Hub id.")
     try:
-        files = fetch(*named, required=(CONFIG_FILE, WEIGHTS_FILE))
+        files = fetch(*named, required=(CONFIG_FILE, WEIGHTS_FILE), max_bytes=max_bytes)
     except HubError as error:
         raise ExpertError(f"Expert '{name}': there is no folder {source}, and {error}.") from error
     return files.folder, files.pinned
@@ -237,11 +247,34 @@ def _refuse_inexact(name: str, config: dict[str, Any]) -> None:
 
 
 def _read_tensors(name: str, folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with _one_sentence(name, folder):
         return load_file(folder / WEIGHTS_FILE)
+
+
+def _read_shapes(name: str, folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors on the ``meta`` device: only the head of the file is read."""
+    from safetensors import safe_open
+
+    found = {}
+    with _one_sentence(name, folder), safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 - it is no dictionary
+            part = file.get_slice(key)
+            dtype = _DTYPES.get(part.get_dtype(), torch.float32)
+            found[key] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
+    return found
+
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@contextmanager
+def _one_sentence(name: str, folder: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (SafetensorError, OSError, ValueError) as error:
         raise ExpertError(
             f"Expert '{name}': {folder / WEIGHTS_FILE} is damaged or no safetensors file ({error}); fetch it again."

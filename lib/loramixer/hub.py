@@ -78,6 +78,7 @@ def fetch(
     required: Sequence[str],
     optional: Sequence[str] = (),
     repo_type: RepositoryType = "model",
+    max_bytes: int | None = None,
 ) -> HubFiles:
     """Fetch named files of a repository, from the cache when the Hub does not give them.
 
@@ -90,9 +91,10 @@ def fetch(
         required: files that must be there; no other files than these and ``optional`` are ever requested.
         optional: files that may be missing.
         repo_type: whether it is a repository of a model or of a data set.
+        max_bytes: how large all these files together may be; a larger one is refused before it is downloaded.
 
     Raises:
-        HubError: not found, private or gated, no answer, offline, incomplete, or damaged on the way.
+        HubError: not found, private or gated, no answer, offline, incomplete, too large, or damaged on the way.
     """
     cached = cached_files(hub_id, revision, required, repo_type)
     if cached is not None and _COMMIT.fullmatch(revision or ""):
@@ -115,10 +117,12 @@ def fetch(
         )
     wanted = [*required, *(file for file in optional if file in known.files)]
     # The branch is named for the first file, which is how the client's cache learns what it points at.
-    first = _download(hub_id, revision or "main", wanted[0], repo_type)
+    first = _download(hub_id, revision or "main", wanted[0], repo_type, max_bytes)
     folder = first.parents[wanted[0].count("/")]
+    here = first.stat().st_size
     for file in wanted[1:]:
-        _download(hub_id, folder.name, file, repo_type)
+        left = None if max_bytes is None else max_bytes - here
+        here += _download(hub_id, folder.name, file, repo_type, left).stat().st_size
     return HubFiles(folder, hub_id, folder.name)
 
 
@@ -283,7 +287,7 @@ def _in_time(work: Callable[[], Result], seconds: float, progress: _Progress | N
     return results[0]
 
 
-def _download(hub_id: str, revision: str, file: str, repo_type: RepositoryType) -> Path:
+def _download(hub_id: str, revision: str, file: str, repo_type: RepositoryType, max_bytes: int | None = None) -> Path:
     """One file into the Hub's cache, checked; for a commit, a file that is there already asks no network."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
@@ -311,8 +315,16 @@ def _download(hub_id: str, revision: str, file: str, repo_type: RepositoryType) 
             # Asked by itself first: the client repeats its own question for minutes, and when that is given up it
             # goes on in its thread and closes the connections of later downloads at every failure.
             size = _in_time(question, ANSWER_SECONDS)
+            if max_bytes is not None and size > max_bytes:
+                raise HubError(
+                    f"{file} of {hub_id} has {size / 1e6:,.1f} MB, more than may be fetched here",
+                    "use a smaller one, or run this on a machine of your own",
+                    final=True,
+                )
         piece = min(size, constants.DOWNLOAD_CHUNK_SIZE)
         path = Path(_in_time(work, STALL_SECONDS + piece / SLOWEST, progress))
+    except HubError:
+        raise
     except Exception as error:
         raise explained(error, hub_id, revision, file) from error
     if path.is_symlink():

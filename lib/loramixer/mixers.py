@@ -65,11 +65,17 @@ def mixer_info(folder: Path, name: str) -> MixerInfo:
         name=name,
         title=config.get("title") or name,
         backbone=known,
-        loss=settings.get("loss_text", config.get("routing_loss", "none")),
+        loss=_loss_text(config, settings),
         experts=tuple(config["expert_order"]),
         top_k=config["top_k"],
         seed=settings.get("seed"),
     )
+
+
+def _loss_text(config: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    if config.get("untrained"):
+        return "nothing: these routers are untrained"
+    return settings.get("loss_text") or config.get("routing_loss") or "none"
 
 
 def load_mixer(

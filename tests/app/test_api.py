@@ -15,7 +15,7 @@ from explorer.recordings import Recordings
 from loramixer.whatif import NOTE
 from tests.app.synthetic import EXPERTS, FakeSource, make_trace
 
-PUBLIC = {"route", "generate", "what_if", "metrics"}
+PUBLIC = {"route", "generate", "compare", "what_if", "metrics"}
 
 
 @pytest.fixture
@@ -57,6 +57,18 @@ def test_what_if_changes_the_gates_and_says_so(api: PublicApi) -> None:
 def test_a_bias_moves_the_load(api: PublicApi) -> None:
     answer = api.what_if("How many mg?", bias={"code": 2.0})
     assert answer["after"]["load"]["code"] > answer["before"]["load"]["code"] + 0.1
+
+
+def test_compare_says_how_it_aligned(api: PublicApi) -> None:
+    same = api.compare("How many mg?")
+    assert (same["alignment"], same["divergence"], same["changed_decisions"]) == ("token", 0, 0)
+    fewer = api.compare("How many mg?", k_b=1)
+    assert fewer["alignment"] == "token"
+    assert fewer["divergence"] > 0
+    assert sum(fewer["gate_change"].values()) == pytest.approx(0, abs=1e-3)
+    other = api.compare("How many mg?", "How many grams of it?")
+    assert other["alignment"] == "word"
+    assert other["pairs"] > 0
 
 
 def test_metrics_of_a_file_need_no_model(api: PublicApi, tmp_path: Path) -> None:
@@ -123,7 +135,7 @@ def test_a_program_sees_names_types_and_defaults(client: Any) -> None:
             assert parameter["type"], (name, parameter)
             assert not parameter["parameter_name"].startswith("param_"), (name, parameter)
         required = {found["parameter_name"] for found in endpoint["parameters"] if not found["parameter_has_default"]}
-        assert required <= {"prompt", "trace"}, name
+        assert required <= {"prompt", "prompt_a", "trace"}, name
 
 
 def test_a_program_gets_answers(client: Any, tmp_path: Path) -> None:
@@ -132,6 +144,7 @@ def test_a_program_gets_answers(client: Any, tmp_path: Path) -> None:
     assert set(client.predict("How many mg?", api_name="/route")["load"]) == set(EXPERTS)
     assert client.predict(prompt="How many mg?", max_new_tokens=3, api_name="/generate")["text"].startswith(" Each")
     assert client.predict("How many mg?", mask=["math"], api_name="/what_if")["after"]["load"]["math"] == 0
+    assert client.predict("How many mg?", k_b=1, api_name="/compare")["divergence"] > 0
     assert client.predict("How many mg?", api_name="/metrics")["measured_tokens"] > 0
     trace = make_trace(layers=2).save(tmp_path / "trace.npz")
     answer = client.predict(prompt="", trace=handle_file(trace), api_name="/metrics")

@@ -20,6 +20,7 @@ from loramixer import hub as hub_module
 from loramixer.backbones import backbone_files
 from loramixer.errors import BackboneError, ExpertError, HubError, MixerError
 from loramixer.experts import read_expert
+from loramixer.fitting import outline_backbone
 from loramixer.hub import push_folder, split_hub_id
 from loramixer.tuner.export import export_expert
 from tests import tiny
@@ -123,6 +124,22 @@ def test_only_the_named_files_are_ever_requested(hub, experts):
     hub.add("org/a", {"adapter_model.bin": b"pickle", "setup.py": b"raise SystemExit", "extra.safetensors": b""})
     read_expert("a", "org/a")
     assert hub.fetched() == ADAPTER
+
+
+def test_what_is_too_large_is_refused_before_it_is_downloaded(hub, published):
+    with pytest.raises(ExpertError, match="more than may be fetched here"):
+        read_expert("a", published["a"], max_bytes=2000)
+    assert not any(request.startswith("GET") and "safetensors" in request for request in hub.requests)
+    size = len(hub.files(published["a"])["adapter_model.safetensors"])
+    assert read_expert("a", published["a"], max_bytes=size + 10_000, weights=False).sites
+
+
+def test_only_the_configuration_of_a_backbone_is_fetched_for_its_shapes(hub, tmp_path):
+    commit = hub.add("org/backbone", tiny_backbone(tmp_path / "backbone"))
+    outline = outline_backbone("org/backbone")
+    assert (outline.name, outline.revision) == ("org/backbone", commit)
+    assert outline.shapes["model.layers.0.self_attn.k_proj"] == (32, 16)
+    assert hub.fetched() == {"config.json"}
 
 
 def test_a_repository_with_pickled_weights_only(hub, experts):

@@ -89,6 +89,7 @@ class LoraMixerConfig(PeftConfig):
         expert_order: names in the order of the gates; PEFT saves dictionaries sorted. Filled by itself.
         target_modules: which linear layers new experts change, as in `LoraConfig`; by default those that the other
             experts change. Filled at injection: the sites that at least one expert changes.
+        untrained: whether the routers are known to be as they were initialised; training takes it back by itself.
         title: a short name for people.
         tasks: expert name → data sets that belong to it; evaluation uses it to know a row's own expert.
     """
@@ -134,6 +135,7 @@ class LoraMixerConfig(PeftConfig):
         default_factory=list, metadata={"help": "Names in the order of the gates; filled by itself."}
     )
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Filled at injection."})
+    untrained: bool = field(default=False, metadata={"help": "Whether the routers are known to be untrained."})
     title: str = field(default="", metadata={"help": "A short name for people."})
     tasks: dict[str, list[str]] = field(
         default_factory=dict, metadata={"help": "Expert name → data sets that belong to it."}
@@ -193,6 +195,8 @@ class LoraMixerConfig(PeftConfig):
     @property
     def loss_text(self) -> str:
         """The routing loss in one line, with its coefficients and the form that they belong to."""
+        if self.untrained:
+            return "none: untrained routers"
         terms = [self._main_term]
         if self.z_weight:
             terms.append(f"{self.z_weight:g} · E[(logsumexp z)²]")

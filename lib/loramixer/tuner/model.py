@@ -301,6 +301,7 @@ class LoraMixerModel(BaseTuner):
             kwargs.pop("num_items_in_batch", None)
             self._recording = Recording(runtime, inputs, expert_index, OwnerWatch(model, runtime.sites))
             runtime.recorded = []
+            runtime.config.untrained = False
             # It stays until the next forward: checkpointing runs layers again in the backward pass.
             runtime.training_domain = expert_index
         return args, kwargs
