@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from explorer.page import Page
-from explorer.rooms import explore
+from explorer.rooms import explore, tradeoff
 
 
 @dataclass(frozen=True)
@@ -24,4 +24,7 @@ class Room:
     build: Callable[[Page], None]
 
 
-ROOMS = (Room("explore", "Explore", explore.build),)
+ROOMS = (
+    Room("explore", "Explore", explore.build),
+    Room("tradeoff", "Trade-off", tradeoff.build),
+)

@@ -6,7 +6,7 @@ const WHOLE = { x: [0, 1], y: [0, 1] };
 const CORNERS = [
   { x: 0, y: 0, text: 'one expert takes everything', anchor: 'start', dx: 8, dy: -8 },
   { x: 0, y: 1, text: 'balanced specialists', anchor: 'start', dx: 8, dy: 18 },
-  { x: 1, y: 1, text: 'balanced mush', anchor: 'end', dx: -8, dy: 18 },
+  { x: 1, y: 1, text: 'balanced mush', anchor: 'end', dx: -8, dy: 52 },
 ];
 
 // The least range that holds all points, with room around them.
@@ -20,7 +20,7 @@ function closeRange(points) {
 }
 
 function placePlane(width, range) {
-  const height = Math.round(Math.min(Math.max(width * 0.8, 260), 560));
+  const height = Math.round(Math.min(Math.max(width * (width < 500 ? 1 : 0.8), 260), 560));
   const inner = { width: width - MARGIN.left - MARGIN.right, height: height - MARGIN.top - MARGIN.bottom };
   const pad = range === WHOLE ? 0.015 : 0;
   const [x0, x1, y0, y1] = [range.x[0] - pad, range.x[1] + pad, range.y[0] - pad, range.y[1] + pad];

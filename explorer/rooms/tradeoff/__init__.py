@@ -1,0 +1,77 @@
+"""Trade-off: every router on the entropy–balance plane, and a training replayed on one prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from explorer.components.plane_view import PlaneView
+from explorer.components.replay_view import ReplayView
+from explorer.components.status_line import StatusLine
+from explorer.handlers import status
+from explorer.link import WRITE
+from explorer.page import Page
+from explorer.rooms.tradeoff.handlers import NO_REPLAY, NOT_INSTALLED, TradeoffHandlers
+
+ABOUT = (
+    "Each router is one point. To the right: single tokens are **undecided**, every expert gets a share. Up: the "
+    "**load** is even over all tokens. A load is never less even than its tokens, so nothing lies below the diagonal. "
+    "The gap above it is how **specialised** the experts are. Top left is where a mixture of specialists wants to be; "
+    "a pure balance loss is content at the top right."
+)
+
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
+
+
+def build(page: Page) -> None:
+    """Components and wiring of the room."""
+    handlers = TradeoffHandlers(page.source)
+    opening = handlers.opening()
+    ticket, view, query = gr.State(0), gr.State({}), gr.Textbox(visible=False)
+    has_replays = bool(handlers.replays)
+    with gr.Row(elem_classes="room"):
+        with gr.Column(elem_id="tradeoff-controls", elem_classes="controls", scale=0, min_width=300):
+            gr.Markdown(ABOUT, elem_id="tradeoff-about")
+            with gr.Row(elem_classes="buttons-in-row"):
+                measure = gr.Button("Measure", variant="primary", elem_id="tradeoff-measure", min_width=80)
+                stop = gr.Button("Stop", interactive=False, elem_id="tradeoff-stop", min_width=60)
+            room_status = StatusLine(
+                status("quiet", "Measure routes the example prompts through every installed router, on this machine."),
+                elem_id="tradeoff-status",
+            )
+            replay = gr.Dropdown(
+                handlers.replay_choices(),
+                value=NO_REPLAY,
+                label="Replay a training",
+                info="Recorded: a fixed prompt at many steps.",
+                elem_id="tradeoff-replay",
+                visible=has_replays,
+            )
+            StatusLine(status("note", NOT_INSTALLED), elem_id="tradeoff-no-replay", visible=not has_replays)
+        with gr.Column(elem_classes="view", min_width=0):
+            plane = PlaneView(opening, elem_id="plane-view")
+            frames = ReplayView(None, elem_id="tradeoff-frames")
+
+    send = [page.tabs, page.wanted, room_status]
+    plane.open_router(handlers.open_router, None, send, **AT_ONCE)  # type: ignore[attr-defined]
+    plane.pin_router(handlers.pin_router, None, send, **AT_ONCE)  # type: ignore[attr-defined]
+    plane.change_view(handlers.view_query, replay, [view, query], **AT_ONCE).then(  # type: ignore[attr-defined]
+        None, query, None, js=WRITE, **AT_ONCE
+    )
+    replay.change(handlers.choose_replay, replay, frames, **AT_ONCE)
+    replay.input(handlers.query, [view, replay], query, **AT_ONCE).then(None, query, None, js=WRITE, **AT_ONCE)
+    buttons = [measure, stop]
+    running = measure.click(handlers.announce, None, [ticket, room_status, *buttons], **AT_ONCE).then(
+        handlers.measure,
+        ticket,
+        [plane, room_status, *buttons],
+        concurrency_id="model",
+        concurrency_limit=1,
+        **PRIVATE,
+    )
+    running.failure(handlers.refused, None, [room_status, *buttons], **AT_ONCE)
+    stop.click(handlers.stop, None, [room_status, stop], **AT_ONCE)
+    page.demo.load(handlers.open_link, None, [page.tabs, plane, view, replay, room_status], **AT_ONCE)
+    page.demo.unload(handlers.leave)

@@ -1,0 +1,209 @@
+"""What happens in the room Trade-off: each method is one event, and takes and returns values of components."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from explorer.examples import EXAMPLES
+from explorer.handlers import Status, status
+from explorer.link import LinkField, parse, to_query
+from explorer.page import want
+from explorer.registry import ModelSource
+from explorer.replays import FOLDER, Replay, find_replays
+from explorer.rooms.tradeoff.payload import plane_payload
+from explorer.rooms.tradeoff.points import RESULTS, Plane, PlaneRouter, live_router, logged_plane, measured_plane
+from explorer.sessions import Tickets
+from explorer.settings import RunRequest
+from loramixer.errors import LoraMixerError, MixerError
+from loramixer.mixers import MixerInfo
+from loramixer.viz.palette import expert_styles
+
+ROOM = "tradeoff"
+NO_REPLAY = "none"
+LINK_FIELDS = (
+    LinkField("r", "router", ""),
+    LinkField("z", "close", False, "flag"),
+    LinkField("h", "hidden", ""),
+    LinkField("replay", "replay", NO_REPLAY),
+)
+
+NOT_INSTALLED = (
+    "No replay is installed. One needs the routers that are kept along a training "
+    "(zoo/<backbone>/replay/<router>/step-…); “python -m explorer.record_replay” then records it."
+)
+
+logger = logging.getLogger(__name__)
+
+
+class TradeoffHandlers:
+    """All events of the room.
+
+    Args:
+        source: what can be run.
+        results: folder of the experiments' files.
+        replays: folder of the recorded replays.
+    """
+
+    def __init__(self, source: ModelSource, results: Path | None = None, replays: Path | None = None) -> None:
+        self.source = source
+        self.results = results or RESULTS
+        self.replay_folder = replays or FOLDER
+        self.tickets = Tickets()
+        self.versions = itertools.count(1)
+
+    @cached_property
+    def replays(self) -> dict[str, Replay]:
+        """The recorded replays, by name."""
+        return find_replays(self.replay_folder)
+
+    # ------------------------------------------------------------------ what is on screen
+
+    def plane(self) -> Plane:
+        """The measured plane; without one, the trainings of the installed routers."""
+        mixers = self.mixers()
+        found = measured_plane(self.results, mixers)
+        return found if found.is_measured else logged_plane(mixers)
+
+    def mixers(self) -> list[MixerInfo]:
+        """The installed routers of the first backbone: others have other experts, and no common plane."""
+        mixers = list(self.source.mixers())
+        return [mixer for mixer in mixers if mixer.backbone == mixers[0].backbone]
+
+    def opening(self) -> dict[str, Any]:
+        """The plane before anything has been measured live."""
+        return self._payload([])
+
+    def _payload(self, live: list[PlaneRouter], view: dict[str, Any] | None = None) -> dict[str, Any]:
+        prompts = [example.prompt for example in EXAMPLES]
+        return plane_payload(self.plane(), live, next(self.versions), prompts, view)
+
+    def replay_choices(self) -> list[tuple[str, str]]:
+        """For the replay control."""
+        return [
+            ("none", NO_REPLAY),
+            *((f"{replay.facts.title} ({len(replay.steps)} steps)", name) for name, replay in self.replays.items()),
+        ]
+
+    def choose_replay(self, name: str | None) -> Any:
+        """The replay of that name, or None."""
+        if name not in self.replays:
+            return None
+        styles = expert_styles(list(self.replays))
+        return self.replays[name].to_payload(styles[list(self.replays).index(name)].colour)
+
+    # ------------------------------------------------------------------ to other rooms
+
+    def open_router(self, event: gr.EventData) -> tuple[Any, Any, Status]:
+        """Choose a router in Explore, with the prompt that is there, and go there."""
+        return self._send("explore", event)
+
+    def pin_router(self, event: gr.EventData) -> tuple[Any, Any, Status]:
+        """Choose a router in Compare, and go there."""
+        return self._send("compare", event)
+
+    def _send(self, room: str, event: gr.EventData) -> tuple[Any, Any, Status]:
+        try:
+            mixer = self.source.find(str(event.mixer))
+        except MixerError as error:
+            return gr.skip(), gr.skip(), status("error", str(error))
+        return gr.Tabs(selected=room), want(room, mixer.name, mixer.title), status("quiet")
+
+    # ------------------------------------------------------------------ measuring
+
+    def announce(self, request: gr.Request) -> tuple[int, Status, Any, Any]:
+        """The first half of Measure, outside the queue."""
+        if not self.source.mixers():
+            line = status("error", "No trained router is installed, so nothing can be measured.")
+            return 0, line, gr.skip(), gr.skip()
+        ticket = self.tickets.open(_session(request))
+        line = status("busy", "Waiting for the model …")
+        return ticket.number, line, gr.Button(interactive=False), gr.Button(interactive=True)
+
+    def measure(self, number: int, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """The second half, in the queue: streams plane, status and both buttons."""
+        ticket = self.tickets.find(_session(request), int(number or 0))
+        if ticket is None:
+            yield (gr.skip(),) * 4
+            return
+        buttons = (gr.Button(interactive=True), gr.Button(interactive=False))
+        mixers = self.mixers()
+        done: list[PlaneRouter] = []
+        try:
+            for mixer in mixers:
+                line = status("busy", f"Measuring {mixer.title}, {len(done) + 1} of {len(mixers)} …")
+                yield gr.skip(), line, gr.skip(), gr.skip()
+                if (found := self._measured(mixer, ticket.stop)) is None:
+                    break
+                done.append(found)
+                yield self._payload(done), line, gr.skip(), gr.skip()
+            words = "Stopped" if ticket.stop.is_set() else "Measured"
+            text = f"{words}: {len(done)} of {len(mixers)} routers on {len(EXAMPLES)} example prompts."
+            yield gr.skip(), status("note" if ticket.stop.is_set() else "quiet", text), *buttons
+        except LoraMixerError as error:
+            yield gr.skip(), status("error", str(error)), *buttons
+        except Exception as error:
+            logger.exception("Measuring failed")
+            text = f"Measuring ended with an error inside the model ({type(error).__name__}); see the server's log."
+            yield gr.skip(), status("error", text), *buttons
+        finally:
+            self.tickets.close(_session(request), ticket.number)
+
+    def _measured(self, mixer: MixerInfo, stop: threading.Event) -> PlaneRouter | None:
+        traces = []
+        for example in EXAMPLES:
+            if stop.is_set():
+                return None
+            asked = RunRequest(example.prompt, mixer.name, "soft", len(mixer.experts), 0)
+            traces += list(self.source.stream(asked, stop))[-1:]
+        return live_router(mixer, traces) if len(traces) == len(EXAMPLES) else None
+
+    def refused(self, request: gr.Request) -> tuple[Status, Any, Any]:
+        """The queue did not take it: give the buttons back."""
+        self.tickets.stop(_session(request))
+        text = "Nothing was measured: too many visitors are waiting. Try again in a minute."
+        return status("error", text), gr.Button(interactive=True), gr.Button(interactive=False)
+
+    def stop(self, request: gr.Request) -> tuple[Status, Any]:
+        """End after the prompt that is being routed."""
+        self.tickets.stop(_session(request))
+        return status("busy", "Stopping …"), gr.Button(interactive=False)
+
+    def leave(self, request: gr.Request) -> None:
+        """The page was closed."""
+        self.tickets.stop(_session(request))
+
+    # ------------------------------------------------------------------ links
+
+    def view_query(self, replay: str | None, event: gr.EventData) -> tuple[dict[str, Any], str]:
+        """What the plane shows now, and its address."""
+        view = {"router": str(event.router), "close": bool(event.close), "hidden": str(event.hidden)}
+        return view, self.query(view, replay)
+
+    def query(self, view: dict[str, Any], replay: str | None) -> str:
+        """The address of a view."""
+        return to_query(ROOM, {**view, "replay": replay}, LINK_FIELDS)
+
+    def open_link(self, request: gr.Request) -> tuple[Any, ...]:
+        """Tabs, plane, view, replay and status of the address that the page was opened with."""
+        query = dict(request.query_params)
+        if query.get("room") != ROOM:
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        values, notes = parse(query, LINK_FIELDS)
+        replay = values.pop("replay")
+        if replay not in (NO_REPLAY, *self.replays):
+            notes.append(f"The link's replay {replay!r} is not installed.")
+            replay = NO_REPLAY
+        line = status("note", " ".join(notes)) if notes else status("quiet")
+        return gr.Tabs(selected=ROOM), self._payload([], values), values, replay, line
+
+
+def _session(request: gr.Request | None) -> str:
+    return str(getattr(request, "session_hash", None) or "")
