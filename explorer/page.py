@@ -29,7 +29,8 @@ class Page:
         shown: component state; router and gate of the trace on screen in Explore.
         current: component state; key in ``traces`` of the trace on screen in Explore, empty before there is one.
         wanted: component state; a router that one room asks another one to choose, from :func:`want`. Explore and
-            Compare listen to its change and act when they are named.
+            Compare listen to its change and act when they are named. Only events that go through the queue may set
+            it: Gradio tells nobody of a state that changed outside.
         exports: files of what is shown, for download buttons; those of a session go when it leaves.
     """
 

@@ -55,8 +55,9 @@ def build(page: Page) -> None:
             frames = ReplayView(None, elem_id="tradeoff-frames")
 
     send = [page.tabs, page.wanted, room_status]
-    plane.open_router(handlers.open_router, None, send, **AT_ONCE)  # type: ignore[attr-defined]
-    plane.pin_router(handlers.pin_router, None, send, **AT_ONCE)  # type: ignore[attr-defined]
+    # Through the queue: outside it, a change of a state is not told to those who listen to it.
+    plane.open_router(handlers.open_router, None, send, **PRIVATE)  # type: ignore[attr-defined]
+    plane.pin_router(handlers.pin_router, None, send, **PRIVATE)  # type: ignore[attr-defined]
     plane.change_view(handlers.view_query, replay, [view, query], **AT_ONCE).then(  # type: ignore[attr-defined]
         None, query, None, js=WRITE, **AT_ONCE
     )
