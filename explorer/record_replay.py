@@ -46,7 +46,8 @@ def record(model: Any, tokenizer: Any, steps: list[Path], mixer: str, prompt: st
     import loramixer
     from loramixer.mixers import mixer_folder, mixer_info
 
-    frames, points, trace, tokens = [], [], None, ()
+    frames, points, trace = [], [], None
+    tokens: tuple[str, ...] = ()
     for folder in steps:
         adapter = loramixer.add_mixer(model, folder)
         loramixer.set_gate(model, mode="soft")

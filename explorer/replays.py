@@ -87,7 +87,8 @@ class Replay:
             with np.load(path, allow_pickle=False) as data:
                 raw = json.loads(str(data["facts"]))
                 arrays = {name: data[name] for name in ("steps", "gates", "points")}
-            facts = ReplayFacts(**{name: tuple(v) if isinstance(v, list) else v for name, v in raw.items()})
+            fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in raw.items()}
+            facts = ReplayFacts(**fields)
             shape = (len(arrays["steps"]), len(facts.layers), len(facts.tokens), len(facts.experts))
             if arrays["gates"].shape != shape or arrays["points"].shape != (shape[0], 2):
                 raise ValueError("its arrays do not fit together")

@@ -127,6 +127,7 @@ plane.addEventListener('click', (event) => {
 // A replay beside the plane says where its fixed prompt is at this step; an empty trail takes the point away.
 function onReplay(event) {
   if (!root.isConnected) { document.removeEventListener('loramixer:replay', onReplay); return; }
+  if (plane.offsetParent === null) return; // it is for the room that is open
   view.moving = event.detail.trail.length ? event.detail : null;
   redraw();
 }
