@@ -181,3 +181,12 @@ def test_too_large_pictures_and_foreign_figures_are_refused():
         viz.to_png(viz.load_bars(awkward_trace()), scale=100)
     with pytest.raises(FigureError, match=r"only figures of loramixer\.viz"):
         viz.to_svg(go.Figure(go.Scatter(x=[1], y=[2])))
+
+
+def test_small_pictures_keep_every_colour():
+    figure = viz.token_map(awkward_trace(layers=12), template=True)
+    whole, small = (
+        np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+        for data in (viz.to_png(figure, scale=1), viz.to_small_png(figure))
+    )
+    assert np.abs(whole - small).max() <= 12

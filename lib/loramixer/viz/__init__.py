@@ -18,6 +18,7 @@ _PLACES = {
     "token_map": "traces",
     "training_curves": "curves",
     "figure_tables": "tables",
+    "figure_text": "notebook",
     "recipe": "recipes",
     "show": "notebook",
     "span_confusion": "spans",
@@ -27,6 +28,7 @@ _PLACES = {
     "text_lane_plain": "text",
     "to_html": "html",
     "to_png": "raster",
+    "to_small_png": "raster",
     "to_svg": "svg",
     "trace_table": "tables",
 }

@@ -61,7 +61,7 @@ def contribution_map(
     flags = gated_without_effect(part.trace.gates, part.trace.contributions)[:, part.positions, index]
     flagged = np.stack([flags[list(sites)].mean(axis=0) >= 0.5 for sites in part.sites])
     name = f"{style.letter} {plotly_text(style.name)}"
-    figure, panels = side_by_side(part, f"Gate and contribution of {name}", 2, right=150)
+    figure, panels = side_by_side(part, f"Gate and contribution of {name}", 2, right=200)
     figure.update_layout(
         title={"subtitle": {"text": f"{part.words}; ×: gate from {HIGH_GATE:g}, under {NO_EFFECT:.0%} of the update"}}
     )
@@ -72,7 +72,7 @@ def contribution_map(
     ):
         across, up = panels[number - 1]
         bar = colour_bar("gate") if number == 1 else free_bar("added / frozen", (0.0, end))
-        bar |= {"len": (up[1] - up[0]), "y": sum(up) / 2} if up != (0, 1) else {"x": 1.02 + 0.06 * (number - 1)}
+        bar |= {"len": (up[1] - up[0]), "y": sum(up) / 2} if up != (0, 1) else {"x": 1.02 + 0.08 * (number - 1)}
         cell_map(
             figure,
             number,

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from typing import Any
 
-from loramixer.viz.drawing import draw, shown_text
-from loramixer.viz.raster import rasterize
-
-PICTURE_COLOURS = 192
-"""Pictures in notebooks are kept small by a palette of so many colours."""
+from loramixer.viz.drawing import shown_text
+from loramixer.viz.raster import to_small_png
 
 
 def show(figure: Any, alt: str = "", *, scale: float = 1.0) -> None:
@@ -43,12 +39,9 @@ def mime_bundle(figure: Any, alt: str = "", *, scale: float = 1.0) -> dict[str, 
     content = json.loads(figure.to_json())
     # Plotly's own "share" button would send the text of the prompt to its servers.
     content["config"] = {"showSendToCloud": False, "displaylogo": False}
-    picture = rasterize(draw(figure), scale, "light").quantize(PICTURE_COLOURS)
-    file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True, dpi=(96 * scale, 96 * scale))
     return {
         "application/vnd.plotly.v1+json": content,
-        "image/png": base64.b64encode(file.getvalue()).decode("ascii"),
+        "image/png": base64.b64encode(to_small_png(figure, scale)).decode("ascii"),
         "text/plain": alt or figure_text(figure),
     }
 

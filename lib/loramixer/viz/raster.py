@@ -57,12 +57,21 @@ def to_png(
     return png_bytes(draw(figure, width, height), scale, theme)
 
 
+def to_small_png(figure: Any, scale: float = 1.0) -> bytes:
+    """A picture for notebooks and documents: on a light page, with a palette of 256 colours, at half the bytes.
+
+    Args:
+        figure: a Plotly figure of this package.
+        scale: as for :func:`to_png`.
+    """
+    # Other ways of choosing the palette drop rare colours, and a legend's patch would change its expert.
+    palette = {"method": Image.Quantize.MAXCOVERAGE, "dither": Image.Dither.NONE}
+    return _file(rasterize(draw(figure), scale).quantize(256, **palette), scale)
+
+
 def png_bytes(drawing: Drawing, scale: float = 2.0, theme: Theme = "light") -> bytes:
     """A drawing as a PNG file."""
-    file = io.BytesIO()
-    dots = 96 * scale
-    rasterize(drawing, scale, theme).save(file, "PNG", optimize=True, dpi=(dots, dots))
-    return file.getvalue()
+    return _file(rasterize(drawing, scale, theme), scale)
 
 
 def rasterize(drawing: Drawing, scale: float = 2.0, theme: Theme = "light") -> Image.Image:
@@ -79,6 +88,12 @@ def rasterize(drawing: Drawing, scale: float = 2.0, theme: Theme = "light") -> I
     for shape in drawing.shapes:
         painter.paint(shape)
     return canvas.convert("RGB") if page else canvas
+
+
+def _file(picture: Image.Image, scale: float) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True, dpi=(96 * scale, 96 * scale))
+    return file.getvalue()
 
 
 class _Painter:

@@ -42,9 +42,10 @@ def span_confusion(trace: RoutingTrace, spans: Sequence[Span], *, by_domain: boo
     styles = expert_styles(trace.experts)
     columns = [f"{style.letter} {plotly_text(short_label(style.name))}" for style in styles]
     left = 30 + 7 * max(len(row) for row in rows)
-    width = max(560, left + 92 * len(columns) + 96)
+    words = _numbers(found)
+    width = max(left + 92 * len(columns) + 96, left + round(6.6 * len(words)))
     figure = canvas("Gold spans and where their tokens went", width, 150 + 40 * len(rows), left, 96)
-    figure.update_layout(margin={"t": 92, "b": 44}, title={"subtitle": {"text": _numbers(found)}})
+    figure.update_layout(margin={"t": 92, "b": 44}, title={"subtitle": {"text": words}})
     add_heat_map(
         figure, 1, values, magnitude_scale(), (0.0, 1.0), columns=columns, rows=rows, name="mean gate",
         words="%{customdata}: %{z:.3f} of the weight, mean over tokens and routers", bar=colour_bar("mean gate"),

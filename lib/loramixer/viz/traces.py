@@ -112,7 +112,7 @@ def expert_maps(
     """
     part = view(trace, projection=projection, layers=layers, roles=roles, template=template, unit=unit, how=how)
     styles = expert_styles(part.experts)
-    columns = min(len(styles), 2 if len(part.labels) > 40 else 3)
+    columns = min(len(styles), 2 if len(part.labels) > 40 or len(styles) == 4 else 3)
     lines = -(-len(styles) // columns)
     each = min(620.0, max(250.0, 11.0 * len(part.labels)))
     bottom = room_for_labels(part.labels) + 8
