@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from loramixer import mask_experts, stream_trace, trace
+from loramixer import RoutingTrace, mask_experts, stream_trace, trace
+from loramixer.cli import app
 from loramixer.experts import SiteWeights
 from loramixer.metrics import gated_without_effect
 from loramixer.tuner import LoraMixerConfig, LoraMixerLayer
@@ -244,3 +246,12 @@ def test_the_layer_alone_measures_what_it_adds():
     np.testing.assert_allclose(
         found["base_norms"][0], (x[0] @ layer.base_layer.weight.T).norm(dim=-1).detach(), rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_command_line_records_them_when_asked(experts, tmp_path, monkeypatch, asked):
+    monkeypatch.setattr("loramixer.mixers.load_mixer", lambda *_: (tiny.mixture(experts), tiny.tokenizer()))
+    arguments = ["trace", "the dose", "--mixer", "tiny", "--out", str(tmp_path / "t.npz")]
+    result = CliRunner().invoke(app, arguments + ["--contributions"] * asked)
+    assert result.exit_code == 0, result.output
+    assert (RoutingTrace.load(tmp_path / "t.npz").contributions is not None) == asked
