@@ -5,6 +5,7 @@ All of them are private; the public endpoints are in ``explorer.api``.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -73,6 +74,7 @@ class Handlers:
         self.recordings = recordings
         self.traces = traces or TraceStore()
         self.tickets = Tickets()
+        self._pins = itertools.count(1)
 
     # ------------------------------------------------------------------ opening the page
 
@@ -226,6 +228,14 @@ class Handlers:
         """The page was closed: nobody waits for its run any more, and nobody can ask for its traces."""
         self.tickets.drop(_session(request))
         self.traces.forget(_session(request))
+
+    def pin(self, current: str) -> tuple[Any, Status]:
+        """The trace on screen becomes A of Compare."""
+        if not current:
+            return gr.skip(), status("note", "There is no whole trace on screen to pin yet.")
+        # The same trace pinned twice is two changes.
+        pinned = {"key": current, "number": next(self._pins)}
+        return pinned, status("quiet", "Pinned as A of Compare.")
 
     # ------------------------------------------------------------------ inside
 

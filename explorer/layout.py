@@ -35,8 +35,9 @@ def build(source: ModelSource, recordings: Recordings) -> gr.Blocks:
             apply_default_css=False,
         )
         shown, current, wanted = gr.State(shown_first), gr.State(""), gr.State({})
+        pinned = gr.State({})
         with gr.Tabs(elem_id="rooms") as tabs:
-            page = Page(demo, tabs, source, recordings, handlers, traces, shown, current, wanted)
+            page = Page(demo, tabs, source, recordings, handlers, traces, shown, current, wanted, pinned)
             demo.unload(page.forget_exports)
             for room in ROOMS:
                 with gr.Tab(room.label, id=room.key, elem_id=f"room-{room.key}"):

@@ -31,6 +31,7 @@ class Page:
         wanted: component state; a router that one room asks another one to choose, from :func:`want`. Explore and
             Compare listen to its change and act when they are named. Only events that go through the queue may set
             it: Gradio tells nobody of a state that changed outside.
+        pinned: component state; ``{"key": …, "number": …}``, the trace that Explore pins; Compare takes it as A.
         exports: files of what is shown, for download buttons; those of a session go when it leaves.
     """
 
@@ -43,6 +44,7 @@ class Page:
     shown: gr.State
     current: gr.State
     wanted: gr.State
+    pinned: gr.State
     exports: Exports = field(default_factory=Exports)
 
     def forget_exports(self, request: gr.Request) -> None:

@@ -120,3 +120,11 @@ def generated_text(trace: RoutingTrace) -> str:
     ]
     # Tokens that hold bytes of one character share its span; the character is said once.
     return "".join(trace.tokens.text[start:end] for start, end in dict.fromkeys(written))
+
+
+def prompt_text(trace: RoutingTrace) -> str:
+    """What the model was asked, without the chat template."""
+    asked = [position for position, role in enumerate(trace.tokens.roles) if role == "prompt"]
+    if not asked:
+        return ""
+    return trace.tokens.text[int(trace.tokens.spans[asked[0], 0]) : int(trace.tokens.spans[asked[-1], 1])]

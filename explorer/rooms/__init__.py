@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from explorer.page import Page
-from explorer.rooms import explore, tradeoff
+from explorer.rooms import compare, explore, tradeoff
 
 
 @dataclass(frozen=True)
@@ -26,5 +26,6 @@ class Room:
 
 ROOMS = (
     Room("explore", "Explore", explore.build),
+    Room("compare", "Compare", compare.build),
     Room("tradeoff", "Trade-off", tradeoff.build),
 )

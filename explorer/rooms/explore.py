@@ -32,6 +32,7 @@ def build(page: Page) -> None:
                 stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=60)
             run_status = StatusLine(elem_id="run-status")
             model_status = StatusLine(handlers.model_status(payload is not None), elem_id="model-status")
+            pin = gr.Button("Pin for Compare", size="sm", elem_id="pin")
             with gr.Row(elem_id="examples"):
                 example_buttons = {
                     example.key: gr.Button(example.label, size="sm", min_width=60) for example in EXAMPLES
@@ -59,6 +60,8 @@ def build(page: Page) -> None:
         **private,
     )
     running.failure(handlers.refused, None, [run_status, *buttons], **at_once)
+    # In the queue: Gradio tells nobody that a state has changed after an event outside of it.
+    pin.click(handlers.pin, page.current, [page.pinned, run_status], concurrency_limit=None, **private)
     stop.click(handlers.stop, None, [run_status, stop], **at_once)
     for key, button in example_buttons.items():
         button.click(

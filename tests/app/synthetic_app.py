@@ -23,14 +23,18 @@ PROMPTS = (
     "A loan of 12,000 dollars grows by 3 percent a year. Work out what is owed after two years, then write a "
     "Python function that returns the amount owed after n years.",
 )
+OTHER_ANSWER = " Each dose is 300 mg (62 * 15 / 3). Watch for rash and see a doctor."
 
 
 def make_recordings(folder: Path) -> Recordings:
-    """Invented recordings of the first two examples."""
+    """Invented recordings of the first two examples, of the first one with another router too."""
     rows = []
     for seed, (example, prompt) in enumerate(zip(EXAMPLES, PROMPTS, strict=False)):
         path = make_trace(prompt, seed=seed).save(folder / f"{example.key}.npz")
         rows.append({"example": example.key, "file": path.name})
+    other = make_trace(PROMPTS[0], OTHER_ANSWER, seed=5, mixer="smollm2-135m/load-balance")
+    path = other.save(folder / "other-router.npz")
+    rows.append({"example": EXAMPLES[0].key, "mixer": "smollm2-135m/load-balance", "file": path.name})
     (folder / INDEX).write_text(json.dumps({"traces": rows}))
     return Recordings(folder)
 

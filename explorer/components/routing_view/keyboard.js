@@ -8,6 +8,7 @@ const KEYS = [
   ['0', 'show the top expert'],
   ['Enter', 'lock the cell'],
   ['Esc', 'unlock'],
+  ['c', 'pin this trace for Compare'],
   ['/', 'go to the prompt'],
   ['?', 'show these keys'],
 ];
@@ -46,6 +47,7 @@ function createKeyboard(root, store) {
     ']': () => store.moveBy(1, 0),
     Escape: () => store.unlock(),
     0: () => store.setMeasure(TOP),
+    c: () => document.querySelector('#pin')?.click(),
     '/': () => document.querySelector('#prompt textarea')?.focus(),
     '?': () => { if (!help.open) help.showModal(); },
   };
@@ -64,7 +66,7 @@ function createKeyboard(root, store) {
 
   function onPage(event) {
     if (!root.isConnected) { document.removeEventListener('keydown', onPage); return; }
-    if (event.ctrlKey || event.metaKey || event.altKey || help.open || isTyping(event.target)) return;
+    if (root.offsetParent === null || event.ctrlKey || event.metaKey || event.altKey || help.open || isTyping(event.target)) return;
     handle(pageKeys, event);
   }
 

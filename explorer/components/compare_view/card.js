@@ -1,0 +1,131 @@
+// The token card: the gates of all experts in both, for one token in one layer, and the divergence in all layers.
+
+function comparisonSentence({ comparison, projection }, { layer, column }) {
+  const { a, b } = comparison.columns[column];
+  const cell = cellsOf(comparison, column, projection)[layer];
+  const where = `layer ${comparison.layers[layer]}, ${projectionWords(comparison, projection)}`;
+  const best = (side) => {
+    const { winner } = leaderOf(cell[side].gates);
+    return `${comparison.experts[winner].name} ${fixed(cell[side].gates[winner])}`;
+  };
+  const { a: first, b: second } = comparison.names;
+  if (!cell.b) return `${where}, ‘${wordsOf(comparison.a, a)}’, only in ${first.letter}: ${best('a')}`;
+  if (!cell.a) return `${where}, ‘${wordsOf(comparison.b, b)}’, only in ${second.letter}: ${best('b')}`;
+  const words = wordsOf(comparison.a, a);
+  const other = wordsOf(comparison.b, b);
+  return `${where}, ‘${words}’${other === words ? '' : ` and ‘${other}’`}: in ${first.letter} ${best('a')}, `
+    + `in ${second.letter} ${best('b')}, divergence ${cell.jsd === null ? '–' : fixed(cell.jsd)}`;
+}
+
+function createCompareCard(root, store) {
+  const find = (name) => root.querySelector(`.card-${name}`);
+  const parts = {
+    token: find('token'), where: find('where'), sentence: find('sentence'), live: find('live'),
+    experts: find('experts'), layers: find('layers'), lock: root.querySelector('.lock'),
+  };
+  let built = '';
+  let rows = [];
+  let bars = [];
+
+  function buildExperts(comparison) {
+    const { a, b } = comparison.names;
+    const table = make('table');
+    const head = make('tr');
+    head.append(...[['Expert', ''], [a.letter, `Gate in ${a.letter}: the share of the expert update, 0 to 1.`],
+      [b.letter, `Gate in ${b.letter}: the share of the expert update, 0 to 1.`],
+      [`${b.letter} − ${a.letter}`, `How much larger the gate is in ${b.letter}.`]].map(([text, hint]) => {
+      const cell = make('th');
+      cell.scope = 'col';
+      cell.append(hint ? explained('span', '', text, hint) : text);
+      return cell;
+    }));
+    rows = comparison.experts.map((expert) => {
+      const line = make('tr');
+      const name = make('th');
+      name.scope = 'row';
+      name.append(badge(expert), make('span', 'expert-name', expert.name));
+      const numbers = [make('td', 'number'), make('td', 'number'), make('td', 'number')];
+      line.append(name, ...numbers);
+      return { line, numbers };
+    });
+    table.append(head, ...rows.map(({ line }) => line));
+    parts.experts.replaceChildren(table);
+  }
+
+  function buildLayers(comparison) {
+    const grid = make('div', 'divergence-grid');
+    bars = comparison.layers.map((layer, index) => {
+      const track = make('span', 'track');
+      const bar = make('span', 'bar');
+      track.append(bar);
+      track.dataset.layer = String(index);
+      const name = make('span', 'layer-name', index % 5 === 0 ? String(layer) : '');
+      grid.append(name, track);
+      return { name, track, bar, layer };
+    });
+    grid.addEventListener('click', (event) => {
+      const track = event.target.closest('.track');
+      if (track) store.select({ layer: Number(track.dataset.layer), column: store.active().column });
+    });
+    parts.layers.replaceChildren(make('h3', '', 'Divergence of this token in every layer, 0 to 1'), grid);
+  }
+
+  function build(comparison) {
+    const signature = JSON.stringify([comparison.experts, comparison.layers, comparison.names]);
+    if (signature === built) return;
+    built = signature;
+    buildExperts(comparison);
+    buildLayers(comparison);
+  }
+
+  function drawHead(state, active) {
+    const { comparison } = state;
+    const { a, b } = comparison.columns[active.column];
+    const [first, second] = [a.length ? wordsOf(comparison.a, a) : null, b.length ? wordsOf(comparison.b, b) : null];
+    setText(parts.token, [...new Set([first, second])].filter((text) => text !== null).join(' │ '));
+    const { letter: one } = comparison.names.a;
+    const { letter: two } = comparison.names.b;
+    const place = (positions) => positions.map((position) => position + 1).join(', ');
+    setText(parts.where, [a.length ? `token ${place(a)} of ${one}` : `not in ${one}`, b.length ? `token ${place(b)} of ${two}` : `not in ${two}`].join(', '));
+    const sentence = comparisonSentence(state, active);
+    setText(parts.sentence, sentence);
+    if (state.announce) setText(parts.live, sentence);
+    setText(parts.lock, state.locked ? 'Locked' : 'Lock');
+    parts.lock.setAttribute('aria-pressed', String(state.locked));
+  }
+
+  function drawExperts({ comparison, projection }, { layer, column }) {
+    const { a, b } = cellsOf(comparison, column, projection)[layer];
+    rows.forEach(({ line, numbers }, expert) => {
+      setText(numbers[0], a ? fixed(a.gates[expert], 3) : '–');
+      setText(numbers[1], b ? fixed(b.gates[expert], 3) : '–');
+      setText(numbers[2], a && b ? signed(b.gates[expert] - a.gates[expert]) : '–');
+      line.classList.toggle('winner', [a, b].some((side) => side && leaderOf(side.gates).winner === expert));
+    });
+  }
+
+  function drawLayers({ comparison, projection }, active) {
+    const cells = cellsOf(comparison, active.column, projection);
+    bars.forEach(({ name, track, bar, layer }, index) => {
+      const { jsd } = cells[index];
+      const isActive = index === active.layer;
+      bar.style.width = `${(jsd || 0) * 100}%`;
+      setText(name, isActive || index % 5 === 0 ? String(layer) : '');
+      name.classList.toggle('active', isActive);
+      track.classList.toggle('active', isActive);
+      track.title = `layer ${layer}: ${jsd === null ? 'only in one of them' : fixed(jsd, 3)}`;
+    });
+  }
+
+  parts.lock.dataset.tip = 'Keep this token while the pointer moves. Enter locks, Esc unlocks.';
+  parts.lock.addEventListener('click', () => { if (store.state.cell) store.lock(store.state.cell); });
+
+  return function draw(state) {
+    const active = store.active();
+    if (!state.comparison || !active) return;
+    build(state.comparison);
+    drawHead(state, active);
+    drawExperts(state, active);
+    drawLayers(state, active);
+  };
+}

@@ -1,0 +1,125 @@
+"""Compare: two traces on one page, A and B, with their difference and their divergence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from explorer.components.compare_view import CompareView
+from explorer.components.status_line import StatusLine
+from explorer.handlers import describe_mixer, status
+from explorer.page import Page
+from explorer.rooms.compare.handlers import FIRST_STEPS, CompareHandlers
+from explorer.rooms.compare.link import recording_spec
+from explorer.rooms.compare.ready_made import recording_choices
+from explorer.settings import DEFAULT_K, DEFAULT_NEW_TOKENS, default_gate, gate_choices, limits
+
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
+
+
+def build(page: Page) -> None:
+    """Components and wiring of the room."""
+    handlers = CompareHandlers(page.source, page.recordings, page.traces, page.handlers.tickets)
+    sides = gr.State({})
+    with gr.Row(elem_classes="room"):
+        with gr.Column(elem_id="compare-controls", elem_classes="controls", scale=0, min_width=300):
+            with gr.Row(elem_classes="buttons-in-row", visible=bool(handlers.ready)):
+                ready_buttons = [gr.Button(entry.label, size="sm", min_width=60) for entry in handlers.ready]
+            lines = [
+                StatusLine(status("quiet", f"{side}: not chosen yet"), elem_id=f"compare-{side}") for side in "AB"
+            ]
+            with gr.Accordion("Choose A and B", open=True, elem_id="compare-choose") as choose:
+                side = gr.Radio(["A", "B"], value="A", label="Choose next", elem_id="compare-side")
+                take = gr.Button("What Explore shows", size="sm", elem_id="compare-take")
+                choices = [(label, recording_spec(key)) for label, key in recording_choices(page.recordings)]
+                recording = gr.Dropdown(
+                    choices, value=None, label="A recording", elem_id="compare-recording", visible=bool(choices)
+                )
+                upload = gr.UploadButton(
+                    "Open a trace file", size="sm", file_types=[".npz"], type="filepath", elem_id="compare-file"
+                )
+                with gr.Row(elem_classes="buttons-in-row"):
+                    swap = gr.Button("Swap A and B", size="sm", min_width=60, elem_id="compare-swap")
+                    clear = gr.Button("Clear", size="sm", min_width=60, elem_id="compare-clear")
+            room_status = StatusLine(elem_id="compare-status")
+            run_fold, *run_controls = _run_controls(page)
+        view = CompareView("compare", {"waiting": FIRST_STEPS}, elem_id="compare-view", elem_classes="view")
+
+    shown = [sides, view, *lines, side, room_status]
+    for index, button in enumerate(ready_buttons):
+        button.click(handlers.choose_ready, gr.State(index), shown, **AT_ONCE)
+    take.click(handlers.take_current, [side, page.current, sides], shown, **AT_ONCE)
+    page.pinned.change(handlers.take_pinned, [page.pinned, sides], shown, **AT_ONCE)
+    recording.input(handlers.take_recording, [side, recording, sides], shown, **AT_ONCE)
+    upload.upload(handlers.take_file, [side, upload, sides], shown, **AT_ONCE)
+    swap.click(handlers.swap, sides, shown, **AT_ONCE)
+    clear.click(handlers.clear, None, shown, **AT_ONCE)
+
+    prompt, mixer, gate, new_tokens, run, stop = run_controls
+    ticket = gr.State(0)
+    side.change(lambda name: gr.Button(f"Run {name}"), side, run, **AT_ONCE)
+    mixer.change(handlers.choose_mixer, [mixer, gate], [mixer, gate], **AT_ONCE)
+    page.wanted.change(handlers.choose_wanted, page.wanted, mixer, **AT_ONCE)
+    running = gr.on(
+        [run.click, prompt.submit],
+        handlers.announce,
+        [side, prompt, new_tokens, sides],
+        [ticket, room_status, run, stop],
+        **AT_ONCE,
+    ).then(
+        handlers.run,
+        [side, prompt, mixer, gate, new_tokens, sides, ticket],
+        [*shown, run, stop],
+        concurrency_id="model",
+        concurrency_limit=1,
+        **PRIVATE,
+    )
+    running.failure(handlers.refused, None, [room_status, run, stop], **AT_ONCE)
+    stop.click(handlers.stop, None, [room_status, stop], **AT_ONCE)
+    # As in Explore, phones start with the controls folded.
+    narrow = gr.Checkbox(visible=False)
+    page.demo.load(
+        lambda is_narrow: (gr.Accordion(open=not is_narrow), gr.Accordion(open=not is_narrow)),
+        narrow,
+        [choose, run_fold],
+        js="() => [window.innerWidth < 700]",
+        **AT_ONCE,
+    )
+    page.demo.load(handlers.open_link, None, [*shown, prompt, mixer, gate, new_tokens], **AT_ONCE)
+
+
+def _run_controls(page: Page) -> tuple[Any, ...]:
+    mixers = list(page.source.mixers())
+    first = mixers[0] if mixers else None
+    experts = len(first.experts) if first else DEFAULT_K + 1
+    with gr.Accordion("A new run", open=True, elem_id="compare-run-settings") as fold:
+        prompt = gr.Textbox(
+            label="Prompt", lines=3, max_lines=8, elem_id="compare-prompt", info="Empty: the prompt of the other side."
+        )
+        mixer = gr.Dropdown(
+            [(entry.title, entry.name) for entry in mixers],
+            value=first.name if first else None,
+            label="Router",
+            info=describe_mixer(first) if first else "No trained router is installed.",
+            elem_id="compare-mixer",
+        )
+        gate = gr.Radio(
+            gate_choices(experts),
+            value=default_gate(experts),
+            label="Gate: experts per token (k)",
+            elem_id="compare-gate",
+        )
+        new_tokens = gr.Slider(
+            0,
+            limits().new_tokens,
+            DEFAULT_NEW_TOKENS,
+            step=8,
+            label="Longest answer (tokens)",
+            elem_id="compare-new-tokens",
+        )
+        with gr.Row(elem_classes="buttons-in-row"):
+            run = gr.Button("Run A", variant="primary", elem_id="compare-run", min_width=80)
+            stop = gr.Button("Stop", interactive=False, elem_id="compare-stop", min_width=60)
+    return fold, prompt, mixer, gate, new_tokens, run, stop

@@ -1,0 +1,374 @@
+"""Events of Compare: choosing A and B, running one of them, and showing both."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import gradio as gr
+
+from explorer.comparison_payload import Side, clip, encode_comparison
+from explorer.handlers import Status, status
+from explorer.link import parse, to_query
+from explorer.recordings import RecordingKey, Recordings
+from explorer.registry import ModelSource
+from explorer.rooms.compare.link import FIELDS, RunSpec, file_spec, parse_spec, recording_spec, run_spec
+from explorer.rooms.compare.ready_made import ready_made, short_name
+from explorer.sessions import Tickets
+from explorer.settings import (
+    DEFAULT_NEW_TOKENS,
+    RunRequest,
+    check_new_tokens,
+    check_prompt,
+    default_gate,
+    gate_choices,
+    limits,
+    parse_gate,
+)
+from explorer.summary import prompt_text
+from explorer.traces_in_memory import TraceStore
+from loramixer.errors import LoraMixerError, TraceError
+from loramixer.mixers import MixerInfo
+from loramixer.trace import RoutingTrace
+
+ROOM = "compare"
+SECONDS_BETWEEN_LINES = 0.25
+"""The line that counts written tokens changes no faster than this."""
+
+SideName = Literal["A", "B"]
+Pinned = dict[str, str]
+"""A trace that is A or B: ``key`` in the store, ``state`` as in a payload, ``spec`` as in an address."""
+
+Sides = dict[str, Pinned]
+"""``{"A": …, "B": …}``; a side that is not chosen yet is missing."""
+
+FIRST_STEPS = (
+    "Press a ready-made comparison on the left, or choose A, then B: what Explore shows, a recording, a trace file, "
+    "or a new run with another prompt, router or gate."
+)
+
+logger = logging.getLogger(__name__)
+
+Shown = tuple[Any, ...]
+"""Sides, view, line of A, line of B, which side is chosen for next, status."""
+
+
+class CompareHandlers:
+    """All events of the room.
+
+    Args:
+        source: what can be run.
+        recordings: what can be compared without running anything.
+        traces: finished traces by key.
+        tickets: which run each session waits for; shared by all rooms, so that one visitor runs one model at a time.
+    """
+
+    def __init__(self, source: ModelSource, recordings: Recordings, traces: TraceStore, tickets: Tickets) -> None:
+        self.source = source
+        self.recordings = recordings
+        self.traces = traces
+        self.tickets = tickets
+        self.ready = ready_made(recordings)
+
+    # ------------------------------------------------------------------ choosing A and B
+
+    def choose_ready(self, index: int, request: gr.Request) -> Shown:
+        """Both sides from recordings, by place in ``ready``."""
+        entry = self.ready[index]
+        try:
+            sides = {"A": self._keep_recording(entry.a, request), "B": self._keep_recording(entry.b, request)}
+        except LoraMixerError as error:
+            return self._refused(error)
+        return self._show(sides, request)
+
+    def take_current(self, side: SideName, current: str, sides: Sides, request: gr.Request) -> Shown:
+        """The trace on screen in Explore becomes A or B."""
+        if not current:
+            return self._refused(TraceError("Explore shows no trace yet; generate one there, or take a recording."))
+        try:
+            trace = self.traces.get(_session(request), current)
+        except LoraMixerError as error:
+            return self._refused(error)
+        return self._show({**sides, side: self._pin(current, trace)}, request)
+
+    def take_pinned(self, pinned: dict[str, Any], sides: Sides, request: gr.Request) -> Shown:
+        """Pinned in Explore, with its button or the key c: becomes A."""
+        return self.take_current("A", pinned.get("key", ""), sides, request)
+
+    def take_recording(self, side: SideName, spec: str | None, sides: Sides, request: gr.Request) -> Shown:
+        """A recording becomes A or B."""
+        found = parse_spec(spec or "")
+        if not isinstance(found, tuple):
+            return self._refused(TraceError("Choose one of the recordings."))
+        try:
+            return self._show({**sides, side: self._keep_recording(found, request)}, request)
+        except LoraMixerError as error:
+            return self._refused(error)
+
+    def take_file(self, side: SideName, file: str | None, sides: Sides, request: gr.Request) -> Shown:
+        """A trace file becomes A or B; it needs no model."""
+        if not file:
+            return (gr.skip(),) * 6
+        name = clip(Path(file).name)
+        try:
+            # Opened here, so that no message names the folder of uploads.
+            with Path(file).open("rb") as content:
+                trace = RoutingTrace.load(content, max_megabytes=limits().trace_bytes / 1e6)
+        except LoraMixerError as error:
+            return self._refused(TraceError(str(error).replace("This file", name, 1)))
+        key = self.traces.put(_session(request), trace)
+        pinned = {"key": key, "state": "recorded", "spec": file_spec(name)}
+        return self._show({**sides, side: pinned}, request)
+
+    def swap(self, sides: Sides, request: gr.Request) -> Shown:
+        """A becomes B and B becomes A."""
+        if not sides:
+            return self._refused(TraceError("There is nothing to swap yet."))
+        return self._show({{"A": "B", "B": "A"}[side]: pinned for side, pinned in sides.items()}, request)
+
+    def clear(self, request: gr.Request) -> Shown:
+        """Neither A nor B."""
+        return self._show({}, request)
+
+    # ------------------------------------------------------------------ running one of them
+
+    def choose_mixer(self, name: str | None, gate: str) -> tuple[Any, Any]:
+        """The sentence about the router, and the choices of the gate."""
+        try:
+            mixer = self._find(name)
+        except LoraMixerError:
+            return gr.skip(), gr.skip()
+        choices = gate_choices(len(mixer.experts))
+        kept = gate if gate in choices else default_gate(len(mixer.experts))
+        return gr.Dropdown(info=f"Trained with: {mixer.loss}"), gr.Radio(choices=choices, value=kept)
+
+    def choose_wanted(self, wanted: dict[str, Any]) -> Any:
+        """The router control after another room has asked to compare a router; one of no list joins the choices."""
+        if wanted.get("room") != ROOM:
+            return gr.skip()
+        found = self._find(wanted["mixer"])
+        choices = [(mixer.title, mixer.name) for mixer in self.source.mixers()]
+        if found.name not in [name for _, name in choices]:
+            choices.append((found.title, found.name))
+        return gr.Dropdown(choices=choices, value=found.name)
+
+    def announce(
+        self, side: SideName, prompt: str, new_tokens: float, sides: Sides, request: gr.Request
+    ) -> tuple[int, Status, Any, Any]:
+        """The first half of Run, outside the queue: refuse at once what can be refused, else open a ticket."""
+        try:
+            check_prompt(self._prompt(side, prompt, sides, _session(request)))
+            check_new_tokens(int(new_tokens))
+        except LoraMixerError as error:
+            return 0, status("error", str(error)), gr.skip(), gr.skip()
+        ticket = self.tickets.open(_session(request))
+        is_ready = self.source.status().kind == "ready"
+        line = status("busy", "Waiting for the model …" if is_ready else "Waiting until the model is loaded …")
+        return ticket.number, line, gr.Button(interactive=False), gr.Button(interactive=True)
+
+    def run(
+        self,
+        side: SideName,
+        prompt: str,
+        mixer: str | None,
+        gate: str,
+        new_tokens: float,
+        sides: Sides,
+        number: int,
+        request: gr.Request,
+    ) -> Iterator[tuple[Any, ...]]:
+        """The second half of Run, in the queue: a line while it writes, then both sides and the buttons."""
+        session = _session(request)
+        ticket = self.tickets.find(session, int(number or 0))
+        if ticket is None:
+            yield (gr.skip(),) * 8
+            return
+        trace: RoutingTrace | None = None
+        due = 0.0
+        try:
+            if ticket.stop.is_set():
+                yield (*_only_status("note", "Stopped before the model began; nothing was lost."), *_buttons(False))
+                return
+            found = self._find(mixer)
+            mode, k = parse_gate(gate, len(found.experts))
+            typed = self._prompt(side, prompt, sides, session)
+            asked = RunRequest(typed, found.name, mode, k, check_new_tokens(int(new_tokens)))
+            for trace in self.source.stream(asked, ticket.stop):
+                if time.monotonic() >= due:
+                    due = time.monotonic() + SECONDS_BETWEEN_LINES
+                    written = trace.tokens.roles.count("generated")
+                    yield (*_only_status("busy", f"Running {side} … {written} tokens"), gr.skip(), gr.skip())
+            if trace is None:
+                yield (*_only_status("note", "Stopped before the first token."), *_buttons(False))
+                return
+            was_stopped = ticket.stop.is_set() and trace.tokens.roles.count("generated") < asked.max_new_tokens
+            key = self.traces.put(session, trace)
+            spec = run_spec(found.name, gate, asked.max_new_tokens)
+            pinned = {"key": key, "state": "stopped" if was_stopped else "finished", "spec": spec}
+            yield (*self._show({**sides, side: pinned}, request), *_buttons(False))
+        except LoraMixerError as error:
+            yield (*self._refused(error), *_buttons(False))
+        except Exception as error:
+            logger.exception("A run failed")
+            text = f"The run ended with an error inside the model ({type(error).__name__}); press Run to try again."
+            yield (*_only_status("error", text), *_buttons(False))
+        finally:
+            self.tickets.close(session, ticket.number)
+
+    def refused(self, request: gr.Request) -> tuple[Status, Any, Any]:
+        """The queue did not take the run: give the buttons back."""
+        self.tickets.stop(_session(request))
+        text = "The run did not start: too many visitors are waiting. Press Run again in a minute."
+        return (status("error", text), *_buttons(False))
+
+    def stop(self, request: gr.Request) -> tuple[Status, Any]:
+        """Ask the run of this session to end; what it has written is kept."""
+        if self.tickets.stop(_session(request)):
+            return status("busy", "Stopping after this token …"), gr.Button(interactive=False)
+        return status("quiet"), gr.Button(interactive=False)
+
+    # ------------------------------------------------------------------ addresses
+
+    def open_link(self, request: gr.Request) -> tuple[Any, ...]:
+        """What the address names: both sides if they are recordings, and the run controls of a side that was run.
+
+        Returns:
+            As :meth:`_show`, then prompt, router, gate and number of new tokens.
+        """
+        query = dict(request.query_params)
+        if query.get("room") != ROOM:
+            return (gr.skip(),) * 10
+        values, notes = parse(query, FIELDS)
+        sides: Sides = {}
+        controls: tuple[Any, ...] = (gr.skip(),) * 4
+        for side, name in (("A", "a"), ("B", "b")):
+            found = parse_spec(values[name])
+            if isinstance(found, tuple):
+                try:
+                    sides[side] = self._keep_recording(found, request)
+                except LoraMixerError as error:
+                    notes.append(str(error))
+            elif isinstance(found, RunSpec):
+                controls = self._controls_of(found, values["prompt"])
+                notes.append(f"{side} of this link was a run; its settings are on the left, press Run {side}.")
+            elif isinstance(found, str):
+                notes.append(f"{side} of this link was the trace file {clip(found, 40)}; open it on the left.")
+            elif values[name]:
+                notes.append(f"The link's {side} is {clip(values[name], 40)!r}, which names no trace.")
+        shown = self._show(sides, request)
+        line = status("note", " ".join(notes)) if notes else shown[5]
+        return (*shown[:5], line, *controls)
+
+    # ------------------------------------------------------------------ what other parts of the room need
+
+    def traces_of(self, sides: Sides, session: str) -> tuple[RoutingTrace, RoutingTrace]:
+        """Both traces.
+
+        Raises:
+            TraceError: a side is not chosen yet, or its trace was forgotten.
+        """
+        for side in ("A", "B"):
+            if side not in sides:
+                raise TraceError(f"{side} is not chosen yet, so there is nothing to compare.")
+        return self.traces.get(session, sides["A"]["key"]), self.traces.get(session, sides["B"]["key"])
+
+    # ------------------------------------------------------------------ inside
+
+    def _prompt(self, side: SideName, typed: str, sides: Sides, session: str) -> str:
+        """What a side is asked: what was typed, else the prompt of the other side."""
+        other = "B" if side == "A" else "A"
+        if typed.strip() or other not in sides:
+            return typed
+        return prompt_text(self.traces.get(session, sides[other]["key"]))
+
+    def _find(self, name: str | None) -> MixerInfo:
+        return self.source.find(name or "")
+
+    def _controls_of(self, spec: RunSpec, prompt: str) -> tuple[Any, ...]:
+        """Prompt, router, gate and number of new tokens of a run in an address; what is unknown stays as it is."""
+        try:
+            mixer = self._find(spec.mixer)
+            parse_gate(spec.gate, len(mixer.experts))
+            tokens = check_new_tokens(int(spec.new_tokens))
+        except ValueError:
+            return prompt or gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        choices = gate_choices(len(mixer.experts))
+        return prompt or gr.skip(), mixer.name, gr.Radio(choices=choices, value=spec.gate), tokens
+
+    def _keep_recording(self, key: RecordingKey, request: gr.Request) -> Pinned:
+        trace = self.recordings.trace(*key)
+        if trace is None:
+            raise TraceError(f"There is no recording '{recording_spec(key)}' here.")
+        return self._pin(self.traces.put(_session(request), trace), trace)
+
+    def _pin(self, key: str, trace: RoutingTrace) -> Pinned:
+        recording = self.recordings.key_of(trace)
+        if recording:
+            return {"key": key, "state": "recorded", "spec": recording_spec(recording)}
+        facts = trace.provenance
+        gate = "all (soft)" if facts.get("gate") == "soft" else str(facts.get("k", ""))
+        spec = run_spec(str(facts.get("mixer")), gate, int(facts.get("max_new_tokens") or DEFAULT_NEW_TOKENS))
+        return {"key": key, "state": "finished", "spec": spec}
+
+    def _show(self, sides: Sides, request: gr.Request) -> Shown:
+        session = _session(request)
+        found: dict[str, Side] = {}
+        lost = []
+        for side, pinned in sides.items():
+            try:
+                found[side] = Side(self.traces.get(session, pinned["key"]), pinned["state"])  # type: ignore[arg-type]
+            except LoraMixerError:
+                lost.append(side)
+        kept = {side: pinned for side, pinned in sides.items() if side in found}
+        query = to_query(ROOM, {side.lower(): pinned["spec"] for side, pinned in kept.items()}, FIELDS)
+        line = status("quiet")
+        if lost:
+            line = status("note", f"{' and '.join(lost)} is no longer in memory; choose it again.")
+        if len(found) == 2:
+            try:
+                view = encode_comparison(found["A"], found["B"])
+            except LoraMixerError as error:
+                view, line = {"waiting": str(error)}, status("error", str(error))
+        else:
+            view = {"waiting": _next_step(found)}
+        lines = [_line_of(side, found.get(side)) for side in ("A", "B")]
+        return kept, {**view, "query": query}, *lines, "B" if "B" not in found and "A" in found else gr.skip(), line
+
+    def _refused(self, error: LoraMixerError) -> Shown:
+        return _only_status("error", str(error))
+
+
+def _next_step(found: dict[str, Side]) -> str:
+    if not found:
+        return FIRST_STEPS
+    chosen, other = ("A", "B") if "A" in found else ("B", "A")
+    return f"{chosen} is chosen. Now choose {other}: what Explore shows, a recording, a trace file, or a new run."
+
+
+def _line_of(side: str, found: Side | None) -> Status:
+    if found is None:
+        return status("quiet", f"{side}: not chosen yet")
+    facts = found.trace.provenance
+    count = found.trace.tokens.roles.count("generated")
+    how = {"recorded": "recorded", "stopped": "stopped"}.get(found.state, "live")
+    gate = f"top {facts['k']}" if facts.get("gate") == "top_k" else str(facts.get("gate", "gate not stated"))
+    return status(
+        "ready",
+        f"{side}: {short_name(str(facts.get('mixer', 'router not stated')))}, {gate}, {how}, {count} tokens written. "
+        f"“{clip(prompt_text(found.trace), 70)}”",
+    )
+
+
+def _only_status(kind: str, text: str) -> Shown:
+    return (*(gr.skip(),) * 5, status(kind, text))
+
+
+def _buttons(running: bool) -> tuple[Any, Any]:
+    return gr.Button(interactive=not running), gr.Button(interactive=running)
+
+
+def _session(request: gr.Request | None) -> str:
+    return str(getattr(request, "session_hash", None) or "")

@@ -1,0 +1,313 @@
+"""Compare: its events called directly, and its payload, over invented traces."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import parse_qsl
+
+import gradio as gr
+import numpy as np
+import pytest
+
+from explorer.comparison_payload import Side, encode_comparison
+from explorer.examples import EXAMPLES
+from explorer.recordings import INDEX, Recordings
+from explorer.rooms.compare.handlers import CompareHandlers
+from explorer.rooms.compare.link import RunSpec, file_spec, parse_spec, recording_spec, run_spec
+from explorer.rooms.compare.ready_made import ready_made
+from explorer.sessions import Tickets
+from explorer.traces_in_memory import TraceStore
+from loramixer.errors import TraceError
+from tests.app.synthetic import FakeSource, make_trace
+from tests.app.synthetic_app import OTHER_ANSWER, PROMPTS, make_recordings
+
+RSL = "smollm2-135m/rsl"
+BALANCE = "smollm2-135m/load-balance"
+SIDES, VIEW, LINE_A, LINE_B, NEXT, STATUS = range(6)
+
+
+def session(name: str = "one", **query: str) -> Any:
+    return SimpleNamespace(session_hash=name, query_params=query)
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> CompareHandlers:
+    return CompareHandlers(FakeSource(), make_recordings(tmp_path), TraceStore(), Tickets())
+
+
+def head_of(view: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(view["head"])
+
+
+def is_skip(value: Any) -> bool:
+    return value == gr.skip()
+
+
+def run(
+    room: CompareHandlers, side: str, sides: dict[str, Any], prompt: str = "", **given: Any
+) -> list[tuple[Any, ...]]:
+    asked = {"mixer": BALANCE, "gate": "1", "tokens": 8, **given}
+    number, *_ = room.announce(side, prompt, asked["tokens"], sides, session())  # type: ignore[arg-type]
+    return list(
+        room.run(side, prompt, asked["mixer"], asked["gate"], asked["tokens"], sides, number, session())  # type: ignore[arg-type]
+    )
+
+
+# ---------------------------------------------------------------------- what is compared
+
+
+def test_every_token_is_in_exactly_one_column() -> None:
+    a, b = make_trace(), make_trace(answer=" Take two and rest.", seed=3)
+    head = head_of(encode_comparison(Side(a, "recorded"), Side(b, "finished")))
+    for side, trace in enumerate((a, b)):
+        positions = [position for column in head["columns"] for position in column[side]]
+        assert positions == list(range(len(trace.tokens)))
+
+
+def test_only_what_differs_is_a_fact() -> None:
+    a = make_trace()
+    b = make_trace(mixer=BALANCE, k=1, seed=3)
+    head = head_of(encode_comparison(Side(a, "recorded"), Side(b, "recorded")))
+    assert [row["label"] for row in head["facts"]] == ["Router", "Gate"]
+    assert head["names"]["a"]["title"] == "rsl, top 3 of 4"
+    assert head["names"]["b"]["title"] == "load-balance, top 1 of 4"
+    assert "seed 0, greedy" in head["same"]
+
+
+def test_different_experts_have_no_difference() -> None:
+    a, b = make_trace(), make_trace(experts=("math", "law", "code", "language"))
+    with pytest.raises(TraceError, match="law"):
+        encode_comparison(Side(a, "recorded"), Side(b, "recorded"))
+
+
+def test_different_backbones_have_no_difference() -> None:
+    a, b = make_trace(), make_trace(layers=12)
+    with pytest.raises(TraceError):
+        encode_comparison(Side(a, "recorded"), Side(b, "recorded"))
+
+
+# ---------------------------------------------------------------------- choosing A and B
+
+
+def test_a_ready_made_comparison_is_one_press(room: CompareHandlers) -> None:
+    assert [entry.label for entry in room.ready] == ["rsl | load-balance", "Math–Medical | Math–Coding"]
+    shown = room.choose_ready(0, session())
+    names = head_of(shown[VIEW])["names"]
+    assert (names["a"]["title"], names["b"]["title"]) == ("rsl", "load-balance")
+    assert shown[STATUS]["kind"] == "quiet"
+    assert OTHER_ANSWER.split(".")[0].strip() in "".join(
+        token[0] for token in _tokens(shown[VIEW]["b"]) if token[1] == 2
+    )
+    assert "room=compare" in shown[VIEW]["query"]
+
+
+def _tokens(payload: dict[str, Any]) -> list[list[Any]]:
+    tokens = payload["tokens"]
+    return [json.loads(line) for line in tokens.split("\n")] if isinstance(tokens, str) else tokens
+
+
+def test_nothing_is_ready_made_without_recordings(tmp_path: Path) -> None:
+    assert ready_made(Recordings(tmp_path)) == []
+
+
+def test_what_explore_shows_becomes_a_then_a_recording_b(room: CompareHandlers) -> None:
+    key = room.traces.put("one", make_trace("How many mg?", mixer=BALANCE))
+    shown = room.take_current("A", key, {}, session())
+    assert shown[VIEW]["waiting"].startswith("A is chosen. Now choose B")
+    assert shown[NEXT] == "B"
+    assert shown[LINE_A]["text"].startswith("A: load-balance, top 3, live")
+    shown = room.take_recording("B", recording_spec(("math-coding", "")), shown[SIDES], session())
+    assert "head" in shown[VIEW]
+    assert is_skip(shown[NEXT])
+
+
+def test_pinning_in_explore_chooses_a(room: CompareHandlers) -> None:
+    key = room.traces.put("one", make_trace())
+    assert room.take_pinned({"key": key, "number": 1}, {}, session())[SIDES]["A"]["key"] == key
+
+
+def test_a_trace_of_somebody_else_is_not_given(room: CompareHandlers) -> None:
+    key = room.traces.put("two", make_trace())
+    shown = room.take_current("A", key, {}, session("one"))
+    assert is_skip(shown[SIDES])
+    assert "no longer in memory" in shown[STATUS]["text"]
+
+
+def test_a_forgotten_trace_is_said_and_the_other_side_stays(room: CompareHandlers) -> None:
+    sides = room.choose_ready(0, session())[SIDES]
+    sides["B"] = {**sides["B"], "key": "gone"}
+    shown = room.swap(sides, session())
+    assert set(shown[SIDES]) == {"B"}
+    assert shown[STATUS]["text"] == "A is no longer in memory; choose it again."
+    assert shown[VIEW]["waiting"].startswith("B is chosen. Now choose A")
+
+
+def test_a_trace_file_needs_no_model(room: CompareHandlers, tmp_path: Path) -> None:
+    path = make_trace("A file").save(tmp_path / "mine.npz")
+    shown = room.take_file("A", str(path), {}, session())
+    assert shown[SIDES]["A"]["spec"] == "file~mine.npz"
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(b"no trace")
+    shown = room.take_file("A", str(broken), {}, session())
+    assert shown[STATUS]["text"].startswith("broken.npz is no routing trace")
+    assert str(tmp_path) not in shown[STATUS]["text"]
+
+
+def test_swap_and_clear(room: CompareHandlers) -> None:
+    before = room.choose_ready(0, session())[SIDES]
+    shown = room.swap(before, session())
+    assert shown[SIDES] == {"A": before["B"], "B": before["A"]}
+    assert head_of(shown[VIEW])["names"]["a"]["title"] == "load-balance"
+    assert room.clear(session())[SIDES] == {}
+    assert "nothing to swap" in room.swap({}, session())[STATUS]["text"]
+
+
+def test_incompatible_traces_are_one_sentence(room: CompareHandlers) -> None:
+    keys = [room.traces.put("one", trace) for trace in (make_trace(), make_trace(experts=("law", "math"), k=1))]
+    sides = room.take_current("A", keys[0], {}, session())[SIDES]
+    shown = room.take_current("B", keys[1], sides, session())
+    assert shown[STATUS]["kind"] == "error"
+    assert "law" in shown[STATUS]["text"]
+    assert shown[VIEW]["waiting"] == shown[STATUS]["text"]
+
+
+# ---------------------------------------------------------------------- running
+
+
+def test_a_run_takes_the_prompt_of_the_other_side(room: CompareHandlers) -> None:
+    sides = room.take_recording("A", recording_spec(("math-medical", "")), {}, session())[SIDES]
+    frames = run(room, "B", sides)
+    asked = room.source.requests[-1]  # type: ignore[attr-defined]
+    assert (asked.prompt, asked.mixer, asked.k, asked.max_new_tokens) == (PROMPTS[0], BALANCE, 1, 8)
+    assert frames[0][STATUS]["text"].startswith("Running B …")
+    shown = frames[-1]
+    assert [row["label"] for row in head_of(shown[VIEW])["facts"]][:3] == ["Source", "Router", "Gate"]
+    assert shown[SIDES]["B"]["spec"] == run_spec(BALANCE, "1", 8)
+    assert (shown[6].interactive, shown[7].interactive) == (True, False)
+    assert not room.tickets.is_open("one")
+
+
+def test_a_run_without_any_prompt_is_refused(room: CompareHandlers) -> None:
+    number, line, *_ = room.announce("A", "  ", 8, {}, session())
+    assert number == 0
+    assert "prompt is empty" in line["text"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "given", "words"),
+    [
+        ("TOO-LONG", {}, "4,012 tokens"),
+        ("How many?", {"mixer": "nobody/knows"}, "no known router"),
+        ("How many?", {"gate": "9"}, "choose a number from 1 to 4"),
+        ("CRASH", {}, "RuntimeError"),
+    ],
+)
+def test_a_failed_run_keeps_both_sides(room: CompareHandlers, prompt: str, given: dict[str, Any], words: str) -> None:
+    sides = room.choose_ready(0, session())[SIDES]
+    last = run(room, "B", sides, prompt, **given)[-1]
+    assert is_skip(last[SIDES])
+    assert is_skip(last[VIEW])
+    assert last[STATUS]["kind"] == "error"
+    assert words in last[STATUS]["text"]
+    assert last[6].interactive
+
+
+def test_stop_keeps_what_was_written(room: CompareHandlers) -> None:
+    sides = room.choose_ready(0, session())[SIDES]
+    number, *_ = room.announce("B", "How many?", 16, sides, session())
+    frames = room.run("B", "How many?", RSL, "3", 16, sides, number, session())
+    next(frames)
+    room.stop(session())
+    shown = list(frames)[-1]
+    assert shown[SIDES]["B"]["state"] == "stopped"
+    assert "stopped" in shown[LINE_B]["text"]
+
+
+def test_a_full_queue_gives_the_buttons_back(room: CompareHandlers) -> None:
+    room.announce("A", "How many?", 8, {}, session())
+    line, start, stop = room.refused(session())
+    assert "too many visitors" in line["text"]
+    assert (start.interactive, stop.interactive) == (True, False)
+
+
+def test_another_room_asks_for_a_router(room: CompareHandlers) -> None:
+    assert is_skip(room.choose_wanted({"room": "explore", "mixer": RSL}))
+    assert room.choose_wanted({"room": "compare", "mixer": BALANCE}).value == BALANCE
+
+
+# ---------------------------------------------------------------------- addresses
+
+
+def test_an_address_shows_two_recordings(room: CompareHandlers) -> None:
+    query = dict(parse_qsl(room.choose_ready(0, session())[VIEW]["query"]))
+    shown = room.open_link(session(**query))
+    names = head_of(shown[VIEW])["names"]
+    assert (names["a"]["title"], names["b"]["title"]) == ("rsl", "load-balance")
+    assert shown[STATUS]["kind"] == "quiet"
+
+
+def test_an_address_of_a_run_fills_the_controls(room: CompareHandlers) -> None:
+    shown = room.open_link(session(room="compare", a="rec~math-medical", b=run_spec(BALANCE, "1", 24), p="What?"))
+    prompt, mixer, gate, tokens = shown[6:]
+    assert (prompt, mixer, gate.value, tokens) == ("What?", BALANCE, "1", 24)
+    assert "press Run B" in shown[STATUS]["text"]
+    assert set(shown[SIDES]) == {"A"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("rec~nobody", "no recording"),
+        ("file~mine.npz", "trace file mine.npz"),
+        ("nonsense", "names no trace"),
+        ("run~nobody/knows~7~9999", "was a run"),
+    ],
+)
+def test_an_address_that_cannot_be_shown_says_so(room: CompareHandlers, given: str, words: str) -> None:
+    shown = room.open_link(session(room="compare", a=given))
+    assert words in shown[STATUS]["text"]
+    assert all(is_skip(control) for control in shown[6:])
+
+
+def test_the_address_of_another_room_changes_nothing(room: CompareHandlers) -> None:
+    assert all(is_skip(value) for value in room.open_link(session(room="explore", a="rec~math")))
+
+
+def test_names_of_traces_in_addresses_are_read_back() -> None:
+    assert parse_spec(recording_spec(("math", ""))) == ("math", "")
+    assert parse_spec(recording_spec(("math", BALANCE))) == ("math", BALANCE)
+    assert parse_spec(run_spec(RSL, "all (soft)", 96)) == RunSpec(RSL, "all (soft)", "96")
+    assert parse_spec(file_spec("a~b.npz")) == "a~b.npz"
+    assert parse_spec("") is None
+
+
+# ---------------------------------------------------------------------- recordings with other routers
+
+
+def test_recordings_are_found_by_example_and_router(tmp_path: Path) -> None:
+    recordings = make_recordings(tmp_path)
+    usual, other = recordings.trace("math-medical"), recordings.trace("math-medical", BALANCE)
+    assert usual is not None
+    assert other is not None
+    assert (usual.provenance["mixer"], other.provenance["mixer"]) == (RSL, BALANCE)
+    assert recordings.key_of(other) == ("math-medical", BALANCE)
+    assert recordings.key_of(make_trace()) is None
+    assert recordings.trace("math-coding", BALANCE) is None
+
+
+def test_examples_are_recorded_with_other_routers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from explorer import record
+
+    monkeypatch.setattr(record, "ModelRegistry", lambda mixer: FakeSource())
+    monkeypatch.setattr("sys.argv", ["record", "--out", str(tmp_path), "--max-new-tokens", "2"])
+    record.main()
+    rows = json.loads((tmp_path / INDEX).read_text())["traces"]
+    assert [row["example"] for row in rows[: len(EXAMPLES)]] == [example.key for example in EXAMPLES]
+    # Of the routers that are asked for, this source has one.
+    assert [(row["example"], row["mixer"]) for row in rows[len(EXAMPLES) :]] == [("math-medical", BALANCE)]
+    trace = Recordings(tmp_path).trace("math-medical", BALANCE)
+    assert trace is not None
+    assert np.isfinite(trace.gates).all()
