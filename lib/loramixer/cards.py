@@ -6,6 +6,7 @@ Neither can drift from what it describes, since nothing in it is typed by hand.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,8 @@ _LOADING = (
 )
 
 
-def write_expert_card(folder: Path, recipe: DomainRecipe, log: RunLog) -> Path:
-    """Write the ``README.md`` of an expert: data, licences, rows, seed, command and speed."""
+def write_expert_card(folder: Path, recipe: DomainRecipe, log: RunLog, measured: Sequence[str] = ()) -> Path:
+    """Write the ``README.md`` of an expert: data, licences, rows, seed, command, speed, and lines on what it gave."""
     run = log.settings
     lines = [
         *_front_matter(run["backbone"], ["lora"]),
@@ -55,6 +56,7 @@ def write_expert_card(folder: Path, recipe: DomainRecipe, log: RunLog) -> Path:
         f"from: {run['data']} (docs/data.md of the repository).",
         "",
         *_run_facts(log),
+        *_measured(measured),
     ]
     return _write(folder, lines)
 
@@ -154,8 +156,10 @@ def _held_out(table: dict[str, list[dict[str, Any]]]) -> list[str]:
     ]
 
 
-def write_router_card(folder: Path, title: str, command: str, log: RunLog, experts: list[str]) -> Path:
-    """Write the ``README.md`` of a router: which experts, which loss, data, seed, command and speed."""
+def write_router_card(
+    folder: Path, title: str, command: str, log: RunLog, experts: list[str], measured: Sequence[str] = ()
+) -> Path:
+    """Write the ``README.md`` of a router: experts, loss, data, seed, command, speed, and lines on what it gave."""
     run = log.settings
     saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     lines = [
@@ -183,8 +187,13 @@ def write_router_card(folder: Path, title: str, command: str, log: RunLog, exper
         f"`{command}`",
         "",
         *_run_facts(log),
+        *_measured(measured),
     ]
     return _write(folder, lines)
+
+
+def _measured(lines: Sequence[str]) -> list[str]:
+    return ["", "## Measured", "", *lines] if lines else []
 
 
 def write_mixture_card(folder: Path, config: LoraMixerConfig, place: str = "path/of/this/folder") -> Path | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from loramixer.accounting import parameter_table
+from loramixer.evaluation.csv_files import write_csv
 from loramixer.evaluation.evidence import EVIDENCE
 from loramixer.evaluation.tables import (
     expert_matrix_table,
@@ -14,6 +15,7 @@ from loramixer.evaluation.tables import (
     overhead_table,
     own_expert_table,
     parameters_table,
+    router_loss_table,
     scaling_table,
 )
 
@@ -21,20 +23,37 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 
 
-def row(domain: str, loss: float, share: float | None = None) -> dict:
-    return {
-        "domain": domain,
-        **{f"loss{end}": loss + offset for end, offset in (("", 0), ("_low", -0.1), ("_high", 0.1))},
-        **{f"own_expert_share{end}": share for end in ("", "_low", "_high")},
-    }
+def row(value: float, **fields: object) -> dict:
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, **fields}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    matrix = {"backbone": [row("math", 2.0), row("code", 1.0)], "math": [row("math", 1.0), row("code", 1.5)]}
-    (tmp_path / "expert-matrix.json").write_text(json.dumps(matrix))
-    for name in ("rsl", "load-balance"):
-        (tmp_path / f"evaluate-{name}.json").write_text(json.dumps({"domains": [row("math", 1.0, 0.5)]}))
+    """Results of two experts and two settings."""
+    matrix = {"backbone": (2.0, 1.0), "math": (1.0, 1.5)}
+    write_csv(
+        tmp_path / "expert-matrix.csv",
+        [
+            {"expert": name, "domain": domain, "loss": loss, "loss_low": loss - 0.1, "loss_high": loss + 0.1}
+            for name, losses in matrix.items()
+            for domain, loss in zip(("math", "code"), losses, strict=True)
+        ],
+    )
+    settings = {"RSL": (0.5, 1.0), "none": (0.4, 1.1)}
+    write_csv(
+        tmp_path / "losses-summary.csv",
+        [
+            row(value, setting=setting, gate=gate, quantity=quantity, against=against)
+            for setting, (share, loss) in settings.items()
+            for gate, quantity, value, against in (
+                ("soft", "own_share_math", share, None),
+                ("soft", "loss_math", 9.0, None),
+                ("top_1", "loss_math", 8.0, None),
+                ("top_3", "loss_math", loss, None),
+                ("top_3", "loss_math", loss - 1, "none"),
+            )
+        ],
+    )
     return tmp_path
 
 
@@ -44,11 +63,24 @@ def test_the_lowest_loss_of_a_domain_is_bold(folder):
     assert lines[3] == "| math expert | **1.000** [0.900, 1.100] | 1.500 [1.400, 1.600] |"
 
 
-def test_own_expert_table_has_a_line_for_each_router(folder):
+def test_tables_by_domain_have_a_line_for_each_setting(folder):
+    assert own_expert_table(folder).splitlines()[0] == "|  | math |"
     assert own_expert_table(folder).splitlines()[2:] == [
-        "| `rsl` | 0.500 [0.500, 0.500] |",
-        "| `load-balance` | 0.500 [0.500, 0.500] |",
+        "| RSL | 0.500 [0.400, 0.600] |",
+        "| none | 0.400 [0.300, 0.500] |",
     ]
+    assert router_loss_table(folder).splitlines()[2:] == [
+        "| RSL | 1.000 [0.900, 1.100] |",
+        "| none | 1.100 [1.000, 1.200] |",
+    ]
+
+
+def test_a_page_says_what_has_not_been_measured(folder):
+    page = "<!-- table grid-state -->\n<!-- end -->\n<!-- table grid -->\n<!-- end -->\n"
+    filled = fill(page, folder)
+    assert "Not measured yet." in filled
+    assert filled.endswith("<!-- table grid -->\n<!-- end -->\n")
+    assert fill(filled, folder) == filled
 
 
 def test_filling_replaces_what_stands_between_the_markers(folder):

@@ -47,6 +47,12 @@ def test_an_interval_that_touches_the_bound_is_not_beyond_it(low, high, lower, h
     assert above({"low": low, "high": high}) == higher
 
 
+def test_a_number_without_an_interval_decides_nothing():
+    for judge in (below, above):
+        assert judge({"low": -1, "high": -1, "covers": "nothing"}) == "undecided"
+        assert judge({"low": 1, "high": 1, "covers": "nothing"}) == "undecided"
+
+
 @pytest.mark.parametrize(("share", "status"), [(0.99, "held"), (0.8, "not held"), (0.951, "undecided")])
 def test_load_balance_collapses_when_gates_are_uniform(share, status):
     rows = [*FOUR_LOADS, *TOP, row("load balance 4", "token_entropy", share * math.log(4), 0.01 * math.log(4))]

@@ -58,6 +58,10 @@ def experiment(
     run: Annotated[
         list[str] | None, typer.Option(help="With --measure-only: name of a run; repeat for several.")
     ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(help="With --measure-only: a gate such as soft or top_3; repeat for several. All by default."),
+    ] = None,
 ) -> None:
     """Train, measure and write one experiment; resumes after a kill, and keeps what is finished."""
     import torch
@@ -91,7 +95,7 @@ def experiment(
     )
     typer.echo(f"Data: {data_origin()}.", err=True)
     if measure_only:
-        measure_finished(options, workshop, run or (), say=typer.echo)
+        measure_finished(options, workshop, run or (), gate or (), say=typer.echo)
         return
     for chosen in EXPERIMENTS if name == ALL else (name,):
         if name == ALL:

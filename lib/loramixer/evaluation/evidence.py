@@ -199,7 +199,27 @@ def _figure(stem: str, text: str) -> Maker:
     return make
 
 
+def _state(name: str) -> Maker:
+    """One sentence: how much of an experiment has been measured."""
+
+    def make(folder: Path) -> str:
+        path = folder / f"{name}.csv"
+        if not path.is_file():
+            return "Not measured yet."
+        rows = read_csv(path)
+        settings, seeds = (sorted({row[field] for row in rows}) for field in ("setting", "seed"))
+        several = "s" * (len(settings) > 1)
+        return (
+            f"Measured so far: {len(settings)} setting{several}, {len(rows)} routers in all, training "
+            f"seed{'s' * (len(seeds) > 1)} {', '.join(f'{seed:.0f}' for seed in seeds)}; "
+            f"{rows[0]['test_rows']:.0f} test rows, {rows[0]['data']} data."
+        )
+
+    return make
+
+
 EVIDENCE: dict[str, Maker] = {
+    **{f"{name}-state": _state(name) for name in ("losses", "choice", "grid", "data-size", "top-k", "oracle")},
     "losses": losses_table,
     "losses-domains": losses_domains_table,
     "token-shares": token_shares_table,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from loramixer.data import IGNORED_LABEL, Example, encode
-from loramixer.errors import DataError
+from loramixer.data import Example
+from loramixer.evaluation.lines import ScoredRow, encode_row, in_lines, score_alone, score_line, shared_prompts
 from loramixer.metrics import mean_interval, ratio_interval
 from loramixer.tuner.runtime import active_runtime, capture_routing
 
@@ -112,7 +112,7 @@ def score_rows(
     progress: Progress | None = None,
     observe: Observe | None = None,
 ) -> list[RowScore]:
-    """Score every row by itself, and return the scores in the order of the rows.
+    """Score every row as if it were alone, and return the scores in the order of the rows.
 
     Args:
         model: a causal language model, with or without a mixture.
@@ -127,73 +127,71 @@ def score_rows(
     Raises:
         DataError: a prompt that is too long.
     """
-    scores = []
+    scores: list[RowScore] = []
     model.eval()
+    encoded = [encode_row(example, tokenizer, max_length, max_answer) for example in examples]
     watch: AbstractContextManager[Any] = capture_routing(model) if routing else nullcontext()
-    with torch.inference_mode(), watch as capture:
-        for done, example in enumerate(examples):
-            report = None if observe is None else partial(observe, done)
-            scores.append(_score_row(model, tokenizer, example, capture, max_length, max_answer, report))
+    with torch.inference_mode(), shared_prompts(model, encoded) as together, watch as capture:
+        for line in in_lines(encoded) if together else ([row] for row in encoded):
+            losses, routed = (_score_together if together else _score_apart)(model, line, capture)
+            for row, of_answers, found in zip(line, losses, routed, strict=True):
+                report = None if observe is None else partial(observe, len(scores))
+                shares = None if found is None else _expert_shares(model, *found, row.own_tokens, report)
+                scores.append(_row_score(examples[len(scores)], row, of_answers, shares))
             if progress is not None:
-                progress(done + 1, len(examples))
+                progress(len(scores), len(examples))
     return scores
 
 
-def _score_row(
-    model: Any,
-    tokenizer: Any,
-    example: Example,
-    capture: Any,
-    max_length: int,
-    max_answer: int,
-    report: Callable[[torch.Tensor], None] | None,
-) -> RowScore:
-    gold = encode(example, tokenizer, max_length, max_answer)
-    if gold is None:
-        raise DataError(f"The prompt of row {example.id} does not fit into {max_length} tokens; raise max_length.")
-    loss, tokens = _negative_log_likelihood(model, gold)
-    shares = _expert_shares(model, capture, gold["own_tokens"], report) if capture is not None else None
+Routed = tuple[torch.Tensor, torch.Tensor] | None
+"""Router logits and gates of a row's prompt and gold answer, ``[S, T, E]`` each."""
+
+
+def _score_together(model: Any, line: Sequence[ScoredRow], capture: Any) -> tuple[list[list[float]], list[Routed]]:
+    losses = score_line(model, line)
+    if capture is None:
+        return losses, [None] * len(line)
+    logits, gates = (found[:, 0] for found in capture.take_batch())  # [S, all tokens, E]
+    routed: list[Routed] = []
+    start = 0
+    for row in line:
+        routed.append((logits[:, start : start + row.gold_end], gates[:, start : start + row.gold_end]))
+        start += row.length
+    return losses, routed
+
+
+def _score_apart(model: Any, line: Sequence[ScoredRow], capture: Any) -> tuple[list[list[float]], list[Routed]]:
+    losses, routed = [], []
+    for row in line:
+        gold = score_alone(model, row, 0)
+        routed.append(None if capture is None else tuple(found[:, 0] for found in capture.take_batch()))
+        losses.append([gold, *(score_alone(model, row, index) for index in range(1, len(row.answers)))])
+        if capture is not None and len(row.answers) > 1:
+            capture.take_batch()  # the choices' routing is not part of the row's
+    return losses, routed
+
+
+def _row_score(example: Example, row: ScoredRow, losses: list[float], shares: dict[str, float] | None) -> RowScore:
     correct = None
     if example.choices and example.label is not None:
-        correct = _likeliest_choice(model, tokenizer, example, loss, max_length) == example.label
-        if capture is not None:
-            capture.take_batch()  # the choices' routing is not part of the row's
-    return RowScore(example.domain, example.task, loss, tokens, correct, shares)
-
-
-def _negative_log_likelihood(model: Any, row: dict[str, list[int]]) -> tuple[float, int]:
-    """Summed negative log-likelihood of the labelled tokens in nats, and their number."""
-    device = next(model.parameters()).device
-    input_ids = torch.tensor([row["input_ids"]], device=device)
-    labels = torch.tensor(row["labels"], device=device)
-    first = int((labels != IGNORED_LABEL).nonzero()[0])
-    # Only the answer's positions go through the vocabulary matrix, which is a fifth of a small model's cost.
-    keep = len(labels) - first + 1
-    logits = model(input_ids=input_ids, logits_to_keep=keep).logits[0, -keep:-1].float()
-    loss = torch.nn.functional.cross_entropy(logits, labels[first:], reduction="sum")
-    return float(loss), len(labels) - first
-
-
-def _likeliest_choice(model: Any, tokenizer: Any, example: Example, gold_loss: float, max_length: int) -> int:
-    losses = []
-    for index, choice in enumerate(example.choices or ()):
-        if index == example.label:
-            losses.append(gold_loss)
-            continue
-        row = encode(example, tokenizer, max_length, target=choice)
-        assert row is not None  # the gold answer fitted, and a choice needs one token only
-        losses.append(_negative_log_likelihood(model, row)[0])
-    return int(np.argmin(losses))
+        # The gold answer was scored first; of equal choices the first in the row's own order is taken.
+        order = [losses[0] if index == example.label else None for index in range(len(example.choices))]
+        others = iter(losses[1:])
+        correct = int(np.argmin([next(others) if loss is None else loss for loss in order])) == example.label
+    return RowScore(example.domain, example.task, losses[0], len(row.answers[0]), correct, shares)
 
 
 def _expert_shares(
-    model: Any, capture: Any, own_tokens: list[int], report: Callable[[torch.Tensor], None] | None
+    model: Any,
+    logits: torch.Tensor,
+    gates: torch.Tensor,
+    own_tokens: list[int],
+    report: Callable[[torch.Tensor], None] | None,
 ) -> dict[str, float]:
-    logits, gates = capture.take_batch()  # [S, 1, T, E]
     own = torch.tensor(own_tokens, dtype=torch.bool, device=gates.device)
     if report is not None:
-        report(logits[:, 0, own])
-    mean = gates[:, 0, own].mean(dim=(0, 1))
+        report(logits[:, own])
+    mean = gates[:, own].mean(dim=(0, 1))
     return dict(zip(active_runtime(model).experts, mean.tolist(), strict=True))
 
 

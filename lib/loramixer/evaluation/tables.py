@@ -3,9 +3,8 @@
 With a second path the tables are written into that file, each between its markers ``<!-- table NAME -->`` and
 ``<!-- end -->``; else they are printed.
 
-Reads what ``loramixer expert-matrix --json``, ``loramixer evaluate --json``, ``loramixer count-parameters --json``,
-``loramixer experiment`` and the two benchmarks wrote, so that a table in a page is always the print of a file, and a
-test can hold them together.
+Reads what ``loramixer experiment``, ``loramixer count-parameters --json`` and the benchmarks wrote, so that a table in
+a page is always the print of a file, and a test can hold them together.
 A table whose file does not exist yet is left as it stands.
 """
 
@@ -18,31 +17,51 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from loramixer.evaluation.csv_files import read_csv
 from loramixer.evaluation.evidence import EVIDENCE
 from loramixer.evaluation.markdown import line
+from loramixer.evaluation.verdicts import find, printed, shipped_gate
 
 
 def expert_matrix_table(folder: Path) -> str:
-    """Expert × domain test loss from ``expert-matrix.json``; the lowest loss of each domain is bold."""
-    matrix = _read(folder / "expert-matrix.json")
-    domains = [row["domain"] for row in matrix["backbone"]]
-    best = {domain: min(matrix, key=lambda name: _row(matrix[name], domain)["loss"]) for domain in domains}
+    """Expert × domain test loss from ``expert-matrix.csv``; the lowest loss of each domain is bold."""
+    rows = read_csv(folder / "expert-matrix.csv")
+    domains, names = (list(dict.fromkeys(row[field] for row in rows)) for field in ("domain", "expert"))
+    best = {name: min(row["loss"] for row in rows if row["domain"] == name) for name in domains}
     lines = [line("", *domains), line("---", *("---:" for _ in domains))]
-    for name, rows in matrix.items():
-        cells = [_interval(_row(rows, domain), "loss", best[domain] == name) for domain in domains]
-        label = "backbone alone" if name == "backbone" else f"{name} expert"
-        lines.append(line(label, *cells))
+    for name in names:
+        cells = [_loss(find(rows, expert=name, domain=domain), best[domain]) for domain in domains]
+        lines.append(line("backbone alone" if name == "backbone" else f"{name} expert", *cells))
     return "\n".join(lines)
 
 
-def own_expert_table(folder: Path, names: tuple[str, ...] = ("rsl", "load-balance")) -> str:
-    """Mean gate weight of the own expert per domain, one line per router, from ``evaluate-<router>.json``."""
-    return _router_table(folder, names, "own_expert_share")
+def _loss(row: dict[str, Any] | None, best: float) -> str:
+    if row is None:
+        return "–"
+    value = f"**{row['loss']:.3f}**" if row["loss"] == best else f"{row['loss']:.3f}"
+    return f"{value} [{row['loss_low']:.3f}, {row['loss_high']:.3f}]"
 
 
-def router_loss_table(folder: Path, names: tuple[str, ...] = ("rsl", "load-balance")) -> str:
-    """Test loss per answer token per domain, one line per router, from ``evaluate-<router>.json``."""
-    return _router_table(folder, names, "loss")
+def own_expert_table(folder: Path) -> str:
+    """Mean soft gate weight of the own expert per domain, one line per routing loss, from ``losses-summary.csv``."""
+    return _by_domain(folder, "own_share_", lambda _: "soft")
+
+
+def router_loss_table(folder: Path) -> str:
+    """Test loss per answer token per domain under the shipped gate, one line per routing loss."""
+    return _by_domain(folder, "loss_", shipped_gate)
+
+
+def _by_domain(folder: Path, prefix: str, gate_of: Callable[[list[dict[str, Any]]], str]) -> str:
+    rows = [row for row in read_csv(folder / "losses-summary.csv") if row["against"] is None]
+    gate = gate_of(rows)
+    found = [row for row in rows if row["gate"] == gate and str(row["quantity"]).startswith(prefix)]
+    quantities, settings = (list(dict.fromkeys(row[field] for row in found)) for field in ("quantity", "setting"))
+    lines = [line("", *(name.removeprefix(prefix) for name in quantities)), line("---", *("---:" for _ in quantities))]
+    for setting in settings:
+        cells = [find(found, setting=setting, quantity=quantity) for quantity in quantities]
+        lines.append(line(setting, *("–" if row is None else printed(row) for row in cells)))
+    return "\n".join(lines)
 
 
 def parameters_table(folder: Path) -> str:
@@ -129,24 +148,6 @@ def _circumstances(result: dict[str, Any]) -> str:
         f"Medians over {settings['rounds']} rounds with 95 % bootstrap intervals; {backbone}, {settings['dtype']}, "
         f"batch 1; {place}; {versions}; commit `{(machine['commit'] or 'unknown')[:10]}`."
     )
-
-
-def _router_table(folder: Path, names: tuple[str, ...], field: str) -> str:
-    results = {name: _read(folder / f"evaluate-{name}.json")["domains"] for name in names}
-    domains = [row["domain"] for row in results[names[0]]]
-    lines = [line("", *domains), line("---", *("---:" for _ in domains))]
-    for name, rows in results.items():
-        lines.append(line(f"`{name}`", *(_interval(_row(rows, domain), field) for domain in domains)))
-    return "\n".join(lines)
-
-
-def _interval(row: dict[str, Any], field: str, bold: bool = False) -> str:
-    value = f"**{row[field]:.3f}**" if bold else f"{row[field]:.3f}"
-    return f"{value} [{row[f'{field}_low']:.3f}, {row[f'{field}_high']:.3f}]"
-
-
-def _row(rows: list[dict[str, Any]], domain: str) -> dict[str, Any]:
-    return next(row for row in rows if row["domain"] == domain)
 
 
 def _read(path: Path) -> Any:

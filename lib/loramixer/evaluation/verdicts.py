@@ -43,7 +43,12 @@ class Verdict:
 
 
 def below(row: Row, bound: float = 0.0) -> Status:
-    """Whether a number lies below a bound: its whole interval does, its whole interval does not, or neither."""
+    """Whether a number lies below a bound: its whole interval does, its whole interval does not, or neither.
+
+    A number without an interval, of one seed whose rows were not drawn again, decides nothing.
+    """
+    if row.get("covers") == "nothing":
+        return "undecided"
     if row["high"] < bound:
         return "held"
     return "not held" if row["low"] >= bound else "undecided"
@@ -51,6 +56,8 @@ def below(row: Row, bound: float = 0.0) -> Status:
 
 def above(row: Row, bound: float = 0.0) -> Status:
     """The reverse of :func:`below`."""
+    if row.get("covers") == "nothing":
+        return "undecided"
     if row["low"] > bound:
         return "held"
     return "not held" if row["high"] <= bound else "undecided"

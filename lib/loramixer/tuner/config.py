@@ -178,7 +178,7 @@ class LoraMixerConfig(PeftConfig):
         self.expert_order = self.expert_order or list(self.experts)
         if sorted(self.expert_order) != sorted(self.experts):
             raise MixerError(f"expert_order is {self.expert_order}; it must name each of {list(self.experts)} once.")
-        self.experts = {name: self.experts[name] for name in self.expert_order}
+        self.experts = _with_own_sites({name: self.experts[name] for name in self.expert_order})
 
     def _check_preserved(self) -> None:
         if unknown := sorted(set(self.preserve) - set(self.experts)):
@@ -231,6 +231,9 @@ class LoraMixerConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Save; the sources of experts that are local folders are written relative to ``save_directory``.
 
+        Experts of one shape change the same sites in the same way, so that the list of sites stands once: the others
+        name the expert that has it.
+
         PEFT saves the configuration after it has written its own model card, an empty form; this puts the card of the
         mixture in its place.
         """
@@ -242,8 +245,11 @@ class LoraMixerConfig(PeftConfig):
             else value
             for name, value in original.items()
         }
+        own = self.experts
         try:
+            self.experts = _with_shared_sites(own)
             super().save_pretrained(save_directory, **kwargs)
+            self.experts = own
             if all(isinstance(value, dict) for value in self.experts.values()):
                 write_mixture_card(Path(save_directory), self)
         finally:
@@ -261,6 +267,26 @@ class LoraMixerConfig(PeftConfig):
                 if isinstance(value, dict) and (value["source"] or "").startswith("."):
                     value["source"] = os.path.normpath(folder / value["source"])
         return config
+
+
+def _with_shared_sites(experts: dict[str, Any]) -> dict[str, Any]:
+    """Descriptions in which ``sites`` is the name of an earlier expert with the same ones."""
+    found: dict[str, Any] = {}
+    for name, value in experts.items():
+        described = isinstance(value, dict) and isinstance(value.get("sites"), dict)
+        twin = next((other for other in found if described and experts[other]["sites"] == value["sites"]), None)
+        found[name] = value if twin is None else {**value, "sites": twin}
+    return found
+
+
+def _with_own_sites(experts: dict[str, Any]) -> dict[str, Any]:
+    """The reverse of :func:`_with_shared_sites`."""
+    return {
+        name: {**value, "sites": dict(experts[value["sites"]]["sites"])}
+        if isinstance(value, dict) and isinstance(value.get("sites"), str)
+        else value
+        for name, value in experts.items()
+    }
 
 
 def check_expert_name(name: Any) -> None:

@@ -76,13 +76,21 @@ def perform(
     return draw(experiment, output, say)
 
 
-def measure_finished(options: Options, workshop: Workshop, names: Sequence[str] = (), *, say: Say = print) -> None:
-    """Measure trained runs under every gate that any experiment wants of them; trains nothing and writes no table.
+def measure_finished(
+    options: Options,
+    workshop: Workshop,
+    names: Sequence[str] = (),
+    only_gates: Sequence[str] = (),
+    *,
+    say: Say = print,
+) -> None:
+    """Measure trained runs under the gates that experiments want of them; trains nothing and writes no table.
 
     Args:
         options: seeds, sizes and coefficients.
         workshop: where runs are kept.
         names: of the runs; all of every experiment that are trained by default.
+        only_gates: of all gates that any experiment wants, these; all by default.
         say: receives one line of text for every step.
 
     Raises:
@@ -104,7 +112,8 @@ def measure_finished(options: Options, workshop: Workshop, names: Sequence[str] 
     for run in [known[name] for name in names] or gates:
         if workshop.is_trained(run):
             say(run.name)
-            _finish(run, Plan([run], tuple(gates[run])), rows, results, False, say)
+            wanted = tuple(gate for gate in gates[run] if not only_gates or gate in only_gates)
+            _finish(run, Plan([run], wanted), rows, results, False, say)
         elif names:
             say(f"{run.name}: not trained yet")
 

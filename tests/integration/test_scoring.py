@@ -1,0 +1,91 @@
+"""Rows that share a line, and choices that share a prompt, score what they score alone."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+
+from loramixer.data import Example
+from loramixer.errors import DataError
+from loramixer.evaluation import harness, lines
+from loramixer.evaluation.harness import score_rows
+from loramixer.tuner.runtime import set_gate
+from tests import architectures, tiny
+
+
+def row(number: int, prompt: str, target: str, *choices: str) -> Example:
+    return Example(
+        f"r{number}", "t", "math", prompt, target, choices or None, choices.index(target) if choices else None
+    )
+
+
+ROWS = [
+    row(1, "what is the dose of the drug", "two hundred mg"),
+    row(2, "is the sky blue", "yes", "no", "yes", "it may be so now and then"),
+    row(3, "which one", "the third of all", "a", "the first", "the third of all", "b"),
+    row(4, "how many", "seven"),
+]
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    return tiny.mixture(tiny.save_experts(tmp_path_factory.mktemp("experts")), top_k=2)
+
+
+def scored(model, monkeypatch, together: bool, limit: int = 64) -> tuple[list, list]:
+    with monkeypatch.context() as patch:
+        if not together:
+            patch.setattr(harness, "shared_prompts", lambda model, rows: nullcontext(False))
+        patch.setattr(harness, "in_lines", lambda rows: lines.in_lines(rows, limit))
+        routed: list = []
+        scores = score_rows(model, tiny.tokenizer(), ROWS, observe=lambda index, logits: routed.append(logits))
+    return scores, routed
+
+
+@pytest.mark.parametrize("gate", ["soft", "top_k"])
+@pytest.mark.parametrize("limit", [1, 64, 10_000])
+def test_a_row_scores_the_same_in_a_line_and_alone(mixture, monkeypatch, gate, limit):
+    set_gate(mixture, gate)
+    alone, alone_routed = scored(mixture, monkeypatch, together=False)
+    found, routed = scored(mixture, monkeypatch, together=True, limit=limit)
+    for ours, theirs in zip(found, alone, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+        assert (ours.tokens, ours.correct) == (theirs.tokens, theirs.correct)
+        assert ours.shares == pytest.approx(theirs.shares, rel=1e-5)
+    for ours, theirs in zip(routed, alone_routed, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert [score.correct is None for score in found] == [True, False, False, True]
+
+
+def test_every_choice_scores_what_it_scores_behind_its_prompt(mixture, monkeypatch):
+    rows = [lines.encode_row(example, tiny.tokenizer(), 1024, 256) for example in ROWS]
+    assert [len(found.answers) for found in rows] == [1, 3, 4, 1]
+    with torch.no_grad(), lines.shared_prompts(mixture, rows) as possible:
+        assert possible
+        together = lines.score_line(mixture, rows)
+    with torch.no_grad():
+        for found, losses in zip(rows, together, strict=True):
+            alone = [lines.score_alone(mixture, found, index) for index in range(len(found.answers))]
+            np.testing.assert_allclose(losses, alone, rtol=1e-5)
+    assert mixture.config._attn_implementation != lines.SHARED_PROMPTS
+
+
+def test_a_backbone_with_a_state_scores_every_answer_by_itself(tmp_path, monkeypatch):
+    architecture = architectures.ARCHITECTURES["mamba"]
+    model = architectures.mixture(architecture, architectures.save_experts(architecture, tmp_path))
+    rows = [lines.encode_row(example, tiny.tokenizer(), 1024, 256) for example in ROWS]
+    with lines.shared_prompts(model, rows) as possible:
+        assert not possible
+
+
+def test_lines_hold_what_fits_and_a_long_row_has_one_of_its_own():
+    rows = [lines.ScoredRow([0] * size, [[1]], []) for size in (3, 3, 20, 3)]
+    assert [[found.length for found in line] for line in lines.in_lines(rows, 10)] == [[4, 4], [21], [4]]
+
+
+def test_a_prompt_without_room_for_an_answer_is_named(mixture):
+    with pytest.raises(DataError, match="row r1 does not fit into 3 tokens"):
+        score_rows(mixture, tiny.tokenizer(), ROWS, max_length=3)
