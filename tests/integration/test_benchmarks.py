@@ -10,6 +10,9 @@ from types import ModuleType
 import pytest
 import torch
 
+from loramixer.evaluation.tables import router_training_table
+from loramixer.training.run_log import RunLog
+
 ROOT = Path(__file__).parents[2]
 QUICK = ["--shape", "tiny", "--rounds", "2", "--block-seconds", "0.001"]
 FORMS = {"soft", "top-3", "traced", "products", "lora", "arrow", "x-lora", "mixlora"}
@@ -100,6 +103,24 @@ def test_scaling_reports_every_number_of_experts(benchmark_module, tmp_path):
     }
     assert all(row["seconds"] > 0 and row["ratio"] > 0 for row in rows)
     assert {row["experts"] for row in rows if row["goal"]} == {12}
+
+
+def test_router_training_reads_the_logs_of_one_size(benchmark_module, tmp_path, capsys):
+    settings = {"loss_text": "RSL sharpen", "rows": {"gsm8k": 900, "mbpp": 1079}}
+    for size in (2000, 4000):
+        log = RunLog(settings, [], {"seconds": 900.0, "tokens": 210_000, "tokens_per_second": 233.3})
+        log.summary["backbone_share"] = 0.86
+        log.save_small(tmp_path / f"logs/rsl-n{size}-s0.json")
+    words = ["--logs", str(tmp_path / "logs"), "--output", str(tmp_path / "router-training.json")]
+    benchmark_module("router_training").main(words)
+    (row,) = json.loads((tmp_path / "router-training.json").read_text(encoding="utf-8"))["rows"]
+    assert (row["run"], row["rows"], row["minutes"], row["backbone_share"]) == ("rsl-n2000-s0", 1979, 15.0, 0.86)
+    assert "86%" in capsys.readouterr().out
+    table = router_training_table(tmp_path)
+    assert "| RSL sharpen | 1,979 | 210,000 | 15.0 (missed) | 233 | 86% |" in table
+    assert "beside other work" in table
+    with pytest.raises(SystemExit, match="no log of a training with 500 rows"):
+        benchmark_module("router_training").main([*words, "--examples", "500"])
 
 
 def test_a_median_comes_with_an_interval_around_it(benchmark_module):

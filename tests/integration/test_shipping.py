@@ -39,7 +39,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     tiny.llama().save_pretrained(folder / "backbone")
     tiny.tokenizer().save_pretrained(folder / "backbone")
     backbone = str(folder / "backbone")
-    paths = train_experts(folder / "experts", OPTIONS.experts, backbone=backbone, rank=2, limit=8, dtype=torch.float32)
+    paths = train_experts(
+        folder / "experts", OPTIONS.experts, backbone=backbone, rank=2, limit=32, dtype=torch.float32
+    )
     sources = {path.name: str(path) for path in paths}
     made = Workshop(
         folder / "work", sources, backbone=backbone, limit=2, training_dtype=torch.float32, archive=folder / "out/runs"

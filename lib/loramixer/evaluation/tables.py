@@ -133,6 +133,30 @@ def scaling_table(folder: Path) -> str:
     return "\n".join([*lines, "", _circumstances(result)])
 
 
+def router_training_table(folder: Path) -> str:
+    """Time of every router training and the backbone's share of it, from ``router-training.json``."""
+    result = _read(folder / "router-training.json")
+    rows, goal = result["rows"], result["settings"]["goal_minutes"]
+    lines = [
+        line("routing loss", "rows", "tokens", "minutes", "tokens/s", "backbone alone"),
+        line("---", *["---:"] * 5),
+    ]
+    for row in rows:
+        share = "–" if row["backbone_share"] is None else f"{row['backbone_share']:.0%}"
+        missed = " (missed)" if row["minutes"] > goal else ""
+        numbers = (f"{row['minutes']:.1f}{missed}", f"{row['tokens_per_second']:.0f}", share)
+        lines.append(line(row["loss"], f"{row['rows']:,}", f"{row['tokens']:,}", *numbers))
+    lines.append(line("goal", "", "", f"≤ {goal}", "", ""))
+    machine = result["machine"]
+    how = (
+        f"One training with {machine['threads']} thread(s) on a machine that was left alone"
+        if result["settings"]["trained_now"]
+        else "Trainings that the experiments archived; each had one thread, beside other work on the same two cores, "
+        "so they took longer than on a machine that is left alone"
+    )
+    return "\n".join([*lines, "", f"{how}; {machine['processor']}."])
+
+
 def _judged(row: dict[str, Any]) -> str:
     missed = " (missed)" if row["met"] is False else ""
     return f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]{missed}"
@@ -161,6 +185,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "parameters": parameters_table,
     "overhead": overhead_table,
     "scaling": scaling_table,
+    "router-training": router_training_table,
     **EVIDENCE,
 }
 
