@@ -190,3 +190,11 @@ def test_small_pictures_keep_every_colour():
         for data in (viz.to_png(figure, scale=1), viz.to_small_png(figure))
     )
     assert np.abs(whole - small).max() <= 12
+
+
+def test_a_themed_copy_has_the_ink_of_its_page_and_the_same_numbers():
+    figure = viz.load_bars(awkward_trace())
+    dark = viz.themed(figure, "dark")
+    assert (figure.layout.font.color, dark.layout.font.color) == (NEUTRAL, PAGES["dark"].ink)
+    np.testing.assert_array_equal(dark.data[0].x, figure.data[0].x)
+    assert viz.to_svg(dark) == viz.to_svg(figure)

@@ -26,6 +26,7 @@ _PLACES = {
     "text_difference_plain": "text",
     "text_lane": "text",
     "text_lane_plain": "text",
+    "themed": "canvas",
     "to_html": "html",
     "to_png": "raster",
     "to_small_png": "raster",

@@ -5,13 +5,15 @@ Whatever states its ranges and ticks is drawn the same by Plotly and by :mod:`lo
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
-from loramixer.viz.palette import NEUTRAL
+from loramixer.viz.drawing import plain_values
+from loramixer.viz.palette import NEUTRAL, PAGES
 
 
 def canvas(title: str, width: float, height: float, left: float, right: float) -> go.Figure:
@@ -74,3 +76,16 @@ def round_scale(values: Sequence[float]) -> tuple[float, float, list[tuple[float
 def plotly_text(text: str) -> str:
     """A text as Plotly shows it literally: it reads labels as HTML."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def themed(figure: go.Figure, theme: str) -> go.Figure:
+    """A copy whose texts and axes have the ink of a light or a dark page, for interactive display.
+
+    As they are, figures write in a grey that is legible on white and on black; the ink of the page is easier to read.
+
+    Args:
+        figure: a figure of this package.
+        theme: ``light`` or ``dark``.
+    """
+    content = figure.to_json().replace(f'"{NEUTRAL}"', f'"{PAGES[theme].ink}"')
+    return go.Figure(plain_values(json.loads(content)))

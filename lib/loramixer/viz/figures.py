@@ -176,7 +176,13 @@ def grid_figure(runs: Sequence[Row]) -> go.Figure:
             ends = min(flat), max(flat)  # one scale for both signs, so that their shades can be compared
             _heat_map(figure, number, values, _texts(values), *names, across=across, up=up, ends=ends)
             figure.add_annotation(
-                x=sum(across) / 2, y=up[1] + 0.04, xref="paper", yref="paper", text=f"{sign}: {label}", showarrow=False
+                x=sum(across) / 2,
+                y=up[1] + 0.04,
+                xref="paper",
+                yref="paper",
+                text=f"{sign}: {label}",
+                showarrow=False,
+                xanchor="center",
             )
     return figure
 

@@ -125,7 +125,14 @@ def borders_between(figure: go.Figure, number: int, part: View, borders: Sequenc
 
 def panel_title(figure: go.Figure, across: tuple[float, float], up: tuple[float, float], text: str) -> None:
     figure.add_annotation(
-        x=sum(across) / 2, y=up[1], xref="paper", yref="paper", text=text, showarrow=False, yanchor="bottom"
+        x=sum(across) / 2,
+        y=up[1],
+        xref="paper",
+        yref="paper",
+        text=text,
+        showarrow=False,
+        xanchor="center",
+        yanchor="bottom",
     )
 
 

@@ -65,8 +65,8 @@ def to_small_png(figure: Any, scale: float = 1.0) -> bytes:
         scale: as for :func:`to_png`.
     """
     # Other ways of choosing the palette drop rare colours, and a legend's patch would change its expert.
-    palette = {"method": Image.Quantize.MAXCOVERAGE, "dither": Image.Dither.NONE}
-    return _file(rasterize(draw(figure), scale).quantize(256, **palette), scale)
+    picture = rasterize(draw(figure), scale)
+    return _file(picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE), scale)
 
 
 def png_bytes(drawing: Drawing, scale: float = 2.0, theme: Theme = "light") -> bytes:

@@ -180,7 +180,7 @@ def load_bars(
         figure.add_trace(
             go.Bar(
                 x=rounded(loads[:, number - 1]), y=list(range(count)), orientation="h", width=0.8, name=name,
-                marker={"color": style.colour}, customdata=list(part.layers),
+                marker={"color": style.colour, "line": {"width": 0}}, customdata=list(part.layers),
                 meta=twin([name], [f"layer {layer}" for layer in part.layers], "load"),
                 hovertemplate=f"layer %{{customdata}}: on average %{{x:.3f}} of the weight goes to "
                 f"{plotly_text(style.name)}, an even load is {even:.3f}<extra></extra>", **names,
