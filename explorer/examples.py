@@ -6,6 +6,19 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Topic:
+    """A part of a prompt that is about one topic, marked by hand.
+
+    Attributes:
+        expert: name of the expert that was trained on this topic.
+        text: the part, as it stands in the prompt.
+    """
+
+    expert: str
+    text: str
+
+
+@dataclass(frozen=True)
 class ExamplePrompt:
     """A prompt that one press puts into the prompt box.
 
@@ -13,11 +26,13 @@ class ExamplePrompt:
         key: short name; a recorded trace refers to it.
         label: text of its button.
         prompt: the prompt itself.
+        topics: its parts, in order, where it crosses domains.
     """
 
     key: str
     label: str
     prompt: str
+    topics: tuple[Topic, ...] = ()
 
 
 EXAMPLES = (
@@ -26,12 +41,27 @@ EXAMPLES = (
         "Math–Medical",
         "A patient takes 250 mg of amoxicillin three times a day for 7 days. How many mg does the patient take in "
         "all, and what are the side effects of amoxicillin?",
+        (
+            Topic(
+                "math",
+                "A patient takes 250 mg of amoxicillin three times a day for 7 days. How many mg does the patient "
+                "take in all,",
+            ),
+            Topic("medical", "and what are the side effects of amoxicillin?"),
+        ),
     ),
     ExamplePrompt(
         "math-coding",
         "Math–Coding",
         "A loan of 12,000 dollars grows by 3 percent a year. Work out what is owed after two years, then write a "
         "Python function that returns the amount owed after n years.",
+        (
+            Topic(
+                "math",
+                "A loan of 12,000 dollars grows by 3 percent a year. Work out what is owed after two years,",
+            ),
+            Topic("code", "then write a Python function that returns the amount owed after n years."),
+        ),
     ),
     ExamplePrompt(
         "math",

@@ -9,16 +9,23 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from explorer.examples import EXAMPLES, find_example
-from explorer.payload import PayloadEncoder
+from explorer.files import read_trace_file
+from explorer.gold import gold_experts
+from explorer.link import parse
+from explorer.payload import Payload, PayloadEncoder, ViewState, encode_trace
 from explorer.recordings import Recordings
 from explorer.registry import ModelSource
 from explorer.sessions import Tickets
 from explorer.settings import (
+    ALL_EXPERTS,
+    DEFAULT_NEW_TOKENS,
+    MAX_PROMPT_CHARACTERS,
     RunRequest,
     check_new_tokens,
     check_prompt,
@@ -28,7 +35,9 @@ from explorer.settings import (
     gate_choices,
     parse_gate,
 )
+from explorer.summary import prompt_text
 from explorer.traces_in_memory import TraceStore
+from explorer.view_link import FIELDS, run_request
 from loramixer.backbones import CATALOGUE
 from loramixer.errors import LoraMixerError
 from loramixer.mixers import MixerInfo
@@ -82,12 +91,72 @@ class Handlers:
         """Payload and settings of what is on screen first: the recording of the first example that has one."""
         for example in EXAMPLES:
             if payload := self.recordings.payload(example.key):
-                return payload, self._shown_of_recording(example.key, payload)
+                return payload, self._shown_of_recording(example.key)
         return None, {}
 
     def keep_opening(self, request: gr.Request) -> str:
         """Key of the trace that is on screen first, for the rooms that work on it; empty when nothing is."""
         return next((key for example in EXAMPLES if (key := self._keep_recording(example.key, request))), "")
+
+    def open_link(self, request: gr.Request) -> tuple[Any, ...]:
+        """What the address asks for: prompt, view, settings on screen, key, router, gate, length, and a note."""
+        values, notes = parse(dict(request.query_params), FIELDS)
+        if request.query_params.get("room", "explore") != "explore" or not set(request.query_params) - {"__theme"}:
+            return (gr.skip(), gr.skip(), gr.skip(), self.keep_opening(request), *(gr.skip(),) * 4)
+        example, prompt = values["example"], values["prompt"][:MAX_PROMPT_CHARACTERS]
+        router_of_recording = values["mixer"] if self.recordings.trace(example, values["mixer"]) else ""
+        trace = self.recordings.trace(example, router_of_recording)
+        if trace is None:
+            shown: Any = self.opening()[1]
+            view, key = gr.skip(), self.keep_opening(request)
+        else:
+            shown, view = _shown_of(trace), self.recordings.payload(example, router_of_recording)
+            key = self.traces.put(_session(request), trace)
+        if example and trace is None:
+            notes.append("The link's example has no recording here; press Generate.")
+        if trace is not None and not prompt:
+            prompt = find_example(example).prompt
+        router, gate_control, gate = self._linked_controls(values, notes)
+        differs = (values["mixer"], gate) != (shown.get("mixer"), shown.get("gate"))
+        if prompt and trace is None:
+            notes.append("The link's prompt is in the box; press Generate to run it.")
+        elif values["mixer"] and gate and differs:
+            notes.append(self.settings_note(values["mixer"], gate, shown)["text"])
+        line = status("note", " ".join(notes)) if notes else gr.skip()
+        length = values["new_tokens"]
+        return prompt or gr.skip(), view, shown, key, router, gate_control, length, line
+
+    def _linked_controls(self, values: dict[str, Any], notes: list[str]) -> tuple[Any, Any, str]:
+        """Router and gate controls for the names of a link, and the choice of the gate; a wrong name is noted."""
+        if not values["mixer"]:
+            return gr.skip(), gr.skip(), ""
+        try:
+            mixer = self._find_mixer(values["mixer"])
+        except LoraMixerError as error:
+            notes.append(str(error))
+            return gr.skip(), gr.skip(), ""
+        choices = gate_choices(len(mixer.experts))
+        gate = ALL_EXPERTS if values["gate"] == "all" else values["gate"]
+        if gate not in choices:
+            gate = default_gate(len(mixer.experts))
+        return self.choose_wanted({"room": "explore", "mixer": mixer.name}), gr.Radio(choices, value=gate), gate
+
+    def open_file(self, file: str | None, request: gr.Request) -> tuple[Any, ...]:
+        """A trace file of the visitor's: view, settings on screen, key, status; no model is needed."""
+        if not file:
+            return (gr.skip(),) * 4
+        if self.tickets.is_open(_session(request)):
+            return gr.skip(), gr.skip(), gr.skip(), status("note", "Stop the run before you open a file.")
+        name = Path(file).name
+        try:
+            trace = read_trace_file(Path(file))
+        except LoraMixerError as error:
+            return gr.skip(), gr.skip(), gr.skip(), status("error", str(error).replace(str(file), f"'{name}'"))
+        shown = _shown_of(trace)
+        facts = run_request(prompt_text(trace), shown["mixer"], shown["gate"], DEFAULT_NEW_TOKENS)
+        payload = encode_trace(trace, "opened", facts, gold_experts(trace))
+        key = self.traces.put(_session(request), trace)
+        return payload, shown, key, status("quiet", f"Opened {name}: {len(trace.tokens)} tokens, no model was run.")
 
     def model_status(self, recording_on_screen: bool) -> Status:
         """The line about the model; says what is on screen meanwhile."""
@@ -163,7 +232,7 @@ class Handlers:
         if payload is None:
             note = status("note", "No recording of this example; press Generate.")
             return example.prompt, gr.skip(), shown, gr.skip(), note
-        now_shown = self._shown_of_recording(key, payload)
+        now_shown = self._shown_of_recording(key)
         current = self._keep_recording(key, request)
         return example.prompt, payload, now_shown, current, self.settings_note(mixer, gate, now_shown)
 
@@ -178,7 +247,10 @@ class Handlers:
             return 0, status("error", str(error)), gr.skip(), gr.skip()
         ticket = self.tickets.open(_session(request))
         is_ready = self.source.status().kind == "ready"
-        line = status("busy", "Waiting for the model …" if is_ready else "Waiting until the model is loaded …")
+        text = "Waiting for the model …" if is_ready else "Waiting until the model is loaded …"
+        if ahead := self.tickets.ahead_of(_session(request)):
+            text = f"{text} {ahead} {'run was' if ahead == 1 else 'runs were'} asked for before yours."
+        line = status("busy", text)
         return ticket.number, line, gr.Button(interactive=False), gr.Button(interactive=True)
 
     def run(
@@ -190,7 +262,10 @@ class Handlers:
         if ticket is None:
             yield _nothing_new()
             return
-        frames = _Frames({"mixer": mixer or "", "gate": gate}, lambda trace: self.traces.put(session, trace))
+        asked_for = run_request(prompt, mixer or "", gate, int(max_new_tokens))
+        frames = _Frames(
+            {"mixer": mixer or "", "gate": gate}, asked_for, lambda trace: self.traces.put(session, trace)
+        )
         try:
             if ticket.stop.is_set():
                 yield frames.end(status("note", "Stopped before the model began; nothing was lost."), "stopped")
@@ -250,9 +325,9 @@ class Handlers:
         trace = self.recordings.trace(key)
         return "" if trace is None else self.traces.put(_session(request), trace)
 
-    def _shown_of_recording(self, key: str, payload: dict[str, Any]) -> Shown:
-        facts = self.recordings.provenance(key)
-        return {"mixer": str(facts.get("mixer")), "gate": gate_choice_of(facts, len(payload["experts"]))}
+    def _shown_of_recording(self, key: str) -> Shown:
+        trace = self.recordings.trace(key)
+        return _shown_of(trace) if trace else {}
 
 
 class _Frames:
@@ -260,13 +335,15 @@ class _Frames:
 
     Args:
         shown: router and gate of the run.
+        request: what the run was asked for; goes into links.
         keep: receives the trace when the run has ended, and returns its key.
     """
 
-    def __init__(self, shown: Shown, keep: Callable[[RoutingTrace], str]) -> None:
+    def __init__(self, shown: Shown, request: dict[str, Any], keep: Callable[[RoutingTrace], str]) -> None:
         self.shown = shown
+        self.request = request
         self.keep = keep
-        self.encoder = PayloadEncoder()
+        self.encoder: PayloadEncoder | None = None
         self.last: RoutingTrace | None = None
         self.due = 0.0
 
@@ -277,7 +354,7 @@ class _Frames:
             return None
         self.due = time.monotonic() + SECONDS_BETWEEN_FRAMES
         line = status("busy", f"Generating … {self.written} tokens")
-        return self.encoder.encode(trace, "generating"), line, self.shown, gr.skip(), gr.skip(), gr.skip()
+        return self._encode("generating"), line, self.shown, gr.skip(), gr.skip(), gr.skip()
 
     def finish(self, stopped: bool, asked: int) -> tuple[Any, ...]:
         """The last frame of a run without error."""
@@ -287,17 +364,28 @@ class _Frames:
         text = f"Done: {self.written} tokens written." if asked else "Done: the prompt was routed."
         return self.end(status("quiet", text), "finished")
 
-    def end(self, line: Status, state: Any) -> tuple[Any, ...]:
+    def end(self, line: Status, state: ViewState) -> tuple[Any, ...]:
         """The last frame, whatever the reason; without a trace the view keeps what it shows."""
-        view = gr.skip() if self.last is None else self.encoder.encode(self.last, state)
+        view = gr.skip() if self.last is None else self._encode(state)
         shown = gr.skip() if self.last is None else self.shown
         current = gr.skip() if self.last is None else self.keep(self.last)
         return view, line, shown, current, gr.Button(interactive=True), gr.Button(interactive=False)
+
+    def _encode(self, state: ViewState) -> Payload:
+        assert self.last is not None
+        if self.encoder is None:
+            self.encoder = PayloadEncoder(self.request, gold_experts(self.last))
+        return self.encoder.encode(self.last, state)
 
     @property
     def written(self) -> int:
         """Number of generated tokens so far."""
         return 0 if self.last is None else self.last.tokens.roles.count("generated")
+
+
+def _shown_of(trace: RoutingTrace) -> Shown:
+    facts = trace.provenance
+    return {"mixer": str(facts.get("mixer")), "gate": gate_choice_of(facts, len(trace.experts))}
 
 
 def _nothing_new() -> tuple[Any, ...]:

@@ -18,6 +18,12 @@ from explorer.settings import limits
 from explorer.traces_in_memory import TraceStore
 
 TITLE = "LoRA-Mixer explorer"
+HIDE = """() => {
+  const hidden = new URLSearchParams(window.location.search).get('hide') || '';
+  document.body.dataset.hide = hidden.split(',').join(' ');
+}"""
+"""``?hide=controls,share``: what a teacher's link leaves out; ``page.css`` says what can be named."""
+
 _SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
 
@@ -42,8 +48,15 @@ def build(source: ModelSource, recordings: Recordings) -> gr.Blocks:
             for room in ROOMS:
                 with gr.Tab(room.label, id=room.key, elem_id=f"room-{room.key}"):
                     room.build(page)
+        demo.load(_open_room, None, tabs, js=HIDE, api_visibility="private", show_progress="hidden", queue=False)
         PublicApi(source).add()
     return demo.queue(max_size=32)
+
+
+def _open_room(request: gr.Request) -> Any:
+    """The room that the address names; an unknown one leaves the first open."""
+    key = dict(request.query_params).get("room", "")
+    return gr.Tabs(selected=key) if key in {room.key for room in ROOMS} else gr.skip()
 
 
 def launch_options() -> dict[str, Any]:

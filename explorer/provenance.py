@@ -14,6 +14,7 @@ HASH_LENGTH = 8
 
 _STATES = {
     "recorded": ("Recorded", "Recorded earlier and shown without running the model. Press Generate to run it."),
+    "opened": ("Opened file", "Read from a trace file that was opened here; no model was run for it."),
     "generating": ("Generating", "The model is writing now; a column is added for every new token."),
     "finished": ("Live", "The model wrote this just now, on this machine."),
     "stopped": ("Stopped", "The model wrote this on this machine, until it was stopped."),
@@ -30,8 +31,8 @@ def provenance_items(trace: RoutingTrace, state: str) -> list[dict[str, str]]:
     return [
         _item("Source", name, hint),
         _item("Backbone", facts.get("backbone"), _backbone_hint(facts)),
-        _item("Router", _router_name(facts), "What chose the experts: one router for each projection of each layer."),
-        _item("Loss", facts.get("loss"), "What the routers were trained with, besides the task itself."),
+        _item("Router", _router_name(facts), _router_hint(trace)),
+        _item("Loss", facts.get("loss"), _loss_hint(str(facts.get("loss") or ""))),
         _item("Gate", gate_text(facts, len(trace.experts)), "How many experts a router may mix for one token."),
         _item("Seed", _seed_text(facts), "The same seed and settings write the same text again."),
         _item(
@@ -39,7 +40,43 @@ def provenance_items(trace: RoutingTrace, state: str) -> list[dict[str, str]]:
             str(facts.get("router_sha256") or UNKNOWN)[:HASH_LENGTH],
             f"SHA-256 of the router's weights: {facts.get('router_sha256') or UNKNOWN}.",
         ),
+        _item("Experts", ", ".join(trace.experts), _expert_hint(facts)),
+        *([_item("Changed", *changed)] if (changed := _changes(facts)) else []),
     ]
+
+
+def _router_hint(trace: RoutingTrace) -> str:
+    where = f"What chose the experts: {len(trace.sites)} routers in {len(trace.layers)} layers."
+    if trace.provenance.get("mixer") in (None, "", "unnamed"):
+        return f"{where} It has no name, so nothing says whether it was trained; its weights may be random."
+    return f"{where} A saved, trained mixture of this name."
+
+
+def _loss_hint(loss: str) -> str:
+    text = "What the routers were trained with, besides the task itself."
+    if "sharpen" in loss:
+        return f"{text} Sharpen: the entropy of single tokens is added to the loss, which makes them decided."
+    if "flatten" in loss:
+        return f"{text} Flatten: the entropy of single tokens is taken off the loss, which makes them undecided."
+    return text
+
+
+def _expert_hint(facts: dict[str, Any]) -> str:
+    hashes = facts.get("expert_sha256") or {}
+    known = [f"{name} {str(value)[:HASH_LENGTH]}" for name, value in hashes.items() if value]
+    return f"The LoRA experts; first digits of their SHA-256: {', '.join(known) or UNKNOWN}."
+
+
+def _changes(facts: dict[str, Any]) -> tuple[str, str] | None:
+    """What was changed in the routing, and a sentence about it; None where nothing was."""
+    if change := facts.get("what_if"):
+        said = ", ".join(f"{key} {value}" for key, value in change.items() if value and key != "note")
+        return "what if", f"Computed from stored scores, the text was not written again: {said}."
+    if facts.get("interventions"):
+        return "intervention", "The model wrote this while its routing was forced."
+    if masked := facts.get("masked"):
+        return f"without {', '.join(map(str, masked))}", "These experts were masked while the model wrote."
+    return None
 
 
 def gate_text(facts: dict[str, Any], experts: int) -> str:

@@ -13,7 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from explorer.gold import gold_experts
 from explorer.payload import Payload, encode_trace
+from explorer.settings import DEFAULT_NEW_TOKENS, gate_choice_of
+from explorer.summary import prompt_text
+from explorer.view_link import run_request
 from loramixer.errors import TraceError
 from loramixer.trace import RoutingTrace
 
@@ -82,4 +86,10 @@ class Recordings:
         except TraceError as error:
             logger.warning("A recorded trace is left out: %s", error)
             return None
-        return encode_trace(trace, "recorded"), trace
+        return encode_trace(trace, "recorded", _request_of(key[0], trace), gold_experts(trace)), trace
+
+
+def _request_of(example: str, trace: RoutingTrace) -> dict[str, Any]:
+    facts = trace.provenance
+    gate = gate_choice_of(facts, len(trace.experts))
+    return run_request(prompt_text(trace), str(facts.get("mixer") or ""), gate, DEFAULT_NEW_TOKENS, example)

@@ -131,6 +131,7 @@ class ModelRegistry:
                 request.max_new_tokens,
                 seed=request.seed,
                 max_prompt_tokens=MAX_PROMPT_TOKENS,
+                contributions=request.contributions,
                 stop=stop,
             )
 

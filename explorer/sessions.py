@@ -47,6 +47,12 @@ class Tickets:
         with self._lock:
             return session in self._tickets
 
+    def ahead_of(self, session: str) -> int:
+        """How many runs of others have been asked for before this session's."""
+        with self._lock:
+            own = self._tickets.get(session)
+            return sum(own is not None and ticket.number < own.number for ticket in self._tickets.values())
+
     def stop(self, session: str) -> bool:
         """Ask the session's run to end; False when there is none."""
         with self._lock:

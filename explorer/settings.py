@@ -93,7 +93,7 @@ def limits() -> Limits:
 
 @dataclass(frozen=True)
 class RunRequest:
-    """One run of the model."""
+    """One run of the model; ``contributions`` records what each expert adds, beside its gate."""
 
     prompt: str
     mixer: str
@@ -101,6 +101,7 @@ class RunRequest:
     k: int
     max_new_tokens: int
     seed: int = 0
+    contributions: bool = True
 
 
 def gate_choices(experts: int) -> list[str]:

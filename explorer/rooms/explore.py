@@ -9,11 +9,16 @@ import gradio as gr
 from explorer.components.routing_view import RoutingView
 from explorer.components.status_line import StatusLine
 from explorer.examples import EXAMPLES
+from explorer.exported_view import VIEWS, figure_arguments
 from explorer.handlers import describe_backbone, describe_mixer
 from explorer.page import Page
 from explorer.registry import ModelSource
+from explorer.rooms.share import FORMATS, MakeCode, MakeFile, share_and_export
 from explorer.settings import DEFAULT_K, DEFAULT_NEW_TOKENS, default_gate, gate_choices, limits
+from loramixer import viz
+from loramixer.errors import TraceError
 from loramixer.mixers import MixerInfo
+from loramixer.trace import RoutingTrace
 
 
 def build(page: Page) -> None:
@@ -32,13 +37,30 @@ def build(page: Page) -> None:
                 stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=60)
             run_status = StatusLine(elem_id="run-status")
             model_status = StatusLine(handlers.model_status(payload is not None), elem_id="model-status")
-            pin = gr.Button("Pin for Compare", size="sm", elem_id="pin")
             with gr.Row(elem_id="examples"):
                 example_buttons = {
                     example.key: gr.Button(example.label, size="sm", min_width=60) for example in EXAMPLES
                 }
             with gr.Accordion("Router and gate", open=True, elem_id="settings") as settings:
                 backbone, mixer, gate, new_tokens = _settings(source, mixers)
+            with gr.Row(elem_id="view-actions"):
+                opened = gr.UploadButton("Open trace file", size="sm", file_types=[".npz"], elem_id="open-trace")
+                pin = gr.Button("Pin for Compare", size="sm", min_width=60, elem_id="pin")
+            with gr.Accordion("Share and export", open=False, elem_id="explore-share", elem_classes="share-fold"):
+                figure = gr.Dropdown(
+                    [(label, name) for name, label in VIEWS.items()],
+                    value="token_map",
+                    label="View to export",
+                    elem_id="explore-figure",
+                )
+                share_and_export(
+                    "explore",
+                    formats=FORMATS,
+                    make_file=_file_maker(page),
+                    make_code=_code_maker(page),
+                    inputs=[page.current, figure],
+                    prompt_from="#routing-view .routing-view",
+                )
         view = RoutingView(payload, elem_id="routing-view")
 
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -70,6 +92,7 @@ def build(page: Page) -> None:
             [prompt, view, shown, page.current, run_status],
             **at_once,
         )
+    opened.upload(handlers.open_file, opened, [view, shown, page.current, run_status], **at_once)
     backbone.input(handlers.choose_backbone, backbone, mixer, **at_once)
     mixer.change(handlers.choose_mixer, [mixer, gate, shown], [mixer, gate, run_status], **at_once)
     mixer.change(handlers.backbone_of, mixer, backbone, **at_once)
@@ -88,8 +111,40 @@ def build(page: Page) -> None:
         js="() => [window.innerWidth < 700]",
         **at_once,
     )
-    page.demo.load(handlers.keep_opening, None, page.current, **at_once)
+    page.demo.load(
+        handlers.open_link,
+        None,
+        [prompt, view, shown, page.current, mixer, gate, new_tokens, run_status],
+        **at_once,
+    )
     page.demo.unload(handlers.leave)
+
+
+def _file_maker(page: Page) -> MakeFile:
+    """Writes files of the chosen view of the trace on screen."""
+
+    def make(kind: Any, values: dict[str, str], session: str, current: str, figure: str) -> str:
+        trace = _on_screen(page, session, current)
+        arguments = {} if kind == "npz" else figure_arguments(figure, values, trace)
+        return page.exports.view(session, trace, figure, arguments, kind)
+
+    return make
+
+
+def _code_maker(page: Page) -> MakeCode:
+    """Writes the script of the chosen view of the trace on screen."""
+
+    def make(values: dict[str, str], session: str, current: str, figure: str) -> str:
+        trace = _on_screen(page, session, current)
+        return viz.recipe(trace, figure, figure_arguments(figure, values, trace))
+
+    return make
+
+
+def _on_screen(page: Page, session: str, current: str) -> RoutingTrace:
+    if not current:
+        raise TraceError("There is nothing to export yet; press Generate, or open a trace file.")
+    return page.traces.get(session, current)
 
 
 def _settings(source: ModelSource, mixers: list[MixerInfo]) -> tuple[Any, Any, Any, Any]:

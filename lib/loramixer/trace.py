@@ -528,6 +528,7 @@ class _Assembly:
         self.provenance: dict[str, Any] = {**description, **settings}
         self.prompt_roles: tuple[Role, ...] = tuple("prompt" if own else "template" for own in encoded.is_own())
         self.special_ids = set(tokenizer.all_special_ids)
+        self.answer = _Answer(tokenizer)
 
     def add(self, step: _Step) -> RoutingTrace:
         self.ids += step.ids
@@ -543,7 +544,7 @@ class _Assembly:
     def _tokens(self) -> TraceTokens:
         prompt_length = len(self.encoded.ids)
         written = self.ids[prompt_length:]
-        answer, answer_spans = _spans_of_generated(self.tokenizer, written)
+        answer, answer_spans = self.answer.read(written)
         offset = len(self.encoded.text)
         spans = [*self.encoded.offsets, *((start + offset, end + offset) for start, end in answer_spans)]
         return TraceTokens(
@@ -555,16 +556,29 @@ class _Assembly:
         )
 
 
-def _spans_of_generated(tokenizer: Any, ids: list[int]) -> tuple[str, list[tuple[int, int]]]:
-    """Text of generated tokens and the character span of each; bytes of one split character share its span."""
-    spans: list[tuple[int, int]] = []
-    text = ""
-    waiting = 0
-    for count in range(1, len(ids) + 1):
-        decoded = tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        waiting += 1
-        if decoded.endswith("\N{REPLACEMENT CHARACTER}") and count < len(ids):
-            continue  # the character is not complete yet
-        spans += [(len(text), len(decoded))] * waiting
-        text, waiting = decoded, 0
-    return text, spans
+class _Answer:
+    """Text of the generated tokens and the character span of each; bytes of one split character share its span.
+
+    What is known of an answer that grows is not decoded again: each token costs one decoding, not one for each token
+    before it.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.text = ""
+        self.spans: list[tuple[int, int]] = []
+
+    def read(self, ids: list[int]) -> tuple[str, list[tuple[int, int]]]:
+        """Text and spans of an answer that begins with the tokens of the last call."""
+        text, spans, waiting = self.text, list(self.spans), 0
+        for count in range(len(spans) + 1, len(ids) + 1):
+            decoded = self.tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            waiting += 1
+            is_open = decoded.endswith("\N{REPLACEMENT CHARACTER}")
+            if is_open and count < len(ids):
+                continue  # the character is not complete yet
+            spans += [(len(text), len(decoded))] * waiting
+            text, waiting = decoded, 0
+            if not is_open:
+                self.text, self.spans = text, list(spans)
+        return text, spans

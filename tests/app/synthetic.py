@@ -71,6 +71,8 @@ def make_trace(
     periods, phases = generator.uniform(3, 8, size=len(experts)), generator.uniform(0, 6, size=len(experts))
     drift = 1.6 * np.sin(np.arange(len(spans))[:, None] / periods + phases)
     logits = (noise * 0.7 + drift[None]).astype(np.float32)
+    gates = top_k_gates(logits, k)
+    lengths = generator.uniform(0.002, 0.12, size=(len(sites), 1, len(experts)))
     return RoutingTrace(
         tokens=TraceTokens(
             text=head + prompt + tail + answer,
@@ -82,7 +84,9 @@ def make_trace(
         sites=sites,
         experts=experts,
         logits=logits,
-        gates=top_k_gates(logits, k),
+        gates=gates,
+        contributions=(gates * lengths).astype(np.float32),
+        base_norms=np.ones(gates.shape[:2], dtype=np.float32),
         provenance={
             "mixer": mixer,
             "backbone": "smollm2-135m",
@@ -160,6 +164,9 @@ class FakeSource:
         total = make_trace(request.prompt).tokens.roles.count("generated")
         for written in range(min(total, request.max_new_tokens) + 1):
             if stop.is_set():
+                return
+            if written == 4 and "PAUSE" in request.prompt:
+                stop.wait(120)
                 return
             if written == 3 and "CRASH" in request.prompt:
                 raise RuntimeError("an invented fault")

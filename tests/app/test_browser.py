@@ -33,13 +33,16 @@ def generate(page: Any, prompt: str) -> None:
 
 def wait_for_status(page: Any, words: str) -> None:
     page.wait_for_function(
-        "words => document.querySelector('#run-status .text').textContent.includes(words)", arg=words, timeout=20_000
+        "words => document.querySelector('#run-status .text').textContent.includes(words)", arg=words, timeout=60_000
     )
 
 
 def wait_until_writing(page: Any) -> None:
+    """Until some tokens are there and the strip says so, both at one moment: a moment later all may be done."""
     page.wait_for_function(
-        "document.querySelectorAll('[data-state=generating] .lane-block:last-child .token').length > 2"
+        """document.querySelectorAll('[data-state=generating] .lane-block:last-child .token').length > 2
+        && document.querySelector('.strip-item .strip-value').textContent === 'Generating'""",
+        timeout=60_000,
     )
 
 
@@ -87,7 +90,6 @@ def test_generating_streams_without_mounting_anew(page: Any) -> None:
     )
     generate(page, MATH_MEDICAL)
     wait_until_writing(page)
-    assert source_of(page) == "Generating"
     first_token = page.query_selector(".lane-block:last-child .token")
     wait_for_status(page, "Done")
     assert source_of(page) == "Live"
@@ -155,7 +157,7 @@ def test_one_projection_shows_its_logits(page: Any) -> None:
     wait_for_sentence(page, "layer 0, q projection")
     trace = make_trace("A patient weighs 62 kg and needs 15 mg", seed=0)
     # The recording's gates depend on the place of a token only, so its first prompt token is at 3 here as well.
-    read = "rows => rows.map(row => [row.cells[1].innerText, row.cells[2].innerText])"
+    read = "rows => rows.map(row => [row.cells[1].innerText, row.cells[row.cells.length - 2].innerText])"
     rows = page.eval_on_selector_all(".card-experts tr:not(:first-child)", read)
     for (gate, logit), exact_gate, exact_logit in zip(rows, trace.gates[0, 3], trace.logits[0, 3], strict=True):
         assert float(gate) == pytest.approx(float(exact_gate), abs=6e-4)
@@ -177,13 +179,13 @@ def test_the_load_is_that_of_the_library(page: Any) -> None:
 
 
 def test_stop_keeps_what_was_written(page: Any) -> None:
-    generate(page, MATH_MEDICAL)
+    generate(page, f"{MATH_MEDICAL} PAUSE")  # writes four tokens and waits for Stop, however busy the machine is
     wait_until_writing(page)
     page.click("#stop")
     wait_for_status(page, "Stopped after")
     assert source_of(page) == "Stopped"
     written = page.locator(".lane-block:last-child .token").count()
-    assert 2 < written < make_trace().tokens.roles.count("generated")
+    assert 2 < written <= 4 < make_trace().tokens.roles.count("generated")
     assert page.is_enabled("#generate")
     assert page.is_disabled("#stop")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from explorer.page import want
 from explorer.payload import ROLES
 from explorer.recordings import INDEX, Recordings
 from explorer.settings import ALL_EXPERTS
-from tests.app.synthetic import FakeSource
+from tests.app.synthetic import EXPERTS, FakeSource, make_trace
 from tests.app.synthetic_app import make_recordings
 
 RSL = "smollm2-135m/rsl"
@@ -59,7 +60,8 @@ def is_skip(value: Any) -> bool:
 
 
 def generated(payload: dict[str, Any]) -> int:
-    return sum(token[1] == ROLES.index("generated") for token in payload["tokens"])
+    rows = [json.loads(line) for line in payload["tokens"].split("\n")]
+    return sum(row[1] == ROLES.index("generated") for row in rows)
 
 
 def test_the_page_opens_with_a_recording(handlers: Handlers) -> None:
@@ -256,3 +258,54 @@ def test_a_router_of_no_list_joins_the_choices_of_who_knows_its_name(handlers: H
     assert asked.value == name
     assert asked.choices[-1] == ("Mine", name)
     assert name not in [mixer.name for mixer in handlers.source.mixers()]
+
+
+def test_who_waits_hears_how_many_were_first(handlers: Handlers) -> None:
+    assert handlers.announce("How many?", 8, session("one"))[1]["text"] == "Waiting for the model …"
+    assert handlers.announce("How many?", 8, session("two"))[1]["text"].endswith("1 run was asked for before yours.")
+    assert handlers.announce("How many?", 8, session("three"))[1]["text"].endswith(
+        "2 runs were asked for before yours."
+    )
+    handlers.leave(session("one"))
+    assert "1 run was" in handlers.announce("How many?", 8, session("three"))[1]["text"]
+
+
+def test_an_opened_file_is_shown_and_a_broken_one_is_one_sentence(handlers: Handlers, tmp_path: Path) -> None:
+    path = make_trace("Is 2 a prime?", layers=2).save(tmp_path / "mine.npz")
+    payload, shown, key, line = handlers.open_file(str(path), session())
+    assert payload["state"] == "opened"
+    assert shown == {"mixer": RSL, "gate": "3"}
+    assert handlers.traces.get("one", key).experts == EXPERTS
+    assert line["text"].startswith("Opened mine.npz")
+    (tmp_path / "broken.npz").write_bytes(b"nothing")
+    payload, _, key, line = handlers.open_file(str(tmp_path / "broken.npz"), session())
+    assert is_skip(payload)
+    assert is_skip(key)
+    assert line["kind"] == "error"
+    assert str(tmp_path) not in line["text"]
+
+
+def link(query: dict[str, str]) -> Any:
+    return SimpleNamespace(session_hash="one", query_params=query)
+
+
+def test_a_link_brings_its_recording_and_its_settings(handlers: Handlers) -> None:
+    example = EXAMPLES[1]
+    prompt, view, shown, key, router, gate, length, line = handlers.open_link(
+        link({"v": "1", "x": example.key, "r": BALANCE, "k": "all", "n": "32"})
+    )
+    assert prompt == example.prompt
+    assert view["state"] == "recorded"
+    assert shown["mixer"] == RSL
+    assert handlers.traces.get("one", key)
+    assert router.value == BALANCE
+    assert gate.value == ALL_EXPERTS
+    assert length == 32
+    assert "still shows" in line["text"]
+
+
+def test_a_prompt_in_a_link_waits_for_generate(handlers: Handlers) -> None:
+    prompt, view, *_, line = handlers.open_link(link({"p": "What is a dose?"}))
+    assert prompt == "What is a dose?"
+    assert is_skip(view)
+    assert "press Generate" in line["text"]

@@ -11,7 +11,7 @@ import torch
 import loramixer
 from loramixer import RoutingTrace, mask_experts, set_gate, stream_trace, trace
 from loramixer.errors import TraceError
-from loramixer.trace import _spans_of_generated
+from loramixer.trace import _Answer
 from loramixer.tuner import LoraMixerLayer
 from loramixer.tuner.runtime import active_runtime, capture_routing
 from loramixer.whatif import what_if
@@ -104,12 +104,20 @@ def test_special_characters_stay_what_they_are(model, tokenizer):
 
 def test_split_characters_share_a_span(tokenizer):
     ids = tokenizer("a😀b", add_special_tokens=False)["input_ids"]
-    text, spans = _spans_of_generated(tokenizer, ids)
+    text, spans = _Answer(tokenizer).read(ids)
     assert text == "a😀b"
     assert spans[0] == (0, 1)
     assert spans[-1] == (2, 3)
     assert set(spans[1:-1]) == {(1, 2)}
     assert len(spans) == len(ids)
+
+
+def test_an_answer_that_grows_has_the_spans_of_the_whole(tokenizer):
+    ids = tokenizer("a😀b 量 c😀", add_special_tokens=False)["input_ids"]
+    growing = _Answer(tokenizer)
+    for count in range(1, len(ids) + 1):
+        assert growing.read(ids[:count]) == _Answer(tokenizer).read(ids[:count])
+    assert growing.read(ids)[0] == "a😀b 量 c😀"
 
 
 def test_a_site_that_was_skipped_is_an_error(model, tokenizer, monkeypatch):

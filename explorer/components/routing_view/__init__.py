@@ -1,4 +1,4 @@
-"""The views of a routing trace: text lane, layer × token map, token card and load, with one selection for all.
+"""The views of a routing trace: text, map, card, load and the sections below them, with one selection for all.
 
 They are one component because a selection that lives in the browser needs no round trip, and because a component whose
 template never changes is never mounted anew while a trace grows.
@@ -12,30 +12,22 @@ from typing import Any
 import gradio as gr
 
 from explorer.components.assets import read_assets
+from explorer.view_link import component_fields
 
 _FOLDER = Path(__file__).parent
 _SCRIPTS = (
-    "decode.js",
-    "numbers.js",
-    "colour.js",
-    "dom.js",
-    "store.js",
-    "strip.js",
-    "switches.js",
-    "lane.js",
-    "map.js",
-    "card.js",
-    "load.js",
-    "keyboard.js",
-    "main.js",
-)
+    "decode.js", "numbers.js", "colour.js", "dom.js", "store.js", "measure.js", "strip.js", "switches.js", "lane.js",
+    "map.js", "card.js", "load.js", "sections.js", "spans.js", "experts.js", "layers.js", "agreement.js", "effect.js",
+    "table.js", "link.js", "keyboard.js", "drop.js", "main.js",
+)  # fmt: skip
 """In the order in which they need each other; together they are the body of one function."""
 
 
 class RoutingView(gr.HTML):
     """Shows a payload of ``explorer.payload``, or an empty state when the value is None.
 
-    The assets must not hold what Gradio's templates evaluate (double braces, backticks, ``${``); the scripts may.
+    The address of the page holds how the trace is looked at, in the fields of ``explorer.view_link``. The assets must
+    not hold what Gradio's templates evaluate (double braces, backticks, ``${``); the scripts may.
     """
 
     def __init__(self, value: dict[str, Any] | None = None, **arguments: Any) -> None:
@@ -45,6 +37,7 @@ class RoutingView(gr.HTML):
             css_template=read_assets(_FOLDER, ["view.css"]),
             js_on_load="'use strict';\n" + read_assets(_FOLDER, _SCRIPTS),
             apply_default_css=False,
+            fields=component_fields(),
             **arguments,
         )
 

@@ -1,31 +1,36 @@
-// The token card: all experts in all layers for one token, and exact numbers for the selected layer.
+// The token card: exact numbers of all experts for the selected router, and every layer and projection at a glance.
 
-function sentenceOf(state, { layer, token }) {
+function sentenceOf(state, cell) {
   const { model, projection } = state;
-  const gates = gatesAt(model, token, layer, projection);
-  const { order } = ranking(gates);
+  const subject = subjectOf(state, cell);
+  const gates = gatesAt(model, subject, cell.layer, projection);
+  const order = ranking(gates);
   const shares = order.slice(0, 2).map((expert) => `${model.experts[expert].name} ${fixed(gates[expert])}`);
-  return `layer ${model.layers[layer]}, ${projectionText(model, projection)}, `
-    + `token ‘${visibleText(model.tokens[token])}’: ${shares.join(', ')}`;
+  const what = subject.isSpan ? `mean of ${subject.tokens.length} tokens` : state.unit === 'subword' ? 'token' : state.unit;
+  return `layer ${model.layers[cell.layer]}, ${projectionText(model, projection)}, `
+    + `${what} ‘${clipText(visibleText(subject), 60)}’: ${shares.join(', ')}`;
 }
 
 function createCard(root, store) {
   const find = (name) => root.querySelector(`.card-${name}`);
   const parts = {
-    token: find('token'), where: find('where'), sentence: find('sentence'), live: find('live'),
+    token: find('token'), where: find('where'), sentence: find('sentence'), live: find('live'), idle: find('idle'),
     experts: find('experts'), layers: find('layers'), lock: root.querySelector('.lock'),
   };
   let built = '';
   let rows = [];
   let facts = null;
   let bars = [];
+  let drawn = '';
 
+  const EFFECT_HINT = 'Effect: the length of what this expert added to the output, in percent of what the frozen projection gave. Effects need not sum to anything.';
   const LOGIT_HINT = 'Logit: the raw score of the router, before it becomes a gate. Only differences within one router count.';
 
   function buildExperts(model) {
     const table = make('table');
     const head = make('tr');
     const cells = [['Expert', ''], ['Gate', 'Gate: the share of the expert update that comes from this expert, 0 to 1.'],
+      ...(model.hasShares ? [['Effect', EFFECT_HINT]] : []),
       ['Logit', LOGIT_HINT], ['Rank', 'Place of the expert by its gate; 1 is the first.']];
     head.append(...cells.map(([name, hint]) => {
       const cell = make('th');
@@ -45,10 +50,11 @@ function createCard(root, store) {
       const number = make('span', 'number');
       track.append(bar);
       gate.append(track, number);
+      const effect = make('td', 'number');
       const logit = make('td', 'number');
       const rank = make('td', 'number');
-      line.append(name, gate, logit, rank);
-      return { line, bar, number, logit, rank };
+      line.append(name, gate, ...(model.hasShares ? [effect] : []), logit, rank);
+      return { line, bar, number, effect, logit, rank };
     });
     table.append(head, ...rows.map(({ line }) => line));
     facts = {
@@ -62,67 +68,123 @@ function createCard(root, store) {
 
   function buildLayers(model) {
     const grid = make('div', 'layer-grid');
+    const names = model.projections.map((_, projection) => projectionName(model, projection));
     grid.style.setProperty('--experts', String(model.experts.length));
+    grid.style.setProperty('--projections', String(names.length));
     grid.append(make('span', 'layer-name', ''), ...model.experts.map((expert) => {
       const head = make('span', 'layer-head');
       head.append(badge(expert));
       return head;
-    }));
+    }), ...names.map((name) => make('span', 'layer-head projection', name)));
     bars = model.layers.map((layer, index) => {
       const name = make('span', 'layer-name', layer % 5 === 0 ? String(layer) : '');
-      const lane = model.experts.map((expert) => {
+      const lane = model.experts.map((expert, place) => {
         const track = make('span', 'track');
         const bar = make('span', 'bar');
         bar.style.setProperty('--expert', expert.colour);
         track.append(bar);
-        track.dataset.layer = String(index);
+        Object.assign(track.dataset, { layer: index, expert: place });
         return { track, bar };
       });
-      grid.append(name, ...lane.map(({ track }) => track));
-      return { name, lane, layer };
+      const firsts = names.map((_, projection) => {
+        const cell = make('span', 'first-cell');
+        Object.assign(cell.dataset, { layer: index, projection });
+        return cell;
+      });
+      const nodes = [name, ...lane.map(({ track }) => track), ...firsts];
+      grid.append(...nodes);
+      return { name, lane, firsts, layer, nodes };
     });
+    grid.addEventListener('mouseover', explainCell);
     grid.addEventListener('click', (event) => {
-      const track = event.target.closest('.track');
-      if (track) store.select({ layer: Number(track.dataset.layer), token: store.active().token });
+      const cell = event.target.closest('[data-layer]');
+      if (!cell) return;
+      if (cell.dataset.projection) store.change({ projection: Number(cell.dataset.projection) });
+      store.select({ layer: Number(cell.dataset.layer), token: store.active().token });
     });
-    parts.layers.replaceChildren(make('h3', '', 'All layers'), grid);
+    const title = make('h3', '', 'Every layer: gates, and who is first in each projection');
+    parts.layers.replaceChildren(title, grid);
+  }
+
+  // Texts of so many cells are made when somebody points at one.
+  function explainCell(event) {
+    const node = event.target.closest('[data-layer]');
+    if (!node) return;
+    const { model, projection } = store.state;
+    const subject = subjectOf(store.state, store.active());
+    const layer = Number(node.dataset.layer);
+    if (node.dataset.expert) {
+      const expert = Number(node.dataset.expert);
+      const gate = gatesAt(model, subject, layer, projection)[expert];
+      node.dataset.tip = `layer ${model.layers[layer]}, ${projectionText(model, projection)}: `
+        + `${fixed(gate, 3)} of the expert update comes from ${model.experts[expert].name}`;
+      return;
+    }
+    const at = Number(node.dataset.projection);
+    const gates = gatesAt(model, subject, layer, at);
+    const logits = logitsAt(model, subject, layer, at);
+    const lines = ranking(gates).map((expert, place) => `${place + 1}. ${model.experts[expert].name}: gate ${fixed(gates[expert], 3)}`
+      + (logits ? `, logit ${Number.isNaN(logits[expert]) ? 'absent' : signed(logits[expert])}` : ''));
+    node.dataset.tip = `layer ${model.layers[layer]}, ${projectionName(model, at)}: margin ${fixed(leader(gates).margin)}. ${lines.join('; ')}`;
   }
 
   function build(model) {
-    const signature = JSON.stringify([model.experts, model.layers]);
+    const signature = JSON.stringify([model.experts, model.layers, model.projections, model.hasShares]);
     if (signature === built) return;
     built = signature;
     buildExperts(model);
     buildLayers(model);
   }
 
-  function drawExperts({ model, projection }, { layer, token }) {
-    const gates = gatesAt(model, token, layer, projection);
-    const logits = logitsAt(model, token, layer, projection);
-    const { order, margin } = ranking(gates);
-    rows.forEach(({ line, bar, number, logit, rank }, expert) => {
-      bar.style.width = `${gates[expert] * 100}%`;
+  function drawExperts({ model, projection }, subject, layer) {
+    const gates = gatesAt(model, subject, layer, projection);
+    const shares = sharesAt(model, subject, layer, projection);
+    const logits = logitsAt(model, subject, layer, projection);
+    const order = ranking(gates);
+    const idle = [];
+    const total = shares ? sumOf(shares) : 0;
+    rows.forEach(({ line, bar, number, effect, logit, rank }, expert) => {
+      bar.style.width = `${Math.min(gates[expert], 1) * 100}%`;
       setText(number, fixed(gates[expert], 3));
-      setText(logit, logits === null ? '–' : logits[expert] === null ? 'absent' : signed(logits[expert]));
-      logit.title = logits === null ? 'Choose one projection to see the score of its router.' : LOGIT_HINT;
+      if (shares) {
+        setText(effect, percent(shares[expert]));
+        const isFlagged = isIdle(gates[expert], shares[expert], total);
+        effect.classList.toggle('idle', isFlagged);
+        if (isFlagged) idle.push(model.experts[expert].name);
+      }
+      setText(logit, logits === null ? '–' : Number.isNaN(logits[expert]) ? 'absent' : signed(logits[expert]));
+      logit.dataset.tip = logits === null ? 'Choose one projection to see the score of its router.' : LOGIT_HINT;
       setText(rank, gates[expert] === 0 ? '–' : String(order.indexOf(expert) + 1));
-      rank.title = gates[expert] === 0 ? 'Not among the chosen experts: its gate is 0.' : '';
+      rank.dataset.tip = gates[expert] === 0 ? 'Not among the chosen experts: its gate is 0.' : 'Place by the gate.';
       line.classList.toggle('winner', expert === order[0]);
     });
-    setText(facts.margin, `margin ${fixed(margin)}`);
-    setText(facts.entropy, `undecided ${fixed(entropyAt(model, token, layer, projection))}`);
+    setText(parts.idle, idle.length > 0
+      ? `High gate, hardly any effect: ${idle.join(', ')} (${IDLE_WORDS}).`
+      : '');
+    setText(facts.margin, `margin ${fixed(leader(gates).margin)}`);
+    setText(facts.entropy, `undecided ${fixed(layerEntropies(model, subject, projection)[layer])}`);
   }
 
-  function drawLayers({ model, projection }, active) {
-    bars.forEach(({ name, lane, layer }, index) => {
-      const gates = gatesAt(model, active.token, index, projection);
+  function drawLayers({ model, projection, range }, subject, active) {
+    const colours = model.experts.map(({ colour }) => colour);
+    bars.forEach(({ name, lane, firsts, layer, nodes }, index) => {
+      const isShown = index >= range[0] && index <= range[1];
+      nodes.forEach((node) => { node.hidden = !isShown; });
+      if (!isShown) return;
+      const gates = gatesAt(model, subject, index, projection);
       const isActive = index === active.layer;
       setText(name, isActive || layer % 5 === 0 ? String(layer) : '');
       name.classList.toggle('active', isActive);
       lane.forEach(({ track, bar }, expert) => {
-        bar.style.width = `${gates[expert] * 100}%`;
+        bar.style.width = `${Math.min(gates[expert], 1) * 100}%`;
         track.classList.toggle('active', isActive);
-        track.title = `layer ${layer}, ${model.experts[expert].name}: ${fixed(gates[expert], 3)}`;
+      });
+      firsts.forEach((cell, at) => {
+        const { winner, margin } = leader(gatesAt(model, subject, index, at));
+        setText(cell, winner < 0 ? '' : model.experts[winner].letter);
+        cell.style.setProperty('--expert', winner < 0 ? 'transparent' : colours[winner]);
+        cell.style.setProperty('--strength', strength(margin).toFixed(2));
+        cell.classList.toggle('active', isActive && (projection === MEAN || projection === at));
       });
     });
   }
@@ -132,17 +194,23 @@ function createCard(root, store) {
     return token.role === TEMPLATE ? 'chat template' : 'prompt';
   }
 
-  function drawHead(state, active) {
+  function placeText(state, subject, active) {
     const { model } = state;
-    const token = model.tokens[active.token];
-    setText(parts.token, visibleText(token));
-    const split = token.parts > 1 ? `, byte part ${token.part} of ${token.parts} of one character` : '';
-    setText(parts.where, `token ${active.token + 1} of ${model.tokens.length}, ${roleText(token)}${split}`);
+    if (subject.isSpan) return `${subject.tokens.length} tokens, ${subject.tokens[0] + 1} to ${subject.tokens[subject.tokens.length - 1] + 1}; mean over them`;
+    const role = roleText(subject);
+    if (subject.tokens.length > 1) return `${subject.tokens.length} tokens, ${subject.tokens[0] + 1} to ${subject.tokens[subject.tokens.length - 1] + 1}, ${role}; joined by ${state.how}`;
+    const split = subject.parts > 1 ? `, byte part ${subject.part} of ${subject.parts} of one character` : '';
+    return `token ${active.token + 1} of ${model.tokens.length}, ${role}${split}`;
+  }
+
+  function drawHead(state, subject, active) {
+    setText(parts.token, clipText(visibleText(subject), 90));
+    setText(parts.where, placeText(state, subject, active));
     const sentence = sentenceOf(state, active);
     setText(parts.sentence, sentence);
-    if (state.announce && model.state !== 'generating') setText(parts.live, sentence);
+    if (state.announce && state.model.state !== 'generating') setText(parts.live, sentence);
     setText(parts.lock, state.locked ? 'Locked' : 'Lock');
-    parts.lock.setAttribute('aria-pressed', String(state.locked));
+    press(parts.lock, state.locked);
   }
 
   parts.lock.dataset.tip = 'Keep this token while the pointer moves. Enter locks, Esc unlocks.';
@@ -151,9 +219,13 @@ function createCard(root, store) {
   return function draw(state) {
     const active = store.active();
     if (!state.model || !active) return;
+    const subject = subjectOf(state, active);
+    const shown = [state.version, active.layer, active.token, state.spanStart, state.locked, state.announce].join('/');
+    if (shown === drawn) return;
+    drawn = shown;
     build(state.model);
-    drawHead(state, active);
-    drawExperts(state, active);
-    drawLayers(state, active);
+    drawHead(state, subject, active);
+    drawExperts(state, subject, active.layer);
+    drawLayers(state, subject, active);
   };
 }

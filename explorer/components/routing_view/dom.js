@@ -25,6 +25,27 @@ function badge(expert) {
   return node;
 }
 
+// A button that stays pressed. Its state is set by whoever made it.
+function toggle(label, hint, onClick) {
+  const button = make('button', 'choice', label);
+  button.type = 'button';
+  button.dataset.tip = hint;
+  button.addEventListener('click', onClick);
+  return button;
+}
+
+function press(button, isPressed) {
+  button.setAttribute('aria-pressed', String(isPressed));
+}
+
+// Appends what is missing and removes what is not wanted; nodes that stay are not touched.
+function syncChildren(parent, list) {
+  list.forEach((node, place) => {
+    if (parent.childNodes[place] !== node) parent.insertBefore(node, parent.childNodes[place] || null);
+  });
+  while (parent.childNodes.length > list.length) parent.lastChild.remove();
+}
+
 const FRACTIONS = { digits: '⁰¹²³⁴⁵⁶⁷⁸⁹', lower: '₀₁₂₃₄₅₆₇₈₉' };
 
 function partMark(token) {
@@ -38,6 +59,11 @@ function visibleText(token) {
   const text = token.text.replace(/\n/g, '↵').replace(/\t/g, '→').replace(/\r/g, '␍');
   const shown = text.trim() === '' ? text.replace(/ /g, '·') : text.trim();
   return (shown || '∅') + partMark(token);
+}
+
+function clipText(text, length) {
+  const letters = Array.from(text);
+  return letters.length > length ? `${letters.slice(0, length - 1).join('')}…` : text;
 }
 
 // One tip for the whole component; it follows its number when focus or the wheel scrolls the page.

@@ -2,13 +2,19 @@
 
 const KEYS = [
   ['← → ↑ ↓', 'move the cell on the map'],
+  ['Shift ← →', 'brush a span of tokens; the card shows its mean'],
   ['Home End', 'first and last token'],
   ['[ ]', 'layer before and after'],
   ['1 … 9', 'show the gate of one expert'],
   ['0', 'show the top expert'],
+  ['e', 'entropy'],
+  ['g', 'gate or effect'],
+  ['p', 'next projection, then the mean'],
+  ['w', 'tokens, words, sentences'],
+  ['t', 'template tokens'],
   ['Enter', 'lock the cell'],
-  ['Esc', 'unlock'],
-  ['c', 'pin this trace for Compare'],
+  ['Esc', 'unlock, end the span'],
+  ['c', 'pin this view for Compare'],
   ['/', 'go to the prompt'],
   ['?', 'show these keys'],
 ];
@@ -39,22 +45,47 @@ function createKeyboard(root, store) {
   };
 
   function chooseExpert(number) {
-    if (store.state.model && number <= store.state.model.experts.length) store.setMeasure(number - 1);
+    if (store.state.model && number <= store.state.model.experts.length) store.change({ measure: number - 1 });
+  }
+
+  function nextProjection() {
+    const { model, projection } = store.state;
+    if (model) store.change({ projection: projection + 1 < model.projections.length ? projection + 1 : MEAN });
+  }
+
+  function nextUnit() {
+    const names = UNITS.map(([unit]) => unit);
+    store.change({ unit: names[(names.indexOf(store.state.unit) + 1) % names.length] });
+  }
+
+  // Compare listens; the address holds the view that is pinned.
+  function pin() {
+    if (!store.state.model) return;
+    document.dispatchEvent(new Event('loramixer:flush-link'));
+    document.dispatchEvent(new CustomEvent('loramixer:pin', { detail: { query: window.location.search } }));
+    document.querySelector('#pin button, button#pin')?.click();
   }
 
   const pageKeys = {
     '[': () => store.moveBy(-1, 0),
     ']': () => store.moveBy(1, 0),
-    Escape: () => store.unlock(),
-    0: () => store.setMeasure(TOP),
-    c: () => document.querySelector('#pin')?.click(),
+    Escape: () => { if (store.state.locked || store.state.spanStart !== null) store.unlock(); },
+    0: () => store.change({ measure: TOP }),
+    e: () => store.change({ measure: ENTROPY }),
+    g: () => { if (store.state.model?.hasShares) store.change({ effect: !store.state.effect }); },
+    p: nextProjection,
+    w: nextUnit,
+    t: () => store.change({ template: !store.state.template }),
+    c: pin,
     '/': () => document.querySelector('#prompt textarea')?.focus(),
     '?': () => { if (!help.open) help.showModal(); },
   };
 
   function isTyping(target) {
-    return Boolean(target.closest && target.closest('input, textarea, select, [contenteditable="true"]'));
+    return Boolean(target.closest && target.closest('input:not([type=checkbox], [type=radio]), textarea, select, [contenteditable="true"]'));
   }
+
+  const brushKeys = { ArrowLeft: () => store.brushBy(-1), ArrowRight: () => store.brushBy(1) };
 
   function handle(keys, event) {
     const action = keys[event.key] || (keys === pageKeys && /^[1-9]$/.test(event.key) && (() => chooseExpert(Number(event.key))));
@@ -66,13 +97,16 @@ function createKeyboard(root, store) {
 
   function onPage(event) {
     if (!root.isConnected) { document.removeEventListener('keydown', onPage); return; }
-    if (root.offsetParent === null || event.ctrlKey || event.metaKey || event.altKey || help.open || isTyping(event.target)) return;
+    // A room that is not open takes no keys.
+    if (root.offsetParent === null || help.open || document.querySelector('dialog[open]')) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event.target)) return;
     handle(pageKeys, event);
   }
 
   buildHelp();
   frame.addEventListener('keydown', (event) => {
-    if (!event.ctrlKey && !event.metaKey && !event.altKey) handle(gridKeys, event);
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    handle(event.shiftKey && brushKeys[event.key] ? brushKeys : gridKeys, event);
   });
   document.addEventListener('keydown', onPage);
 }

@@ -6,6 +6,8 @@ function createLane(root, store) {
   const blocks = { prompt: block('Prompt'), answer: block('Answer') };
   let nodes = [];
   let run = null;
+  let unit = null;
+  let version = -1;
 
   function block(label) {
     const node = make('div', 'lane-block');
@@ -32,43 +34,61 @@ function createLane(root, store) {
     if (token.parts > 1) glyphs.append(make('span', 'part', partMark(token)));
   }
 
-  function describe(model, token, index, ahead, projection) {
+  function describe(state, column, values, ahead) {
+    const { model } = state;
+    const where = `(mean of ${rangeText(state)}, ${projectionText(model, state.projection)})`;
+    if (ahead.winner < 0) return `${visibleText(column)}: no expert has a share ${where}`;
     const expert = model.experts[ahead.winner];
-    const gate = meanGates(model, index, projection)[ahead.winner];
-    return `${visibleText(token)}: ${expert.name} ${fixed(gate)}, ahead by ${fixed(ahead.margin)} `
-      + `(mean of ${model.layers.length} layers, ${projectionText(model, projection)})`;
+    return state.effect
+      ? `${visibleText(column)}: ${expert.name} added ${percent(ahead.value)} of the base output, `
+        + `${percent(ahead.margin)} more than the second ${where}`
+      : `${visibleText(column)}: ${expert.name} ${fixed(ahead.value)}, ahead by ${fixed(ahead.margin)} ${where}`;
   }
 
-  function update(state, index) {
-    const { model, projection } = state;
-    const token = model.tokens[index];
+  function update(state, place) {
+    const { model, projection, range, effect } = state;
+    const column = state.columns[place];
+    const index = column.tokens[0];
     const entry = nodes[index] || add(index);
-    const ahead = ranking(meanGates(model, index, projection));
-    const signature = [token.text, token.part, token.parts, projection].join('\u0000');
+    markGold(entry, state, place);
+    const signature = [column.text, column.tokens.length, column.part, column.parts, projection, range, effect, state.how].join('\u0000');
     if (signature === entry.signature) return entry;
     entry.signature = signature;
-    fillGlyphs(entry.glyphs, token);
+    const values = effect ? meanShares(model, column, projection, range) : meanGates(model, column, projection, range);
+    const ahead = leader(values);
     const expert = model.experts[ahead.winner];
-    setText(entry.letter, expert.letter);
-    entry.node.style.setProperty('--expert', expert.colour);
-    entry.node.style.setProperty('--strength', strength(ahead.margin).toFixed(3));
-    entry.node.dataset.tip = describe(model, token, index, ahead, projection);
-    entry.node.classList.toggle('template', token.role === TEMPLATE || token.special);
-    entry.node.classList.toggle('continued', token.part > 1);
+    fillGlyphs(entry.glyphs, column);
+    setText(entry.letter, expert ? expert.letter : '–');
+    entry.node.style.setProperty('--expert', expert ? expert.colour : 'transparent');
+    entry.node.style.setProperty('--strength', strength(effect ? ahead.margin / ahead.value : ahead.margin).toFixed(3));
+    entry.node.dataset.tip = describe(state, column, values, ahead);
+    entry.node.classList.toggle('template', column.role === TEMPLATE || column.special);
+    entry.node.classList.toggle('continued', column.part > 1);
     return entry;
   }
 
-  // Appends what is missing and removes what is not shown; nodes that stay are not touched.
+  // A border where a gold span of the prompt begins or ends.
+  function markGold(entry, state, place) {
+    const gold = (at) => (state.columns[at] ? state.columns[at].gold : -1);
+    const own = gold(place);
+    entry.node.classList.toggle('gold-start', own >= 0 && gold(place - 1) !== own);
+    entry.node.classList.toggle('gold-end', own >= 0 && gold(place + 1) !== own);
+    entry.node.classList.toggle('gold', own >= 0);
+    if (own >= 0) entry.node.style.setProperty('--gold', state.model.experts[own].colour);
+  }
+
   function arrange(state) {
     const wanted = { prompt: [], answer: [] };
-    state.visible.forEach((index) => {
-      const token = state.model.tokens[index];
-      const list = token.role === GENERATED ? wanted.answer : wanted.prompt;
-      list.push(update(state, index).node);
-      if (token.text.includes('\n') && token.part === token.parts) list.push(breakAfter(index));
+    state.columns.forEach((column, place) => {
+      const list = column.role === GENERATED ? wanted.answer : wanted.prompt;
+      const { node } = update(state, place);
+      list.push(node);
+      if (column.text.includes('\n') && column.part === column.parts) list.push(breakAfter(column.tokens[0]));
     });
-    Object.entries(wanted).forEach(([name, list]) => syncChildren(blocks[name].body, list));
-    blocks.answer.node.hidden = wanted.answer.length === 0;
+    Object.entries(wanted).forEach(([name, list]) => {
+      syncChildren(blocks[name].body, list);
+      blocks[name].node.hidden = list.length === 0;
+    });
   }
 
   function breakAfter(index) {
@@ -76,18 +96,16 @@ function createLane(root, store) {
     return nodes[index].lineBreak;
   }
 
-  function syncChildren(parent, list) {
-    list.forEach((node, place) => {
-      if (parent.childNodes[place] !== node) parent.insertBefore(node, parent.childNodes[place] || null);
-    });
-    while (parent.childNodes.length > list.length) parent.lastChild.remove();
-  }
-
   function mark(state) {
     const active = store.active();
-    text.querySelectorAll('.token.active').forEach((node) => node.classList.remove('active'));
-    if (!active || !nodes[active.token]) return;
-    nodes[active.token].node.classList.add('active');
+    text.querySelectorAll('.token.active, .token.in-span').forEach((node) => node.classList.remove('active', 'in-span'));
+    if (!active) return;
+    const first = state.columns[state.columnOf[active.token]].tokens[0];
+    nodes[first].node.classList.add('active');
+    subjectOf(state, active).tokens.forEach((token) => {
+      const column = state.columns[state.columnOf[token]];
+      if (state.spanStart !== null) nodes[column.tokens[0]].node.classList.add('in-span');
+    });
     if (state.followsNewest && state.model.state === 'generating') text.scrollTop = text.scrollHeight;
   }
 
@@ -107,19 +125,34 @@ function createLane(root, store) {
   text.addEventListener('mouseleave', () => store.peek(null));
   text.addEventListener('click', (event) => {
     const token = tokenUnder(event);
-    if (token !== null) store.lock(withLayer(token));
+    if (token === null) return;
+    if (event.shiftKey) store.brush(withLayer(token)); else store.lock(withLayer(token));
   });
+
+  // A text that is being selected must not also be a brushed span.
+  text.addEventListener('mousedown', (event) => { if (event.shiftKey) event.preventDefault(); });
+
+  function explain(state) {
+    const where = `${rangeText(state)} (${projectionText(state.model, state.projection)})`;
+    return state.effect
+      ? `Colour and letter: the expert that added most, averaged over ${where}. Stronger tint: more than the second.`
+      : `Colour and letter: the expert with the largest gate, averaged over ${where}. Stronger tint: further ahead of the second.`;
+  }
 
   return function draw(state) {
     if (!state.model) return;
-    if (run !== state.model.run) {
+    if (run !== state.model.run || unit !== state.unit) {
       run = state.model.run;
+      unit = state.unit;
+      version = -1;
       nodes = [];
       Object.values(blocks).forEach(({ body }) => body.replaceChildren());
     }
-    setText(caption, `Colour and letter: the expert with the largest gate, averaged over ${state.model.layers.length} `
-      + `layers (${projectionText(state.model, state.projection)}). Stronger tint: further ahead of the second.`);
-    arrange(state);
+    if (version !== state.version) {
+      version = state.version;
+      setText(caption, explain(state));
+      arrange(state);
+    }
     mark(state);
   };
 }

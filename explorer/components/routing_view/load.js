@@ -1,4 +1,4 @@
-// Load bars against uniform, and how undecided, balanced and specialised the routers were.
+// Load of each expert against uniform, and how undecided, balanced and specialised the routers were.
 
 function createLoad(root) {
   const caption = root.querySelector('.load .caption');
@@ -7,9 +7,9 @@ function createLoad(root) {
   let built = '';
   let rows = [];
   let numbers = {};
-  let lastSignature = '';
+  let lastVersion = -1;
 
-  const PARTS = [['all', 'shown tokens'], ['prompt', 'prompt'], ['generated', 'generated']];
+  const PARTS = [['all', 'all that is shown'], ['prompt', 'prompt'], ['generated', 'generated']];
   const HINTS = {
     undecided: 'Undecided: mean entropy of single tokens, 0 to 1. 0: every token goes to one expert. 1: every token is spread evenly.',
     balanced: 'Balanced: entropy of the mean load of a router, 0 to 1. 1: all experts are used equally over the text.',
@@ -39,9 +39,9 @@ function createLoad(root) {
     const signature = JSON.stringify(model.experts);
     if (signature === built) return;
     built = signature;
-    lastSignature = '';
+    lastVersion = -1;
     rows = model.experts.map((expert) => buildRow(expert, 1 / model.experts.length));
-    const note = make('p', 'caption', `Thick bar: shown tokens; thin bars: prompt, then generated. Line: uniform, 1/${model.experts.length} = ${fixed(1 / model.experts.length)}.`);
+    const note = make('p', 'caption', `Thick bar: all that is shown; thin bars: prompt, then generated. Line: uniform, 1/${model.experts.length} = ${fixed(1 / model.experts.length)}.`);
     barsNode.replaceChildren(...rows.map(({ line }) => line), note);
     numbers = {};
     numbersNode.replaceChildren(...Object.entries(HINTS).map(([name, hint]) => {
@@ -52,34 +52,37 @@ function createLoad(root) {
     }));
   }
 
-  function partition({ model, visible }) {
+  function partition({ columns }) {
     return {
-      all: visible,
-      prompt: visible.filter((index) => model.tokens[index].role !== GENERATED),
-      generated: visible.filter((index) => model.tokens[index].role === GENERATED),
+      all: columns,
+      prompt: columns.filter(({ role }) => role !== GENERATED),
+      generated: columns.filter(({ role }) => role === GENERATED),
     };
   }
 
+  function unitText(state, count) {
+    return `${count} ${UNITS.find(([unit]) => unit === state.unit)[1]}`;
+  }
+
   return function draw(state) {
-    const { model, projection, visible } = state;
+    const { model, projection, range, version } = state;
     if (!model) return;
     build(model);
-    const signature = [model.run, visible.length, projection, state.showTemplate].join('/');
-    if (signature === lastSignature) return;
-    lastSignature = signature;
+    if (version === lastVersion) return;
+    lastVersion = version;
     const groups = partition(state);
-    const found = Object.fromEntries(Object.entries(groups).map(([key, tokens]) => [key, loadOf(model, tokens, projection)]));
+    const found = Object.fromEntries(Object.entries(groups).map(([key, columns]) => [key, loadOf(model, columns, projection, range)]));
     rows.forEach(({ bars, number }, expert) => {
       PARTS.forEach(([key, label], index) => {
         const share = groups[key].length > 0 ? found[key].load[expert] : 0;
-        bars[index].bar.style.width = `${share * 100}%`;
-        bars[index].track.title = `${label} (n = ${groups[key].length} tokens): ${fixed(share, 3)}`;
+        bars[index].bar.style.width = `${Math.min(share, 1) * 100}%`;
+        bars[index].track.dataset.tip = `${label} (n = ${unitText(state, groups[key].length)}): ${fixed(share, 3)}`;
       });
       setText(number, fixed(found.all.load[expert]));
-      number.dataset.tip = `Load of ${model.experts[expert].name}: its mean gate over ${visible.length} tokens and `
+      number.dataset.tip = `Load of ${model.experts[expert].name}: its mean gate over ${unitText(state, groups.all.length)} and `
         + `${found.all.routers} routers. Prompt ${fixed(found.prompt.load[expert])}, generated ${fixed(found.generated.load[expert])}.`;
     });
     Object.keys(HINTS).forEach((name) => setText(numbers[name], fixed(found.all[name])));
-    setText(caption, `n = ${visible.length} tokens (${groups.prompt.length} prompt, ${groups.generated.length} generated) × ${found.all.routers} routers`);
+    setText(caption, `n = ${unitText(state, groups.all.length)} (${groups.prompt.length} prompt, ${groups.generated.length} generated) × ${found.all.routers} routers`);
   };
 }

@@ -1,5 +1,6 @@
-// The layer × token map on a canvas. The canvas covers the frame and draws only the columns in view, so that long
-// texts cost no more than short ones; a spacer behind it gives the frame its scroll width.
+// The layer × token map on two canvases. They cover the frame and draw only the columns in view, so that long texts cost
+// no more than short ones; a spacer behind them gives the frame its scroll width. The upper canvas holds what follows
+// the selection, so that moving it draws no cell again.
 
 const AXIS_WIDTH = 38;
 const HEAD_HEIGHT = 16;
@@ -10,24 +11,28 @@ const LETTER_SIZE = 10;
 
 function createMap(root, store) {
   const frame = root.querySelector('.map-frame');
-  const canvas = frame.querySelector('canvas');
+  const [canvas, overlay] = frame.querySelectorAll('canvas');
   const space = frame.querySelector('.map-space');
   const row = frame.querySelector('.map-row');
   const cell = frame.querySelector('.map-cell');
   const keys = root.querySelector('.keys');
   const context = canvas.getContext('2d');
+  const above = overlay.getContext('2d');
   const drawLegend = createLegend(root.querySelector('.legend'));
   cell.id = `cell-${Math.random().toString(36).slice(2)}`;
   frame.setAttribute('aria-activedescendant', cell.id);
   let geometry = null;
   let lastColumn = -1;
+  let painter = null;
+  let painted = '';
 
   function measureUp(state) {
-    const columns = state.visible.length;
-    const layers = state.model.layers.length;
+    const columns = state.columns.length;
+    const [first, last] = state.range;
+    const layers = last - first + 1;
     const { least, most, total } = CELL_HEIGHT;
     const height = Math.min(Math.max(Math.floor(total / layers), least), most);
-    return { width: CELL_WIDTH, height, columns, layers, view: frame.clientWidth, bottom: HEAD_HEIGHT + layers * height };
+    return { width: CELL_WIDTH, height, columns, layers, first, view: frame.clientWidth, bottom: HEAD_HEIGHT + layers * height };
   }
 
   function resize() {
@@ -36,12 +41,16 @@ function createMap(root, store) {
     space.style.width = `${AXIS_WIDTH + geometry.columns * geometry.width}px`;
     const size = [Math.round(geometry.view * ratio), Math.round(height * ratio)];
     if (canvas.width !== size[0] || canvas.height !== size[1]) {
-      [canvas.width, canvas.height] = size;
-      canvas.style.width = `${geometry.view}px`;
-      canvas.style.height = `${height}px`;
+      painted = '';
+      [canvas, overlay].forEach((layer) => {
+        [layer.width, layer.height] = size;
+        layer.style.width = `${geometry.view}px`;
+        layer.style.height = `${height}px`;
+      });
       frame.style.height = `${height + frame.offsetHeight - frame.clientHeight}px`;
     }
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    above.setTransform(ratio, 0, 0, ratio, 0, 0);
   }
 
   function inks() {
@@ -55,93 +64,95 @@ function createMap(root, store) {
     };
   }
 
-  function colourOf(state, token, layer, paper) {
-    if (state.measure === ENTROPY) return { fill: cividis(entropyAt(state.model, token, layer, state.projection)) };
-    const gates = gatesAt(state.model, token, layer, state.projection);
-    if (state.measure !== TOP) return { fill: cividis(gates[state.measure]) };
-    const ahead = ranking(gates);
-    const expert = state.model.experts[ahead.winner];
-    return { fill: mix(paper, parseColour(expert.colour), strength(ahead.margin)), letter: expert.letter };
-  }
-
   const xOf = (column) => AXIS_WIDTH + column * geometry.width - frame.scrollLeft;
-  const yOf = (layer) => HEAD_HEIGHT + layer * geometry.height;
+  const yOf = (layer) => HEAD_HEIGHT + (layer - geometry.first) * geometry.height;
+  const columnOf = (state, cell) => (cell ? state.columnOf[cell.token] : -1);
 
   function drawCells(state, columns, ink) {
-    const paper = parseColour(ink.paper);
     const hasRoom = geometry.width >= LETTER_SIZE && geometry.height >= LETTER_SIZE;
     context.font = `600 ${LETTER_SIZE - 1}px ${ink.mono}`;
     context.textAlign = 'center';
     context.textBaseline = 'middle';
-    columns.forEach((column) => {
-      for (let layer = 0; layer < geometry.layers; layer += 1) {
-        const { fill, letter } = colourOf(state, state.visible[column], layer, paper);
+    const half = [(geometry.width - 1) / 2, geometry.height / 2];
+    columns.forEach((place) => {
+      const x = xOf(place);
+      for (let layer = geometry.first; layer < geometry.first + geometry.layers; layer += 1) {
+        const { fill, letter } = painter(state.columns[place], layer);
+        const y = yOf(layer);
         context.fillStyle = css(fill);
-        context.fillRect(xOf(column), yOf(layer), geometry.width - 1, geometry.height - 1);
+        context.fillRect(x, y, geometry.width - 1, geometry.height - 1);
         if (letter && hasRoom) {
           context.fillStyle = inkOn(fill);
-          context.fillText(letter, xOf(column) + (geometry.width - 1) / 2, yOf(layer) + geometry.height / 2);
+          context.fillText(letter, x + half[0], y + half[1]);
         }
       }
     });
   }
 
-  function drawLabels(state, columns, ink, active) {
-    context.textAlign = 'right';
-    context.textBaseline = 'middle';
-    columns.forEach((column) => {
-      const index = state.visible[column];
-      const isActive = active && active.token === index;
-      const token = state.model.tokens[index];
-      context.save();
-      context.translate(xOf(column) + (geometry.width - 1) / 2, geometry.bottom + 5);
-      context.rotate(-Math.PI / 2);
-      context.font = `${isActive ? '700' : '400'} 11px ${ink.mono}`;
-      context.fillStyle = isActive || token.role === GENERATED ? ink.text : ink.faint;
-      context.fillText(shorten(visibleText(token), 10), 0, 0);
-      context.restore();
-    });
+  function drawLabel(onto, state, place, ink, isActive) {
+    const column = state.columns[place];
+    onto.save();
+    onto.translate(xOf(place) + (geometry.width - 1) / 2, geometry.bottom + 5);
+    onto.rotate(-Math.PI / 2);
+    onto.textAlign = 'right';
+    onto.textBaseline = 'middle';
+    onto.font = `${isActive ? '700' : '400'} 11px ${ink.mono}`;
+    onto.fillStyle = isActive || column.role === GENERATED ? ink.text : ink.faint;
+    onto.fillText(clipText(visibleText(column), 10), 0, 0);
+    onto.restore();
   }
 
-  function shorten(text, length) {
-    const letters = Array.from(text);
-    return letters.length > length ? `${letters.slice(0, length - 1).join('')}…` : text;
+  // A rule under the cells in the colour of the expert that a span of the prompt is about, with ticks at its ends.
+  function drawGold(state, columns, ink) {
+    columns.forEach((place) => {
+      const { gold } = state.columns[place];
+      if (gold < 0) return;
+      const [x, y] = [xOf(place), geometry.bottom];
+      const begins = place === 0 || state.columns[place - 1].gold !== gold;
+      const ends = place === state.columns.length - 1 || state.columns[place + 1].gold !== gold;
+      context.fillStyle = state.model.experts[gold].colour;
+      context.fillRect(x - (begins ? 0 : 1), y, geometry.width - (ends ? 1 : 0), 3);
+      context.fillStyle = ink.text;
+      if (begins) context.fillRect(x - 1.5, HEAD_HEIGHT - 3, 1.5, geometry.layers * geometry.height + 6);
+      if (ends) context.fillRect(x + geometry.width - 1.5, HEAD_HEIGHT - 3, 1.5, geometry.layers * geometry.height + 6);
+    });
   }
 
   function drawBoundary(state, ink) {
-    const first = state.visible.findIndex((index) => state.model.tokens[index].role === GENERATED);
+    const first = state.columns.findIndex(({ role }) => role === GENERATED);
     context.font = `11px ${ink.sans}`;
-    context.fillStyle = ink.faint;
     context.textBaseline = 'middle';
     context.textAlign = 'left';
+    context.fillStyle = ink.faint;
     if (first !== 0) context.fillText('prompt', Math.max(AXIS_WIDTH, xOf(0)), HEAD_HEIGHT / 2 - 1);
     if (first < 0) return;
     const x = xOf(first);
+    if (x < AXIS_WIDTH + 60) context.clearRect(AXIS_WIDTH, 0, 62, HEAD_HEIGHT - 3);
     context.fillStyle = ink.text;
-    const label = x > AXIS_WIDTH ? x + 3 : AXIS_WIDTH;
-    if (x < AXIS_WIDTH + 60 && x > AXIS_WIDTH - 1 && first > 0) {
-      context.clearRect(AXIS_WIDTH, 0, 62, HEAD_HEIGHT - 1);
-    } else if (x <= AXIS_WIDTH) context.clearRect(AXIS_WIDTH, 0, 62, HEAD_HEIGHT - 1);
-    context.fillText('generated', label, HEAD_HEIGHT / 2 - 1);
+    context.fillText('generated', Math.max(AXIS_WIDTH, x + 3), HEAD_HEIGHT / 2 - 1);
     if (x >= AXIS_WIDTH) context.fillRect(x - 1.5, 0, 2, geometry.bottom + LABEL_HEIGHT);
   }
 
-  function drawAxis(state, ink, active) {
+  function layerName(onto, state, layer, ink, isActive) {
+    onto.textAlign = 'right';
+    onto.textBaseline = 'middle';
+    onto.font = `${isActive ? '700' : '400'} 11px ${ink.sans}`;
+    onto.fillStyle = isActive ? ink.text : ink.faint;
+    onto.fillText(String(state.model.layers[layer]), AXIS_WIDTH - 6, yOf(layer) + geometry.height / 2);
+  }
+
+  // The canvas is clear below the axis: cells that are scrolled under it must not shine through.
+  function drawAxis(state, ink) {
     context.clearRect(0, 0, AXIS_WIDTH, geometry.bottom + LABEL_HEIGHT);
-    context.textAlign = 'right';
-    context.textBaseline = 'middle';
-    state.model.layers.forEach((name, layer) => {
-      const isActive = active && active.layer === layer;
-      const crowded = active && Math.abs(active.layer - layer) * geometry.height < 12;
-      if (!isActive && (crowded || layer % 5 !== 0)) return;
-      context.font = `${isActive ? '700' : '400'} 11px ${ink.sans}`;
-      context.fillStyle = isActive ? ink.text : ink.faint;
-      context.fillText(String(name), AXIS_WIDTH - 6, yOf(layer) + geometry.height / 2);
-    });
+    const step = geometry.layers > 12 ? 5 : 1;
+    for (let layer = geometry.first; layer < geometry.first + geometry.layers; layer += 1) {
+      if (state.model.layers[layer] % step === 0) layerName(context, state, layer, ink, false);
+    }
     context.save();
     context.font = `11px ${ink.sans}`;
     context.fillStyle = ink.faint;
     context.textAlign = 'center';
+    context.textBaseline = 'middle';
     context.translate(7, HEAD_HEIGHT + (geometry.layers * geometry.height) / 2);
     context.rotate(-Math.PI / 2);
     context.fillText('layer', 0, 0);
@@ -149,19 +160,40 @@ function createMap(root, store) {
   }
 
   // Two strokes, dark and light, so that the frame of the cell shows on every colour.
-  function drawFocus(state, ink, active) {
-    const column = active ? state.visible.indexOf(active.token) : -1;
-    if (column < 0) return;
-    const [x, y] = [xOf(column), yOf(active.layer)];
-    context.lineWidth = 1;
-    context.strokeStyle = ink.text;
-    context.strokeRect(x - 0.5, HEAD_HEIGHT - 1.5, geometry.width, geometry.layers * geometry.height + 1);
-    context.lineWidth = state.locked ? 4 : 3;
-    context.strokeStyle = ink.paper;
-    context.strokeRect(x - 0.5, y - 0.5, geometry.width, geometry.height);
-    context.lineWidth = state.locked ? 2 : 1.5;
-    context.strokeStyle = ink.text;
-    context.strokeRect(x - 0.5, y - 0.5, geometry.width, geometry.height);
+  function frameBox(ink, x, y, width, height, isStrong) {
+    above.lineWidth = isStrong ? 4 : 3;
+    above.strokeStyle = ink.paper;
+    above.strokeRect(x - 0.5, y - 0.5, width, height);
+    above.lineWidth = isStrong ? 2 : 1.5;
+    above.strokeStyle = ink.text;
+    above.strokeRect(x - 0.5, y - 0.5, width, height);
+  }
+
+  function drawSpan(state, ink) {
+    if (state.spanStart === null) return;
+    const ends = [state.columnOf[state.spanStart], columnOf(state, state.cell)].sort((left, right) => left - right);
+    frameBox(ink, xOf(ends[0]), yOf(state.cell.layer), (ends[1] - ends[0] + 1) * geometry.width, geometry.height, true);
+  }
+
+  function drawSelection(state, ink) {
+    above.clearRect(0, 0, geometry.view, geometry.bottom + LABEL_HEIGHT);
+    const active = store.active();
+    const place = columnOf(state, active);
+    if (place < 0 || active.layer < geometry.first || active.layer >= geometry.first + geometry.layers) return;
+    const [x, y] = [xOf(place), yOf(active.layer)];
+    if (x >= AXIS_WIDTH - 1) {
+      above.lineWidth = 1;
+      above.strokeStyle = ink.text;
+      above.strokeRect(x - 0.5, HEAD_HEIGHT - 1.5, geometry.width, geometry.layers * geometry.height + 1);
+      drawSpan(state, ink);
+      frameBox(ink, x, y, geometry.width, geometry.height, state.locked);
+      above.fillStyle = ink.paper;
+      above.fillRect(x - 1, geometry.bottom + 4, geometry.width + 1, LABEL_HEIGHT);
+      drawLabel(above, state, place, ink, true);
+    }
+    above.fillStyle = ink.paper;
+    above.fillRect(15, y + geometry.height / 2 - 8, AXIS_WIDTH - 19, 16);
+    layerName(above, state, active.layer, ink, true);
   }
 
   function columnsInView() {
@@ -172,19 +204,26 @@ function createMap(root, store) {
 
   function paint(state) {
     const ink = inks();
-    const active = store.active();
-    const columns = columnsInView();
-    context.clearRect(0, 0, geometry.view, geometry.bottom + LABEL_HEIGHT);
-    drawCells(state, columns, ink);
-    drawLabels(state, columns, ink, active);
-    drawBoundary(state, ink);
-    drawFocus(state, ink, active);
-    drawAxis(state, ink, active);
+    const signature = [state.run, state.version, frame.scrollLeft, ink.paper].join('/');
+    if (signature !== painted) {
+      if (!painted.startsWith(`${state.run}/${state.version}/`) || !painted.endsWith(ink.paper)) {
+        painter = createPainter(state, state.measure, parseColour(ink.paper));
+      }
+      painted = signature;
+      const columns = columnsInView();
+      context.clearRect(0, 0, geometry.view, geometry.bottom + LABEL_HEIGHT);
+      drawCells(state, columns, ink);
+      drawGold(state, columns, ink);
+      columns.forEach((place) => drawLabel(context, state, place, ink, false));
+      drawBoundary(state, ink);
+      drawAxis(state, ink);
+    }
+    drawSelection(state, ink);
   }
 
   // Keeps the selected column in view when it changes, and the newest one while it is followed.
   function scrollToActive(state) {
-    const column = state.cell ? state.visible.indexOf(state.cell.token) : -1;
+    const column = columnOf(state, state.cell);
     if (column === lastColumn || state.peeked) return;
     lastColumn = column;
     const left = column * geometry.width;
@@ -197,13 +236,17 @@ function createMap(root, store) {
     frame.setAttribute('aria-rowcount', String(geometry.layers));
     frame.setAttribute('aria-colcount', String(geometry.columns));
     if (!state.cell) return;
-    row.setAttribute('aria-rowindex', String(state.cell.layer + 1));
-    cell.setAttribute('aria-colindex', String(state.visible.indexOf(state.cell.token) + 1));
+    row.setAttribute('aria-rowindex', String(state.cell.layer - geometry.first + 1));
+    cell.setAttribute('aria-colindex', String(columnOf(state, state.cell) + 1));
     cell.setAttribute('aria-selected', String(state.locked));
     setText(cell, sentenceOf(state, state.cell));
-    setText(keys, state.locked
-      ? 'This cell is locked. Esc, or a second click, lets the pointer lead again.'
-      : 'Point to look, click to lock. Arrow keys move, ? shows all keys.');
+    setText(keys, keyHint(state));
+  }
+
+  function keyHint(state) {
+    if (state.spanStart !== null) return 'A span is selected; the card shows its mean. Esc, or a click, ends it.';
+    if (state.locked) return 'This cell is locked. Esc, or a second click, lets the pointer lead again.';
+    return 'Point to look, click to lock, shift-click for a span. Arrow keys move, ? shows all keys.';
   }
 
   function cellUnder(event) {
@@ -213,14 +256,16 @@ function createMap(root, store) {
     const isInside = event.clientX - box.left > AXIS_WIDTH && column >= 0 && column < geometry.columns && layer >= 0;
     if (!isInside) return null;
     // A label stands for its token in the layer that is selected.
-    return { layer: layer < geometry.layers ? layer : store.state.cell.layer, token: store.state.visible[column] };
+    const inside = layer < geometry.layers ? layer + geometry.first : store.state.cell.layer;
+    return { layer: inside, token: store.state.columns[column].tokens[0] };
   }
 
   frame.addEventListener('mousemove', (event) => { if (geometry) store.peek(cellUnder(event)); });
   frame.addEventListener('mouseleave', () => store.peek(null));
   frame.addEventListener('click', (event) => {
     const found = geometry && cellUnder(event);
-    if (found) store.lock(found);
+    if (!found) return;
+    if (event.shiftKey) store.brush(found); else store.lock(found);
   });
   frame.addEventListener('scroll', () => { if (geometry && store.state.model) paint(store.state); }, { passive: true });
   new ResizeObserver(() => store.redraw()).observe(frame);
@@ -238,7 +283,7 @@ function createMap(root, store) {
 
 // What the colours of the map mean.
 function createLegend(legend) {
-  let drawn = '';
+  let drawn = -1;
 
   function scale(left, right, hint) {
     const bar = explained('span', 'colour-bar', '', hint);
@@ -246,19 +291,30 @@ function createLegend(legend) {
     return [make('span', '', left), bar, make('span', '', right)];
   }
 
-  function content({ model, measure }) {
-    if (measure === TOP) return [make('span', '', 'Colour and letter: the expert with the largest gate. Paler: closer to the second.')];
+  function content(state) {
+    const { model, measure, effect } = state;
+    if (measure === TOP) {
+      return [make('span', '', effect
+        ? 'Colour and letter: the expert that added most. Paler: closer to the second.'
+        : 'Colour and letter: the expert with the largest gate. Paler: closer to the second.')];
+    }
+    const own = state.scale === 'layer' ? ' Each layer is stretched from its own least to its own largest value.' : ' One scale for all cells.';
+    const ends = (least, largest) => (state.scale === 'layer' ? ['least of the layer', 'largest of the layer'] : [least, largest]);
     if (measure === ENTROPY) {
-      return scale('0 decided', '1 undecided', 'Entropy of the gates over its largest value; with mean, averaged over routers.');
+      const [left, right] = ends('0 decided', '1 undecided');
+      return scale(left, right, `Entropy of the gates over its largest value; with mean, averaged over routers.${own}`);
     }
     const { name } = model.experts[measure];
-    return scale(`gate of ${name} 0`, '1', `The share of the expert update that comes from ${name}, 0 to 1. One scale for all cells.`);
+    const largest = effect ? percent(largestShown(state, measure)) : '1';
+    const [left, right] = ends('0', largest);
+    return effect
+      ? scale(`effect of ${name} ${left}`, right, `The length of what ${name} added over that of the base output.${own}`)
+      : scale(`gate of ${name} ${left}`, right, `The share of the expert update that comes from ${name}, 0 to 1.${own}`);
   }
 
   return function draw(state) {
-    const signature = JSON.stringify([state.measure, state.model.experts]);
-    if (signature === drawn) return;
-    drawn = signature;
+    if (drawn === state.version) return;
+    drawn = state.version;
     legend.replaceChildren(...content(state));
   };
 }

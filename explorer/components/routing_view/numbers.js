@@ -1,98 +1,230 @@
-// Pure functions of the model. A projection is its index, or MEAN for the mean over all projections of a layer.
+// Pure functions of the model. A projection is its index, or MEAN for the mean over all projections of a layer. A column
+// is one token, or a word or sentence of several; its arrays hold all sites and experts, [S, E].
 
 const MEAN = -1;
 
 function sitesOf(model, layer, projection) {
-  const row = model.siteOf[layer];
-  return (projection === MEAN ? row : [row[projection]]).filter((site) => site >= 0);
+  return model.sitesBy[projection + 1][layer];
 }
 
-function gatesOfSite(model, token, site) {
+// Entropy of one row in 0…1 of its largest value.
+function entropyOf(values, start = 0, count = values.length) {
+  if (count < 2) return 0;
+  let nats = 0;
+  for (let index = start; index < start + count; index += 1) {
+    const value = values[index];
+    if (value > 0) nats -= value * Math.log(value);
+  }
+  return Math.max(0, nats / Math.log(count));
+}
+
+function remember(column, key, make) {
+  if (!column.cache.has(key)) column.cache.set(key, make());
+  return column.cache.get(key);
+}
+
+// Entropy of every site, [S].
+function siteEntropies(model, column) {
   const count = model.experts.length;
-  const { gates } = model.columns[token];
-  return Array.from({ length: count }, (_, expert) => gates[site * count + expert] / GATE_SCALE);
+  return remember(column, 'entropy', () =>
+    Float32Array.from(model.sites, (_, site) => entropyOf(column.gates, site * count, count)));
 }
 
-function meanOfRows(rows, count) {
-  const total = new Array(count).fill(0);
-  rows.forEach((row) => row.forEach((value, index) => { total[index] += value; }));
-  return total.map((value) => value / Math.max(rows.length, 1));
-}
-
-// Gates of one layer, [E].
-function gatesAt(model, token, layer, projection) {
-  const rows = sitesOf(model, layer, projection).map((site) => gatesOfSite(model, token, site));
-  return meanOfRows(rows, model.experts.length);
-}
-
-// Logits of one router, [E], null where the expert is absent; null for a mean, since routers have no common zero.
-function logitsAt(model, token, layer, projection) {
-  const site = projection === MEAN ? -1 : model.siteOf[layer][projection];
-  if (site < 0) return null;
+// Mean over the sites of each layer, [L, E]; NaN is left out, and stays where there is nothing else.
+function meanOverSites(model, values, projection) {
   const count = model.experts.length;
-  const { logits } = model.columns[token];
-  return Array.from({ length: count }, (_, expert) => {
-    const value = logits[site * count + expert];
-    return value === ABSENT ? null : value / LOGIT_SCALE;
+  const result = new Float32Array(model.layers.length * count);
+  model.layers.forEach((_, layer) => {
+    const sites = sitesOf(model, layer, projection);
+    for (let expert = 0; expert < count; expert += 1) {
+      let total = 0;
+      let known = 0;
+      for (const site of sites) {
+        const value = values[site * count + expert];
+        if (!Number.isNaN(value)) { total += value; known += 1; }
+      }
+      result[layer * count + expert] = known > 0 ? total / known : NaN;
+    }
+  });
+  return result;
+}
+
+// Gates of all layers, [L, E].
+function layerGates(model, column, projection) {
+  return remember(column, `gates${projection}`, () => meanOverSites(model, column.gates, projection));
+}
+
+// What each expert added over what the frozen projection gave, [L, E]; null where it was not recorded.
+function layerShares(model, column, projection) {
+  if (!column.shares) return null;
+  return remember(column, `shares${projection}`, () => meanOverSites(model, column.shares, projection));
+}
+
+// Mean entropy of the routers of each layer, [L]: routers that disagree must not look undecided.
+function layerEntropies(model, column, projection) {
+  return remember(column, `entropies${projection}`, () => {
+    const entropies = siteEntropies(model, column);
+    return Float32Array.from(model.layers, (_, layer) => {
+      const sites = sitesOf(model, layer, projection);
+      return sites.reduce((sum, site) => sum + entropies[site], 0) / Math.max(sites.length, 1);
+    });
   });
 }
 
-// Mean gates of a token over all layers, [E]; remembered, since a column never changes.
-function meanGates(model, token, projection) {
-  const key = token * 64 + projection + 1;
-  if (!model.means.has(key)) {
-    const rows = model.layers.flatMap((_, layer) =>
-      sitesOf(model, layer, projection).map((site) => gatesOfSite(model, token, site)));
-    model.means.set(key, meanOfRows(rows, model.experts.length));
+function rowOf(values, layer, count) {
+  return values.subarray(layer * count, (layer + 1) * count);
+}
+
+function gatesAt(model, column, layer, projection) {
+  return rowOf(layerGates(model, column, projection), layer, model.experts.length);
+}
+
+function sharesAt(model, column, layer, projection) {
+  const shares = layerShares(model, column, projection);
+  return shares && rowOf(shares, layer, model.experts.length);
+}
+
+// Logits of one router, [E], NaN where the expert is absent; null for a mean, since routers have no common zero.
+function logitsAt(model, column, layer, projection) {
+  const sites = sitesOf(model, layer, projection);
+  if (projection === MEAN && model.projections.length > 1) return null;
+  return sites.length === 1 ? rowOf(column.logits, sites[0], model.experts.length) : null;
+}
+
+// Mean gates of a column over the layers of a range, [E].
+function meanGates(model, column, projection, [first, last]) {
+  return remember(column, `mean${projection}/${first}/${last}`, () =>
+    meanOfLayers(model, layerGates(model, column, projection), first, last));
+}
+
+function meanShares(model, column, projection, [first, last]) {
+  const shares = layerShares(model, column, projection);
+  return shares && remember(column, `effect${projection}/${first}/${last}`, () =>
+    meanOfLayers(model, shares, first, last));
+}
+
+// The mean over sites of all layers: a layer with more routers counts for more, as in loramixer.metrics.load.
+function meanOfLayers(model, rows, first, last) {
+  const count = model.experts.length;
+  const result = new Float32Array(count);
+  for (let expert = 0; expert < count; expert += 1) {
+    let total = 0;
+    let known = 0;
+    for (let layer = first; layer <= last; layer += 1) {
+      const value = rows[layer * count + expert];
+      if (!Number.isNaN(value)) { total += value; known += 1; }
+    }
+    result[expert] = known > 0 ? total / known : NaN;
   }
-  return model.means.get(key);
+  return result;
 }
 
-// Entropy in 0…1 of its largest value.
-function entropyOf(gates) {
-  if (gates.length < 2) return 0;
-  const nats = gates.reduce((sum, value) => (value > 0 ? sum - value * Math.log(value) : sum), 0);
-  return Math.max(0, nats / Math.log(gates.length));
+// The first of all experts and how far it is ahead of the second; winner −1 where no expert has any.
+function leader(values) {
+  let winner = -1;
+  let first = 0;
+  let second = 0;
+  for (let expert = 0; expert < values.length; expert += 1) {
+    const value = values[expert];
+    if (value > first) { second = first; first = value; winner = expert; } else if (value > second) second = value;
+  }
+  return { winner, value: first, margin: first - second };
 }
 
-// Mean entropy of the routers of one layer: routers that disagree must not look undecided.
-function entropyAt(model, token, layer, projection) {
-  const values = sitesOf(model, layer, projection).map((site) => entropyOf(gatesOfSite(model, token, site)));
-  return values.reduce((sum, value) => sum + value, 0) / Math.max(values.length, 1);
+function ranking(values) {
+  return Array.from(values, (_, index) => index).sort((left, right) => values[right] - values[left] || left - right);
 }
 
-function ranking(gates) {
-  const order = gates.map((_, index) => index).sort((left, right) => gates[right] - gates[left] || left - right);
-  const margin = order.length > 1 ? gates[order[0]] - gates[order[1]] : gates[order[0]];
-  return { order, winner: order[0], margin };
+// One column out of several tokens, as loramixer.aggregate makes it: the mean of every number, the largest of each (gates
+// of a word may then sum to more than 1), or those of the first token. An expert is absent where it is so for all.
+function joinColumns(members, how) {
+  if (members.length === 1 || how === 'first') return members[0];
+  const join = how === 'max' ? largest : average;
+  const part = (name) => (members[0][name] ? join(members.map((column) => column[name])) : null);
+  return { gates: part('gates'), logits: part('logits'), shares: part('shares'), cache: new Map() };
+}
+
+function average(arrays) {
+  return arrays[0].map((_, index) => {
+    let total = 0;
+    let known = 0;
+    for (const array of arrays) if (!Number.isNaN(array[index])) { total += array[index]; known += 1; }
+    return known > 0 ? total / known : NaN;
+  });
+}
+
+function largest(arrays) {
+  return arrays[0].map((_, index) => {
+    let found = NaN;
+    for (const array of arrays) if (!(array[index] <= found) && !Number.isNaN(array[index])) found = array[index];
+    return found;
+  });
 }
 
 // Load of each expert and the three numbers of loramixer.metrics.plane_point: per router first, then their mean.
-function loadOf(model, tokens, projection) {
-  const sites = model.layers.flatMap((_, layer) => sitesOf(model, layer, projection));
+function loadOf(model, columns, projection, [first, last]) {
+  const count = model.experts.length;
+  const sites = [];
+  for (let layer = first; layer <= last; layer += 1) sites.push(...sitesOf(model, layer, projection));
+  const load = new Float64Array(count);
   let undecided = 0;
   let balanced = 0;
-  const shares = sites.map((site) => {
-    const rows = tokens.map((token) => gatesOfSite(model, token, site));
-    const share = meanOfRows(rows, model.experts.length);
-    undecided += rows.reduce((sum, row) => sum + entropyOf(row), 0) / Math.max(rows.length, 1);
+  const share = new Float64Array(count);
+  sites.forEach((site) => {
+    share.fill(0);
+    columns.forEach((column) => {
+      for (let expert = 0; expert < count; expert += 1) share[expert] += column.gates[site * count + expert];
+      undecided += siteEntropies(model, column)[site] / columns.length;
+    });
+    for (let expert = 0; expert < count; expert += 1) {
+      share[expert] /= Math.max(columns.length, 1);
+      load[expert] += share[expert];
+    }
     balanced += entropyOf(share);
-    return share;
   });
-  const count = Math.max(sites.length, 1);
+  const routers = Math.max(sites.length, 1);
   return {
-    load: meanOfRows(shares, model.experts.length),
-    undecided: undecided / count,
-    balanced: balanced / count,
-    specialised: (balanced - undecided) / count,
+    load: load.map((value) => value / routers),
+    undecided: undecided / routers,
+    balanced: balanced / routers,
+    specialised: (balanced - undecided) / routers,
     routers: sites.length,
   };
 }
 
+// Mean gates in every layer, [L, E].
+function layerLoads(model, columns, projection) {
+  const total = new Float64Array(model.layers.length * model.experts.length);
+  columns.forEach((column) => {
+    const gates = layerGates(model, column, projection);
+    for (let index = 0; index < total.length; index += 1) total[index] += gates[index];
+  });
+  return total.map((value) => value / Math.max(columns.length, 1));
+}
+
+const HIGH_GATE = 0.3;
+const NO_EFFECT = 0.05;
+const IDLE_WORDS = `a gate of at least ${HIGH_GATE}, but under ${100 * NO_EFFECT} % of what all experts added there`;
+
+// Where an expert is chosen and adds next to nothing, as loramixer.metrics.gated_without_effect has it.
+function isIdle(gate, share, total) {
+  return gate >= HIGH_GATE && (share < NO_EFFECT * total || total === 0);
+}
+
+function sumOf(values, start = 0, count = values.length) {
+  let total = 0;
+  for (let index = start; index < start + count; index += 1) if (values[index] > 0) total += values[index];
+  return total;
+}
+
 function fixed(value, digits = 2) {
-  return value.toFixed(digits);
+  return Number.isFinite(value) ? value.toFixed(digits) : '–';
 }
 
 function signed(value) {
   return value < 0 ? `\u2212${fixed(-value)}` : `+${fixed(value)}`;
+}
+
+function percent(value, digits = 1) {
+  return Number.isFinite(value) ? `${(100 * value).toFixed(digits)} %` : '–';
 }

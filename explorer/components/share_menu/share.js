@@ -1,0 +1,47 @@
+// The link is read from the address bar at the moment when somebody wants it. `element` and `props` are given by gr.HTML.
+
+const tick = element.querySelector('.with-prompt input');
+const field = element.querySelector('.share-link');
+const note = element.querySelector('.share-note');
+element.querySelector('.with-prompt').hidden = !props.prompt_from;
+
+function prompt() {
+  const source = props.prompt_from && document.querySelector(props.prompt_from);
+  return source ? source.dataset.prompt || source.value || '' : '';
+}
+
+function link() {
+  // A room may wait a moment before it writes its view into the address.
+  document.dispatchEvent(new Event('loramixer:flush-link'));
+  const url = new URL(window.location);
+  url.searchParams.delete('p');
+  if (tick.checked && prompt()) url.searchParams.set('p', prompt());
+  return url.toString();
+}
+
+function refresh() {
+  field.value = link();
+  note.textContent = '';
+}
+
+async function copy() {
+  refresh();
+  try {
+    await navigator.clipboard.writeText(field.value);
+  } catch {
+    // Without a secure context there is no clipboard, but what is selected can be copied.
+    field.select();
+    if (!document.execCommand('copy')) {
+      note.textContent = 'The link is selected; copy it with Ctrl+C.';
+      return;
+    }
+  }
+  note.textContent = tick.checked
+    ? 'Copied. Everybody who has the link can read the prompt in it.'
+    : 'Copied. The link holds the view and the settings, not the prompt.';
+}
+
+tick.addEventListener('change', refresh);
+field.addEventListener('focus', () => { refresh(); field.select(); });
+element.querySelector('.copy-link').addEventListener('click', copy);
+refresh();
