@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from explorer.page import Page
-from explorer.rooms import compare, explore, tradeoff
+from explorer.rooms import compare, explore, own, tradeoff
 
 
 @dataclass(frozen=True)
@@ -28,4 +28,5 @@ ROOMS = (
     Room("explore", "Explore", explore.build),
     Room("compare", "Compare", compare.build),
     Room("tradeoff", "Trade-off", tradeoff.build),
+    Room("own", "Your own", own.build),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -142,7 +143,7 @@ class FakeSource:
 
     def add(self, folder: Path, title: str) -> str:
         """The folder is not read."""
-        name = f"own/{len(self.added)}"
+        name = f"own/{uuid.uuid4().hex}"
         self.added[name] = replace(MIXERS[0], name=name, title=title)
         return name
 

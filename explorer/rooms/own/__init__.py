@@ -1,0 +1,95 @@
+"""Your own: a visitor's backbone and LoRA experts, what fits of them, and a mixture that only this visitor sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from explorer.components.status_line import StatusLine
+from explorer.page import Page
+from explorer.rooms.own.handlers import UNTRAINED, UNTRAINED_LABEL, OwnHandlers, shipped_experts
+from explorer.rooms.own.table import EMPTY
+from explorer.settings import limits
+
+CSS = (Path(__file__).parent / "own.css").read_text(encoding="utf-8")
+
+
+def build(page: Page) -> None:
+    """Components and wiring of the room."""
+    handlers = OwnHandlers(page.source)
+    backbones = list(page.source.backbones())
+    with gr.Row(elem_classes="room"):
+        with gr.Column(elem_id="own-controls", elem_classes="controls", scale=0, min_width=300):
+            backbone = gr.Dropdown(
+                backbones,
+                value=next(iter(backbones), None),
+                allow_custom_value=True,
+                label="Backbone",
+                info="From the list, or a Hub id with an optional @revision" + _or_folder(),
+                elem_id="own-backbone",
+            )
+            named = gr.Textbox(
+                label="Add an expert from the Hub",
+                placeholder="organisation/name@revision",
+                info="A LoRA adapter saved as safetensors" + _or_folder(),
+                elem_id="own-named",
+                max_lines=1,
+            )
+            add = gr.Button("Add", elem_id="own-add", size="sm")
+            files = gr.File(
+                label=f"Or upload: .zip, or both files of an adapter (at most {limits().upload_bytes / 1e6:,.0f} MB)",
+                file_count="multiple",
+                elem_id="own-files",
+                height=140,
+            )
+            shipped = gr.Dropdown(
+                list(shipped_experts()), value=None, label="Or one that ships with this package", elem_id="own-shipped"
+            )
+            chosen = gr.CheckboxGroup([], label="Experts in the mixture", visible=False, elem_id="own-chosen")
+            routers = gr.Radio(
+                [(UNTRAINED_LABEL, UNTRAINED)],
+                value=UNTRAINED,
+                label="Router",
+                info="Trained routers appear here when they were trained for exactly these experts.",
+                elem_id="own-routers",
+            )
+            line = StatusLine(elem_id="own-status")
+            with gr.Row(elem_id="own-actions"):
+                explore = gr.Button("Explore with these", variant="primary", interactive=False, elem_id="own-explore")
+                train = gr.Button("Train a router", interactive=False, elem_id="own-train", visible=_has_room("train"))
+            clear = gr.Button("Remove all", size="sm", elem_id="own-clear")
+        table = gr.HTML(
+            f"<section class='own-fit'>{EMPTY}</section>",
+            elem_id="own-table",
+            elem_classes="view",
+            css_template=CSS,
+            apply_default_css=False,
+        )
+
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    # The Hub may take seconds to answer, so these wait for each other and not for the model.
+    slow: dict[str, Any] = {**private, "concurrency_id": "own", "concurrency_limit": 2}
+    view = [table, line, chosen, routers, explore, train]
+    gr.on([add.click, named.submit], handlers.add_named, [named, backbone, chosen], [*view, named], **slow)
+    files.upload(handlers.add_files, [files, backbone, chosen], [*view, files], **slow)
+    shipped.input(handlers.add_shipped, [shipped, backbone, chosen], [*view, shipped], **slow)
+    gr.on([backbone.input, chosen.input], handlers.check, [backbone, chosen], view, **slow)
+    clear.click(handlers.clear, backbone, view, **slow)
+    for button, room in ((explore, "explore"), (train, "train")):
+        button.click(
+            handlers.explore, [backbone, chosen, routers, gr.State(room)], [page.wanted, page.tabs, line], **slow
+        )
+    page.demo.unload(handlers.leave)
+
+
+def _or_folder() -> str:
+    return "; or a folder of this machine." if limits().local_paths else "."
+
+
+def _has_room(key: str) -> bool:
+    # Imported here: the list of rooms imports this one.
+    from explorer.rooms import ROOMS
+
+    return any(room.key == key for room in ROOMS)

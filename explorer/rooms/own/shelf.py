@@ -1,0 +1,133 @@
+"""What visitors brought: their experts in temporary folders, their mixtures, and when all of that is freed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import uuid
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from explorer.registry import ModelSource
+from explorer.settings import is_public, limits
+from loramixer.backbones import CATALOGUE
+from loramixer.errors import ExpertError
+from loramixer.hub import split_hub_id
+from loramixer.tuner.config import check_expert_name
+
+MOST_SHELVES = 32
+"""Visitors whose files are kept at once; the one that did nothing for longest makes room."""
+
+
+@dataclass
+class Shelf:
+    """What one session brought.
+
+    Attributes:
+        folder: temporary; everything uploaded or written for this session lies in it.
+        sources: expert name → folder or Hub id, in the order of the gates.
+        mixture: name of the mixture that the registry holds for it; empty when there is none.
+        fetched: Hub ids that this session had fetched.
+    """
+
+    folder: Path
+    sources: dict[str, str] = field(default_factory=dict)
+    mixture: str = ""
+    fetched: set[str] = field(default_factory=set)
+
+    def new_folder(self, kind: str) -> Path:
+        """An empty folder in this shelf."""
+        folder = self.folder / f"{kind}-{uuid.uuid4().hex[:8]}"
+        folder.mkdir()
+        return folder
+
+    def add(self, name: str, source: str) -> str:
+        """Take an expert; returns its name, numbered when it is taken.
+
+        Raises:
+            ExpertError: no more room.
+        """
+        if len(self.sources) >= (most := limits().experts):
+            raise ExpertError(f"{most} experts are the most that one mixture can have here; remove one first.")
+        stem = name.strip().replace(".", "-") or "expert"
+        check_expert_name(stem)
+        free, number = stem, 2
+        while free in self.sources:
+            free, number = f"{stem}-{number}", number + 1
+        self.sources[free] = source
+        if named := split_hub_id(source):
+            self.fetched.add(named[0])
+        return free
+
+    @property
+    def bytes(self) -> int:
+        """Size of all its files on disk."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+
+class Shelves:
+    """The shelves by session; safe to use from many threads.
+
+    Args:
+        source: forgets mixtures that are freed.
+    """
+
+    def __init__(self, source: ModelSource) -> None:
+        self._source = source
+        self._lock = threading.Lock()
+        self._shelves: OrderedDict[str, Shelf] = OrderedDict()
+
+    def of(self, session: str) -> Shelf:
+        """The shelf of a session, made when it is first asked for."""
+        with self._lock:
+            if session not in self._shelves:
+                self._shelves[session] = Shelf(Path(tempfile.mkdtemp(prefix="loramixer-own-")))
+            self._shelves.move_to_end(session)
+            idle = [key for key in self._shelves if key != session][: max(0, len(self._shelves) - MOST_SHELVES)]
+            freed = [self._shelves.pop(key) for key in idle]
+            found = self._shelves[session]
+        for shelf in freed:
+            self._free(shelf)
+        return found
+
+    def put_mixture(self, session: str, folder: Path, title: str) -> str:
+        """Give a mixture to the registry; an earlier one of this session, and the oldest of too many, are freed."""
+        shelf = self.of(session)
+        former = [shelf.mixture]
+        shelf.mixture = self._source.add(folder, title)
+        with self._lock:
+            others = [other for other in self._shelves.values() if other.mixture and other is not shelf]
+            for other in others[: max(0, len(others) + 1 - limits().mixtures)]:
+                former.append(other.mixture)
+                other.mixture = ""
+        for name in filter(None, former):
+            self._source.remove(name)
+        return shelf.mixture
+
+    def forget(self, session: str) -> None:
+        """The session has left: files, mixture and memory are freed."""
+        with self._lock:
+            shelf = self._shelves.pop(session, None)
+        if shelf is not None:
+            self._free(shelf)
+
+    def _free(self, shelf: Shelf) -> None:
+        if shelf.mixture:
+            self._source.remove(shelf.mixture)
+        shutil.rmtree(shelf.folder, ignore_errors=True)
+        if is_public():
+            self._drop_downloads(shelf.fetched)
+
+    def _drop_downloads(self, hub_ids: set[str]) -> None:
+        """On a public server a visitor's downloads go with the visitor, unless another one uses them too."""
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        with self._lock:
+            used = {hub_id for shelf in self._shelves.values() for hub_id in shelf.fetched}
+        used |= {entry.hub_id for entry in CATALOGUE.values() if entry.hub_id}
+        for hub_id in hub_ids - used:
+            folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id, repo_type="model")
+            shutil.rmtree(folder, ignore_errors=True)
