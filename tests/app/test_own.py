@@ -149,6 +149,12 @@ def test_what_fits_is_shown_before_anything_is_loaded(handlers: OwnHandlers, ada
     assert handlers.source.requests == []  # type: ignore[attr-defined]
 
 
+def test_the_same_expert_twice_is_one(handlers: OwnHandlers) -> None:
+    chosen = first_shipped(handlers)
+    assert first_shipped(handlers) == chosen
+    assert list(handlers.shelves.of("one").sources) == chosen
+
+
 def test_texts_of_a_visitor_are_escaped(handlers: OwnHandlers, adapter: Path, tmp_path: Path) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["peft_type"] = "<img src=x onerror=alert(1)>"
@@ -240,8 +246,8 @@ def test_paths_are_for_the_owner_of_the_machine(
 def test_the_number_of_experts_is_limited(handlers: OwnHandlers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORAMIXER_PUBLIC", "1")
     shipped = next(iter(shipped_experts()))
-    for _ in range(PUBLIC_LIMITS.experts):
-        assert handlers.add_shipped(shipped, BACKBONE, [], session())[1]["kind"] != "error"
+    for number in range(PUBLIC_LIMITS.experts):
+        handlers.shelves.of("one").add("expert", f"organisation/expert-{number}")
     view = handlers.add_shipped(shipped, BACKBONE, [], session())
     assert f"{PUBLIC_LIMITS.experts} experts are the most" in view[1]["text"]
 

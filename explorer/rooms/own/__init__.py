@@ -39,10 +39,10 @@ def build(page: Page) -> None:
             )
             add = gr.Button("Add", elem_id="own-add", size="sm")
             files = gr.File(
-                label=f"Or upload: .zip, or both files of an adapter (at most {limits().upload_bytes / 1e6:,.0f} MB)",
+                label=f"Or upload: .zip or both files, ≤ {limits().upload_bytes / 1e6:,.0f} MB",
                 file_count="multiple",
                 elem_id="own-files",
-                height=140,
+                height=150,
             )
             shipped = gr.Dropdown(
                 list(shipped_experts()), value=None, label="Or one that ships with this package", elem_id="own-shipped"
@@ -52,7 +52,7 @@ def build(page: Page) -> None:
                 [(UNTRAINED_LABEL, UNTRAINED)],
                 value=UNTRAINED,
                 label="Router",
-                info="Trained routers appear here when they were trained for exactly these experts.",
+                info="Trained routers appear here when these experts are among theirs.",
                 elem_id="own-routers",
             )
             line = StatusLine(elem_id="own-status")

@@ -157,7 +157,7 @@ class OwnHandlers:
         if outline.revision:
             shelf.fetched.add(outline.name)
         most = limits().upload_bytes
-        fits = [check_fit(name, place, outline, most) for name, place in shelf.sources.items()]
+        fits = [check_fit(name, place, outline, most) for name, place in list(shelf.sources.items())]
         return Checked(outline, tuple(without_paths(fit, shelf.folder) for fit in fits))
 
     def _refuse_paths(self, source: str, what: str) -> None:

@@ -44,11 +44,13 @@ class Shelf:
         return folder
 
     def add(self, name: str, source: str) -> str:
-        """Take an expert; returns its name, numbered when it is taken.
+        """Take an expert; returns its name, numbered when it is taken. The same one again is no second one.
 
         Raises:
             ExpertError: no more room.
         """
+        if (here := next((known for known, place in self.sources.items() if place == source), None)) is not None:
+            return here
         if len(self.sources) >= (most := limits().experts):
             raise ExpertError(f"{most} experts are the most that one mixture can have here; remove one first.")
         stem = name.strip().replace(".", "-") or "expert"

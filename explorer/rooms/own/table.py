@@ -54,9 +54,15 @@ def _row(fit: Fit, style: object) -> str:
     size = f"{fit.parameters * 4 / 1e6:,.1f} MB" if fit.expert else "–"
     verdict = "Fits" if fit.usable else " ".join(fit.reasons)
     kind = "fits" if fit.usable else "refused"
+    cells = (
+        ("Rank", ranks),
+        ("Changes", escape(", ".join(fit.targets) or "–")),
+        ("Sites that match", sites),
+        ("Size", size),
+    )
+    plain = "".join(f"<td data-label='{label}'>{text}</td>" for label, text in cells)
     return (
-        f"<tr class='own-{kind}'><th scope='row'>{badge}{escape(fit.name)}</th><td>{ranks}</td>"
-        f"<td>{escape(', '.join(fit.targets) or '–')}</td><td>{sites}</td><td>{size}</td>"
+        f"<tr class='own-{kind}'><th scope='row'>{badge}{escape(fit.name)}</th>{plain}"
         f"<td class='own-verdict'>{escape(verdict)}</td></tr>"
     )
 
