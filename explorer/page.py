@@ -33,6 +33,8 @@ class Page:
             it: Gradio tells nobody of a state that changed outside.
         pinned: component state; ``{"key": …, "number": …}``, the trace that Explore pins; Compare takes it as A.
         exports: files of what is shown, for download buttons; those of a session go when it leaves.
+        services: what one room does for another, by name; looked up when it is used, since rooms are built in order.
+            ``own_experts(session)`` gives the backbone and the experts (name → folder or Hub id) of a visitor.
     """
 
     demo: gr.Blocks
@@ -46,6 +48,7 @@ class Page:
     wanted: gr.State
     pinned: gr.State
     exports: Exports = field(default_factory=Exports)
+    services: dict[str, Any] = field(default_factory=dict)
 
     def forget_exports(self, request: gr.Request) -> None:
         """The session of this event has left: its files go."""

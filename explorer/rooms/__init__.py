@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from explorer.page import Page
-from explorer.rooms import compare, explore, own, tradeoff
+from explorer.rooms import compare, explore, own, tradeoff, train
 
 
 @dataclass(frozen=True)
@@ -28,5 +28,6 @@ ROOMS = (
     Room("explore", "Explore", explore.build),
     Room("compare", "Compare", compare.build),
     Room("tradeoff", "Trade-off", tradeoff.build),
+    Room("train", "Train", train.build),
     Room("own", "Your own", own.build),
 )

@@ -65,6 +65,7 @@ def train_router(
     preset: str | Preset = "cpu-small",
     keep_routers_at: Sequence[int] = (),
     report_to: str = "none",
+    callbacks: Sequence[TrainerCallback] = (),
     **config_fields: Any,
 ) -> Path:
     """Train fresh routers over given experts and save the mixture; resumes when ``output`` holds checkpoints.
@@ -92,6 +93,7 @@ def train_router(
         keep_routers_at: optimiser steps (0 is before training) after which the routers alone are kept in
             ``output/routers/step-…``, each a small mixture that :func:`loramixer.load_mixer` takes.
         report_to: where metrics go besides the run log: ``none``, ``trackio`` or ``tensorboard``.
+        callbacks: further callbacks of the Trainer; one that raises ends the run, and its last checkpoint stays.
         **config_fields: further fields of :class:`loramixer.LoraMixerConfig`.
 
     Returns:
@@ -155,14 +157,15 @@ def train_router(
         f"{config.loss_text}, preset {preset.name} …"
     )
     statistics = RoutingStatistics(peft_model.base_model, list(experts))
-    callbacks = [
+    all_callbacks: list[TrainerCallback] = [
         _WarmUpRoutingLoss(peft_model.base_model),
         statistics,
         KeepRouters(peft_model, folder / KEPT_ROUTERS, keep_routers_at),
+        *callbacks,
     ]
     with frozen_experts_in_backbone_dtype(peft_model) as rounded:
         log.settings["experts_dtype"] = rounded
-        run_training(peft_model, tokenizer, found.rows, folder, settings, log, callbacks, statistics.take)
+        run_training(peft_model, tokenizer, found.rows, folder, settings, log, all_callbacks, statistics.take)
     with survivable(folder / "checkpoints"):
         save_mixture(peft_model, folder)
         write_router_card(folder, config.title, command, log, list(experts))

@@ -1,0 +1,121 @@
+"""Train: routers over chosen experts, in a process of their own, with curves, path and a probe prompt that move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from explorer.components.replay_view import ReplayView
+from explorer.components.status_line import StatusLine
+from explorer.components.training_view import TrainingView
+from explorer.examples import EXAMPLES
+from explorer.link import WRITE
+from explorer.page import Page
+from explorer.rooms.train.choices import (
+    DATA_CHOICES,
+    DEFAULT_EXAMPLES,
+    LOSSES,
+    SCALES,
+    SIGNS,
+    describe_data,
+    domains_of,
+)
+from explorer.rooms.train.handlers import TrainHandlers
+from explorer.settings import DEFAULT_K, limits
+from loramixer.data import RECIPES
+
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
+
+
+def build(page: Page) -> None:
+    """Components and wiring of the room."""
+    handlers = TrainHandlers(page.source, page.services)
+    key, seen, query = gr.BrowserState("", storage_key="loramixer-training"), gr.State({}), gr.Textbox(visible=False)
+    with gr.Row(elem_classes="room"):
+        with gr.Column(elem_id="train-controls", elem_classes="controls", scale=0, min_width=300):
+            controls = _controls(handlers)
+            experts, domains, data, loss, balance, entropy, sign, scale, examples, _, k = controls
+            own = gr.Button("Experts from Your own", size="sm", elem_id="train-own")
+            probe = gr.Textbox(
+                EXAMPLES[0].prompt, label="Probe prompt", lines=3, max_lines=6, elem_id="train-probe",
+                info="Its map moves while the routers train; it is not trained on.",
+            )  # fmt: skip
+            estimate = StatusLine(elem_id="train-estimate")
+            with gr.Row(elem_classes="buttons-in-row"):
+                train = gr.Button("Train", variant="primary", elem_id="train-start", min_width=70)
+                stop = gr.Button("Stop", interactive=False, elem_id="train-stop", min_width=60)
+                resume = gr.Button("Resume", interactive=False, elem_id="train-resume", min_width=70)
+            room_status = StatusLine(elem_id="train-status")
+            with gr.Row(elem_classes="buttons-in-row"):
+                explore = gr.Button("Open in Explore", interactive=False, size="sm", elem_id="train-explore")
+                compare = gr.Button("Pin in Compare", interactive=False, size="sm", elem_id="train-compare")
+                download = gr.DownloadButton("Download router", interactive=False, size="sm", elem_id="train-download")
+        with gr.Column(elem_classes="view", min_width=0):
+            view = TrainingView(None, elem_id="training-view")
+            frames = ReplayView(None, elem_id="train-frames")
+
+    experts.change(handlers.choose_experts, [experts, k], [domains, k], **AT_ONCE)
+    own.click(handlers.take_own, None, [experts, domains, k, room_status], **AT_ONCE)
+    loss.change(handlers.choose_loss, loss, [loss, balance, entropy, sign, scale], **AT_ONCE)
+    data.change(handlers.choose_data, data, data, **AT_ONCE)
+    gr.on(
+        [page.demo.load, experts.change, examples.change],
+        handlers.estimate_line,
+        [experts, examples],
+        estimate,
+        **AT_ONCE,
+    )
+    gr.on([control.input for control in controls], handlers.query, controls, query, **AT_ONCE).then(
+        None, query, None, js=WRITE, **AT_ONCE
+    )
+
+    timer = gr.Timer(1.0, active=False)
+    train.click(handlers.start, [*controls, probe], [key, seen, room_status, timer], **AT_ONCE)
+    stop.click(handlers.stop, key, [room_status, timer], **AT_ONCE)
+    resume.click(handlers.resume, key, [room_status, seen, timer], **AT_ONCE)
+    buttons = [train, stop, resume, explore, compare, download]
+    timer.tick(handlers.poll, [key, seen], [view, frames, room_status, *buttons, timer, seen], **AT_ONCE)
+    # Through the queue, since other rooms listen to the state that these set.
+    explore.click(handlers.open_in_explore, key, [page.tabs, page.wanted, room_status], **PRIVATE)
+    compare.click(handlers.pin_in_compare, key, [page.tabs, page.wanted, room_status], **PRIVATE)
+    page.demo.load(handlers.attach, key, [key, seen, timer], **AT_ONCE)
+    page.demo.load(handlers.open_link, None, [page.tabs, *controls, room_status], **AT_ONCE)
+
+
+def _controls(handlers: TrainHandlers) -> list[Any]:
+    """The controls, in the order of the fields of a link."""
+    known = list(handlers.experts())
+    rsl = LOSSES["rsl"]
+    return [
+        gr.CheckboxGroup(
+            known, value=known, label="Experts", info="At least two; the routers learn to choose among them.",
+            elem_id="train-experts",
+        ),
+        gr.CheckboxGroup(
+            list(RECIPES), value=domains_of(handlers.experts()), label="Domains of the rows", elem_id="train-domains",
+            info="Equal shares. Language is acceptability and sentiment in one.",
+        ),
+        gr.Radio(
+            list(DATA_CHOICES), value="default", label="Rows", info=describe_data("default"), elem_id="train-data"
+        ),
+        gr.Dropdown(
+            [(choice.label, choice.key) for choice in LOSSES.values()], value="rsl", label="Routing loss",
+            info=rsl.hint, elem_id="train-loss",
+        ),
+        gr.Number(rsl.balance_weight, label="α: weight of the balance term", minimum=0, elem_id="train-balance"),
+        gr.Number(0.3, label="λ: weight of the token entropy, in nats", minimum=0, elem_id="train-entropy"),
+        gr.Radio(list(SIGNS), value="sharpen", label="Sign of λ", elem_id="train-sign"),
+        gr.Radio(list(SCALES), value="unit", label="Form that α belongs to", elem_id="train-scale"),
+        gr.Slider(
+            8, min(2000, limits().training_examples), min(DEFAULT_EXAMPLES, limits().training_examples), step=8,
+            label="Examples", info="Rows in all; 8 make one step.", elem_id="train-examples",
+        ),
+        gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="train-seed"),
+        gr.Radio(
+            list(range(1, max(2, len(known)) + 1)), value=min(DEFAULT_K, max(2, len(known))),
+            label="Gate after the training: experts per token (k)", info="Training itself mixes all (soft).",
+            elem_id="train-k",
+        ),
+    ]  # fmt: skip

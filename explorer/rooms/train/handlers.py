@@ -1,0 +1,356 @@
+"""What happens in the room Train: each method is one event, and takes and returns values of components."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+
+from explorer.handlers import Status, status
+from explorer.link import LinkField, parse, to_query
+from explorer.page import want
+from explorer.registry import ModelSource
+from explorer.rooms.train.choices import (
+    DATA_CHOICES,
+    DEFAULT_EXAMPLES,
+    LEAST_EXPERTS,
+    LOSSES,
+    describe_data,
+    domains_of,
+    zoo_experts,
+)
+from explorer.rooms.train.estimate import estimate, logged_speed, speed_of
+from explorer.rooms.train.payload import probe_payload, progress_text, training_payload
+from explorer.settings import DEFAULT_K, check_prompt, limits
+from explorer.training_job import RUNNING, JobStatus, Probe, TrainingJob, logged_steps, trained_folder
+from explorer.trainings import Trainings
+from loramixer.data import RECIPES
+from loramixer.errors import DataError, ExpertError, LoraMixerError, MixerError
+from loramixer.training.run_log import RunLog
+
+ROOM = "train"
+LINK_FIELDS = (
+    LinkField("e", "experts", ""),
+    LinkField("d", "domains", ""),
+    LinkField("data", "data", "default", choices=tuple(key for _, key in DATA_CHOICES)),
+    LinkField("loss", "loss", "rsl", choices=tuple(LOSSES)),
+    LinkField("a", "balance_weight", 1.0, "float", low=0, high=1000),
+    LinkField("l", "entropy_weight", 0.3, "float", low=0, high=1000),
+    LinkField("sign", "entropy", "sharpen", choices=("sharpen", "flatten")),
+    LinkField("scale", "scale", "unit", choices=("unit", "paper")),
+    LinkField("n", "examples", DEFAULT_EXAMPLES, "int", low=1, high=1_000_000),
+    LinkField("seed", "seed", 0, "int", low=0, high=2**31 - 1),
+    LinkField("k", "top_k", DEFAULT_K, "int", low=1, high=64),
+)
+"""In the order of the controls."""
+
+NAMES = tuple(field.name for field in LINK_FIELDS)
+
+logger = logging.getLogger(__name__)
+
+OwnExperts = Callable[[str], tuple[str, Mapping[str, str]]]
+
+
+class TrainHandlers:
+    """All events of the room.
+
+    Args:
+        source: knows the backbone, and takes the trained router.
+        services: of the page; ``own_experts`` gives the experts of a visitor.
+        trainings: the processes.
+        experts: of the default backbone; those of the zoo by default.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        services: Mapping[str, Any],
+        trainings: Trainings | None = None,
+        experts: Mapping[str, str] | None = None,
+    ) -> None:
+        self.source = source
+        self.services = services
+        self.trainings = trainings or Trainings(forget_mixer=source.remove)
+        self._experts = experts
+
+    # ------------------------------------------------------------------ what can be chosen
+
+    def backbone(self) -> str:
+        """The one whose experts the zoo has."""
+        return next(iter(self.source.backbones()), "")
+
+    def experts(self) -> dict[str, str]:
+        """Experts that everybody can choose: name → folder."""
+        return dict(zoo_experts(self.backbone()) if self._experts is None else self._experts)
+
+    def own_experts(self, session: str) -> tuple[str, dict[str, str]]:
+        """Backbone and experts of the visitor; none where the room Your own is not there or empty."""
+        service: OwnExperts | None = self.services.get("own_experts")
+        if service is None:
+            return "", {}
+        backbone, experts = service(session)
+        return backbone, dict(experts)
+
+    def take_own(self, request: gr.Request) -> tuple[Any, Any, Any, Status]:
+        """Experts, domains and gate of what the visitor brought, and the line."""
+        _, found = self.own_experts(_session(request))
+        if len(found) < LEAST_EXPERTS:
+            return (
+                gr.skip(),
+                gr.skip(),
+                gr.skip(),
+                status(
+                    "note",
+                    f"The room Your own holds {len(found)} experts of yours; bring at least {LEAST_EXPERTS} there.",
+                ),
+            )
+        names = list(found)
+        domains = domains_of(found) or list(self.experts())
+        line = status("quiet", f"{len(names)} experts of your own are chosen; their rows come from the domains below.")
+        return gr.CheckboxGroup(choices=names, value=names), domains, _gate(len(names), DEFAULT_K), line
+
+    def choose_experts(self, experts: list[str], k: int | None) -> tuple[Any, Any]:
+        """Domains and gate that fit the chosen experts."""
+        domains = domains_of(dict.fromkeys(experts, ""))
+        return (domains or gr.skip()), _gate(len(experts), int(k or DEFAULT_K))
+
+    def choose_loss(self, loss: str) -> tuple[Any, ...]:
+        """Hint, α, λ, sign and scale of a loss."""
+        found = LOSSES[loss]
+        label = "α: weight of the balance term" if found.has_scale else "α: weight of the whole loss"
+        return (
+            gr.Dropdown(info=found.hint),
+            gr.Number(value=found.balance_weight, visible=found.has_balance, label=label),
+            gr.Number(visible=found.has_entropy),
+            gr.Radio(visible=found.has_entropy),
+            gr.Radio(visible=found.has_scale),
+        )
+
+    def choose_data(self, data: str) -> Any:
+        """The sentence under the choice of rows."""
+        return gr.Radio(info=describe_data(data))
+
+    def estimate_line(self, experts: list[str], examples: float | None) -> Status:
+        """Time and memory before anything begins."""
+        if len(experts) < LEAST_EXPERTS:
+            return status("note", f"Choose at least {LEAST_EXPERTS} experts.")
+        try:
+            backbone = self.backbone()
+            speed = self._speed_here() or logged_speed(self.source.mixers(), backbone)
+            text = estimate(backbone, len(experts), int(examples or 0), speed).text
+        except LoraMixerError as error:
+            return status("note", f"No estimate: {error}")
+        most = limits().training_minutes
+        if most < 60:
+            text += f" On this public page it ends after {most:g} minutes and keeps what it has."
+        return status("quiet", text)
+
+    def _speed_here(self) -> Any:
+        """Of the last training of this server, where one has ended."""
+        for folder in reversed(self.trainings.folders()):
+            try:
+                log = RunLog.load(folder / "mixture")
+            except (OSError, ValueError, KeyError):
+                continue
+            if found := speed_of({"summary": log.summary, "settings": log.settings}, here=True):
+                return found
+        return None
+
+    # ------------------------------------------------------------------ training
+
+    def start(self, request: gr.Request, *values: Any) -> tuple[Any, ...]:
+        """Begin; values are those of the controls in the order of ``LINK_FIELDS``, then the probe prompt.
+
+        Returns:
+            Key of the training, what the page has seen of it, status, and a timer.
+        """
+        try:
+            key = self.trainings.start(self.job(dict(zip((*NAMES, "probe"), values, strict=True)), _session(request)))
+        except LoraMixerError as error:
+            return gr.skip(), gr.skip(), status("error", str(error)), gr.skip()
+        return key, {}, status("busy", "The training process starts …"), gr.Timer(active=True)
+
+    def job(self, values: dict[str, Any], session: str) -> TrainingJob:
+        """What the controls ask for.
+
+        Raises:
+            LoraMixerError: something does not go together.
+        """
+        names, domains = list(values["experts"] or ()), tuple(values["domains"] or ())
+        zoo, (own_backbone, own) = self.experts(), self.own_experts(session)
+        if len(names) < LEAST_EXPERTS:
+            raise ExpertError(f"A router needs a choice: tick at least {LEAST_EXPERTS} experts.")
+        is_own = not set(names) <= set(zoo)
+        pool, backbone = (own, own_backbone) if is_own else (zoo, self.backbone())
+        if unknown := [name for name in names if name not in pool]:
+            raise ExpertError(f"There is no expert '{unknown[0]}' among {', '.join(pool) or 'none'}.")
+        experts = {name: source for name, source in pool.items() if name in names}
+        if not domains:
+            raise DataError("Rows are needed: tick at least one domain.")
+        domains = tuple(name for name in [*experts, *RECIPES] if name in domains and name in RECIPES)
+        domains = tuple(dict.fromkeys(domains))
+        examples, most = int(values["examples"] or 0), limits().training_examples
+        if not len(domains) <= examples <= most:
+            raise DataError(
+                f"{examples} examples were asked for; here it can be {len(domains)} (one for each domain) to {most:,}."
+            )
+        check_prompt(values["probe"])
+        loss = LOSSES.get(values["loss"])
+        if loss is None:
+            raise MixerError(f"There is no loss '{values['loss']}'; there are {', '.join(LOSSES)}.")
+        if loss.key == "supervised" and not set(domains) & set(experts):
+            raise MixerError("The supervised loss tells a row its own expert, but no domain has one; tick its domain.")
+        for name, text in (("balance_weight", "α"), ("entropy_weight", "λ")):
+            if not 0 <= float(values[name] or 0) <= 1000:
+                raise MixerError(f"{text} is {values[name]}; it is a weight from 0 to 1,000.")
+        return TrainingJob(
+            backbone=backbone,
+            experts=experts,
+            domains=domains,
+            data=values["data"],
+            loss=loss.key,
+            balance_weight=float(values["balance_weight"] or 0),
+            entropy_weight=float(values["entropy_weight"] or 0),
+            entropy=values["entropy"],
+            scale=values["scale"] if loss.has_scale else "unit",
+            examples=examples,
+            seed=int(values["seed"] or 0),
+            top_k=min(int(values["top_k"] or DEFAULT_K), len(experts)),
+            probe=values["probe"],
+            max_minutes=limits().training_minutes,
+            title=f"{loss.label}, trained here",
+        )
+
+    def attach(self, key: str | None) -> tuple[Any, Any, Any]:
+        """A page that is opened again finds its training: key, what it has seen, and a timer that looks at once."""
+        if not key:
+            return gr.skip(), gr.skip(), gr.skip()
+        try:
+            self.trainings.status(key)
+        except LoraMixerError:
+            return "", {}, gr.skip()
+        return key, {}, gr.Timer(active=True)
+
+    def poll(self, key: str, seen: dict[str, Any]) -> tuple[Any, ...]:
+        """One tick.
+
+        Returns:
+            Views of curves and of the probe, status, the buttons Train, Stop, Resume, Explore, Compare and Download,
+            the timer, and what the page has seen now. What has not changed is not sent again.
+        """
+        if not key:
+            return (*(gr.skip(),) * 9, gr.Timer(active=False), gr.skip())
+        try:
+            now = self.trainings.status(key)
+            folder = self.trainings.folder(key)
+            job = TrainingJob.load(folder)
+        except (LoraMixerError, OSError, ValueError) as error:
+            text = str(error) if isinstance(error, LoraMixerError) else "This training can no longer be read."
+            return (gr.skip(), gr.skip(), status("error", text), *self._buttons(None, False),
+                    gr.Timer(active=False), {})  # fmt: skip
+        steps, probe = logged_steps(folder), Probe.load(folder)
+        found = {"state": now.state, "step": now.step, "rows": len(steps), "frames": len(probe.steps)}
+        has_router = trained_folder(folder) is not None and now.state not in RUNNING
+        is_running = now.state in RUNNING
+        buttons = (gr.skip(),) * 6
+        if seen.get("state") != now.state:
+            buttons = self._buttons(now, has_router, key)
+        view = training_payload(key, job, now, steps) if found != seen else gr.skip()
+        frames = probe_payload(key, job, now, probe) if found["frames"] != seen.get("frames") else gr.skip()
+        return view, frames, _line(now), *buttons, gr.Timer(active=is_running), found
+
+    def _buttons(self, now: JobStatus | None, has_router: bool, key: str = "") -> tuple[Any, ...]:
+        is_running = now is not None and now.state in RUNNING
+        can_resume = now is not None and now.state in ("stopped", "failed")
+        file = None
+        if has_router:
+            try:
+                file = str(self.trainings.zip_mixture(key))
+            except (LoraMixerError, OSError):
+                logger.exception("The trained router could not be packed")
+        return (
+            gr.Button(interactive=not is_running),
+            gr.Button(interactive=is_running),
+            gr.Button(interactive=can_resume),
+            gr.Button(interactive=has_router),
+            gr.Button(interactive=has_router),
+            gr.DownloadButton(value=file, interactive=file is not None),
+        )
+
+    def stop(self, key: str) -> tuple[Status, Any]:
+        """Ask for a checkpoint and an end."""
+        try:
+            self.trainings.stop(key)
+        except LoraMixerError as error:
+            return status("error", str(error)), gr.skip()
+        return status("busy", "Stopping after this step; a checkpoint is written …"), gr.Timer(active=True)
+
+    def resume(self, key: str) -> tuple[Status, Any, Any]:
+        """Go on from the last checkpoint: status, what the page has seen, and the timer."""
+        try:
+            self.trainings.resume(key)
+        except LoraMixerError as error:
+            return status("error", str(error)), gr.skip(), gr.skip()
+        return status("busy", "The training process starts again …"), {}, gr.Timer(active=True)
+
+    # ------------------------------------------------------------------ to other rooms
+
+    def open_in_explore(self, key: str) -> tuple[Any, Any, Any]:
+        """Choose the trained router in Explore, and go there: tabs, the wish, and the status line."""
+        return self._send("explore", key)
+
+    def pin_in_compare(self, key: str) -> tuple[Any, Any, Any]:
+        """Choose the trained router in Compare, and go there."""
+        return self._send("compare", key)
+
+    def _send(self, room: str, key: str) -> tuple[Any, Any, Any]:
+        try:
+            name = self.trainings.mixer(key, self.source.add)
+            title = self.source.find(name).title
+        except LoraMixerError as error:
+            return gr.skip(), gr.skip(), status("error", str(error))
+        return gr.Tabs(selected=room), want(room, name, title), gr.skip()
+
+    # ------------------------------------------------------------------ links
+
+    def query(self, *values: Any) -> str:
+        """The address of the settings; values in the order of ``LINK_FIELDS``."""
+        found = dict(zip(NAMES, values, strict=True))
+        found["experts"] = ",".join(found["experts"] or ())
+        found["domains"] = ",".join(found["domains"] or ())
+        for field in LINK_FIELDS:
+            if field.kind == "int" and found[field.name] is not None:
+                found[field.name] = int(found[field.name])
+        return to_query(ROOM, found, LINK_FIELDS)
+
+    def open_link(self, request: gr.Request) -> tuple[Any, ...]:
+        """Tabs, the controls in the order of ``LINK_FIELDS``, and the status, of the address of the page."""
+        query = dict(request.query_params)
+        if query.get("room") != ROOM:
+            return (gr.skip(),) * (len(LINK_FIELDS) + 2)
+        values, notes = parse(query, LINK_FIELDS)
+        known = self.experts()
+        for name, allowed in (("experts", list(known)), ("domains", list(RECIPES))):
+            asked = [part for part in values[name].split(",") if part]
+            values[name] = [part for part in asked if part in allowed] or gr.skip()
+            notes += [f"The link names '{part}', which is not here." for part in asked if part not in allowed]
+        if values["experts"] != gr.skip():
+            values["top_k"] = _gate(len(values["experts"]), values["top_k"])
+        line = status("note", " ".join(notes)) if notes else gr.skip()
+        return gr.Tabs(selected=ROOM), *(values[name] for name in NAMES), line
+
+
+def _gate(experts: int, k: int) -> Any:
+    count = max(1, experts)
+    return gr.Radio(choices=list(range(1, count + 1)), value=min(max(1, k), count))
+
+
+def _line(now: JobStatus) -> Status:
+    kinds = {"finished": "ready", "stopped": "note", "failed": "error"}
+    return status(kinds.get(now.state, "busy"), progress_text(now))
+
+
+def _session(request: gr.Request | None) -> str:
+    return str(getattr(request, "session_hash", None) or "")

@@ -1,0 +1,237 @@
+"""The process that trains: ``python -m explorer.train_worker FOLDER``; see ``explorer.training_job``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+# Works from a clone where the package is not installed.
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "lib")]
+
+from explorer.replays import encode_frame, frame_of  # noqa: E402
+from explorer.training_job import JobStatus, TrainingJob, write_json  # noqa: E402
+from loramixer.trace import RoutingTrace  # noqa: E402
+
+NICENESS = 10
+"""Generation in other rooms goes first."""
+
+FRAMES = 40
+"""Frames of the probe prompt over a whole training."""
+
+SAVES = 10
+"""Checkpoints over a whole training, besides the one of a stop."""
+
+logger = logging.getLogger(__name__)
+
+
+class StoppedByUser(Exception):
+    """Leaves the trainer after the checkpoint of a stop has been written."""
+
+
+def run(folder: Path, load_backbone: Callable[..., Any] | None = None) -> JobStatus:
+    """Train what ``job.json`` asks for, or go on from its last checkpoint; errors end up in ``status.json``.
+
+    Args:
+        folder: of the job.
+        load_backbone: stands in for the library's, for tests.
+
+    Returns:
+        The last status.
+    """
+    from loramixer.errors import LoraMixerError
+
+    job = TrainingJob.load(folder)
+    (folder / "stop").unlink(missing_ok=True)
+    JobStatus("starting", f"Loading {job.backbone} and {len(job.experts)} experts …").save(folder)
+    try:
+        ended = _train(job, folder, load_backbone)
+    except StoppedByUser:
+        found = JobStatus.load(folder)
+        ended = found.ended("stopped", f"Stopped after step {found.step} of {found.steps}; Resume goes on from there.")
+    except LoraMixerError as error:
+        ended = JobStatus.load(folder).ended("failed", _without_paths(str(error), folder))
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        ended = JobStatus.load(folder).ended("failed", f"A file could not be read or written: {reason}.")
+    except MemoryError:
+        ended = JobStatus.load(folder).ended(
+            "failed", "The memory of this machine did not suffice; take fewer experts."
+        )
+    except Exception as error:
+        logger.exception("The training failed")
+        text = f"The training ended with an error ({type(error).__name__}); the log of the server says more."
+        ended = JobStatus.load(folder).ended("failed", text)
+    ended.save(folder)
+    return ended
+
+
+def _train(job: TrainingJob, folder: Path, load_backbone: Callable[..., Any] | None) -> JobStatus:
+    from loramixer.data import RECIPES, mixed_examples
+    from loramixer.training import routers
+    from loramixer.training.presets import CPU_SMALL
+
+    if load_backbone is not None:
+        routers.load_backbone = load_backbone
+    own_domains = tuple(name for name in job.experts if name in RECIPES)
+    rows: Any = job.examples
+    if job.domains != own_domains:
+        rows = mixed_examples(job.examples, job.seed, job.domains)
+    steps = -(-job.examples // CPU_SMALL.routers.batch_size)
+    # Every step is logged, so that the curves move; a step costs far more than a line.
+    loop = replace(CPU_SMALL.routers, log_steps=1, save_steps=max(1, steps // SAVES))
+    follower = Follower(job, folder)
+    routers.train_router(
+        folder / "mixture",
+        dict(job.experts),
+        loss=job.loss,  # type: ignore[arg-type]
+        balance_weight=job.balance_weight,
+        entropy_weight=job.entropy_weight,
+        entropy=job.entropy,
+        scale=job.scale,
+        examples=rows,
+        backbone=job.backbone,
+        seed=job.seed,
+        top_k=job.top_k,
+        title=job.title,
+        preset=replace(CPU_SMALL, routers=loop),
+        callbacks=[follower.callback()],
+    )
+    done = JobStatus.load(folder)
+    if done.steps and done.step < done.steps:
+        text = f"Ended after {job.max_minutes:g} minutes, at step {done.step} of {done.steps}; the router is ready."
+    else:
+        text = f"Finished: {done.step} steps. The router is ready."
+    return done.ended("finished", text)
+
+
+class Follower:
+    """Watches a training from inside: writes where it is, routes the probe prompt, and ends it when it is asked to.
+
+    Args:
+        job: what is trained.
+        folder: of the job.
+    """
+
+    def __init__(self, job: TrainingJob, folder: Path) -> None:
+        self.job = job
+        self.folder = folder
+        self.started = time.monotonic()
+        self.first_step = 0
+
+    def callback(self) -> Any:
+        """For the trainer."""
+        from transformers import TrainerCallback
+
+        follower = self
+
+        class Callback(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                follower.begin(state, kwargs["model"], kwargs["processing_class"])
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                follower.step(state, control, kwargs["model"], kwargs["processing_class"])
+
+            def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                follower.saved(kwargs["model"])
+
+        return Callback()
+
+    def begin(self, state: Any, model: Any, tokenizer: Any) -> None:
+        """The first frame, of the routers before they are trained, or of those that a resumed run goes on with."""
+        self.first_step = state.global_step
+        self._tell(state)
+        self._probe(state, model, tokenizer)
+        self.started = time.monotonic()
+
+    def step(self, state: Any, control: Any, model: Any, tokenizer: Any) -> None:
+        """After every optimiser step."""
+        self._tell(state)
+        every = max(1, state.max_steps // FRAMES)
+        if state.global_step % every == 0 or state.global_step == state.max_steps:
+            self._probe(state, model, tokenizer)
+        if state.global_step >= state.max_steps:
+            return
+        if self._is_stopped():
+            control.should_save = True
+        elif time.monotonic() - self.started > self.job.max_minutes * 60:
+            control.should_training_stop = True
+
+    def saved(self, model: Any) -> None:
+        """After a checkpoint: leave, if it is the one of a stop."""
+        if not self._is_stopped():
+            return
+        config = model.peft_config["default"]
+        former = config.inference_mode
+        config.inference_mode = True
+        model.save_pretrained(self.folder / "partial", save_embedding_layers=False)
+        config.inference_mode = former
+        raise StoppedByUser
+
+    def _is_stopped(self) -> bool:
+        return (self.folder / "stop").exists()
+
+    def _tell(self, state: Any) -> None:
+        done = state.global_step - self.first_step
+        left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step) if done > 0 else None
+        text = f"Training: step {state.global_step} of {state.max_steps}"
+        JobStatus("training", text, state.global_step, state.max_steps, left).save(self.folder)
+
+    def _probe(self, state: Any, model: Any, tokenizer: Any) -> None:
+        trace = probe_trace(model, tokenizer, self.job.probe)
+        gates, point, tokens = frame_of(trace)
+        if not (self.folder / "probe.json").exists():
+            head = {"tokens": tokens, "experts": trace.experts, "layers": trace.layers}
+            write_json(self.folder / "probe.json", head)
+        row = {"step": state.global_step, "frame": encode_frame(gates), "point": point}
+        with (self.folder / "probe.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def probe_trace(model: Any, tokenizer: Any, prompt: str) -> RoutingTrace:
+    """Route the probe prompt with soft gates; the training goes on as if nothing had been."""
+    import torch
+
+    import loramixer
+    from loramixer.training.batches import ROW_BY_ROW
+    from loramixer.tuner.runtime import active_runtime
+
+    runtime, backbone = active_runtime(model), model.get_base_model()
+    former, was_training = runtime.inference, model.training
+    attention = backbone.config._attn_implementation
+    try:
+        with torch.random.fork_rng(devices=[]):
+            if attention == ROW_BY_ROW:
+                backbone.set_attn_implementation("sdpa")
+            model.eval()
+            loramixer.set_gate(model, mode="soft")
+            return loramixer.trace(model, tokenizer, prompt)
+    finally:
+        runtime.inference = former
+        model.train(was_training)
+        if attention == ROW_BY_ROW:
+            backbone.set_attn_implementation(attention)
+
+
+def _without_paths(text: str, folder: Path) -> str:
+    """A sentence that tells strangers nothing about the folders of this machine."""
+    return text.replace(f"{folder}{os.sep}", "").replace(str(folder), "the training's folder")
+
+
+def main() -> None:
+    """Entry point of the process."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
+    ended = run(Path(sys.argv[1]))
+    print(ended.text, flush=True)
+
+
+if __name__ == "__main__":
+    main()
