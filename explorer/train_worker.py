@@ -19,7 +19,7 @@ from explorer.replays import encode_frame, frame_of  # noqa: E402
 from explorer.training_job import JobStatus, TrainingJob, write_json  # noqa: E402
 from loramixer.trace import RoutingTrace  # noqa: E402
 
-NICENESS = 10
+NICENESS = 5
 """Generation in other rooms goes first."""
 
 FRAMES = 40

@@ -1,0 +1,252 @@
+"""The room Train without a browser: what can be asked for, estimates, following, and the way to other rooms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+from urllib.parse import parse_qsl
+
+import gradio as gr
+import pytest
+
+from explorer.rooms.train.choices import LOSSES, describe_data, domains_of, zoo_experts
+from explorer.rooms.train.estimate import Speed, duration, estimate, logged_speed, memory_bytes, speed_of
+from explorer.rooms.train.handlers import LINK_FIELDS, NAMES, TrainHandlers
+from explorer.trainings import Trainings
+from loramixer.errors import LoraMixerError
+from loramixer.tuner.config import RoutingLoss
+from tests.app.synthetic import MIXERS, FakeSource
+from tests.app.tiny_training import stand_in_command
+
+EXPERTS = {"math": "somewhere/math", "medical": "somewhere/medical", "code": "somewhere/code"}
+SECONDS = 60
+SETTINGS: dict[str, Any] = {
+    "experts": ["math", "medical"], "domains": ["math", "medical"], "data": "default", "loss": "rsl",
+    "balance_weight": 1, "entropy_weight": 0.3, "entropy": "flatten", "scale": "unit", "examples": 32, "seed": 7,
+    "top_k": 2, "probe": "How many mg?",
+}  # fmt: skip
+
+
+def session(name: str = "one", **query: str) -> Any:
+    return SimpleNamespace(session_hash=name, query_params=query)
+
+
+@pytest.fixture
+def handlers(tmp_path: Path) -> Iterator[TrainHandlers]:
+    trainings = Trainings(stand_in_command(tmp_path))
+    yield TrainHandlers(FakeSource(), {}, trainings, EXPERTS)
+    trainings.close()
+
+
+def start(handlers: TrainHandlers, **changes: Any) -> tuple[Any, ...]:
+    values = {**SETTINGS, **changes}
+    return handlers.start(session(), *(values[name] for name in (*NAMES, "probe")))
+
+
+def follow(handlers: TrainHandlers, key: str, state: str, step: int = 0) -> list[tuple[Any, ...]]:
+    """Ticks until the training is in a state; a step is allowed before each tick."""
+    seen: dict[str, Any] = {}
+    ticks = []
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        if state == "finished":
+            (handlers.trainings.folder(key) / "go").touch()
+        tick = handlers.poll(key, seen)
+        ticks.append(tick)
+        seen = tick[-1]
+        if seen["state"] == state and seen["step"] >= step:
+            return ticks
+        time.sleep(0.02)
+    raise AssertionError(seen)
+
+
+def test_every_loss_of_the_library_is_offered() -> None:
+    assert set(LOSSES) == set(get_args(RoutingLoss))
+
+
+def test_a_training_is_followed_to_its_end(handlers: TrainHandlers) -> None:
+    key, seen, line, timer = start(handlers)
+    assert (seen, line["kind"], timer.active) == ({}, "busy", True)
+    ticks = follow(handlers, key, "finished")
+    views = [tick[0] for tick in ticks if "curves" in tick[0]]
+    assert views[-1]["step"] == 4
+    assert [chart["name"] for chart in views[-1]["curves"]][:2] == ["Task loss, nats per token", "Entropies, nats"]
+    frames = [tick[1] for tick in ticks if tick[1] and "frames" in tick[1]]
+    assert frames[-1]["steps"] == [1, 2, 3, 4]
+    *_, line, train, stop, resume, explore, compare, download, timer, _ = ticks[-1]
+    assert line == {"kind": "ready", "text": "Finished: 4 steps. The router is ready."}
+    assert [button.interactive for button in (train, stop, resume, explore, compare, download)] == [
+        True, False, False, True, True, True,
+    ]  # fmt: skip
+    assert not timer.active
+
+
+def test_what_has_not_changed_is_not_sent_again(handlers: TrainHandlers) -> None:
+    key, *_ = start(handlers)
+    (handlers.trainings.folder(key) / "go").touch()
+    seen = follow(handlers, key, "training", step=1)[-1][-1]
+    while (handlers.trainings.folder(key) / "go").exists():
+        time.sleep(0.01)
+    seen = handlers.poll(key, seen)[-1]
+    view, frames, line, *buttons, timer, _ = handlers.poll(key, seen)
+    assert view == frames == buttons[0] == gr.skip()
+    assert line["text"] == "Training: step 1 of 4; about 2 s left, measured on the steps so far."
+    assert timer.active
+
+
+def test_stop_and_resume(handlers: TrainHandlers) -> None:
+    key, *_ = start(handlers)
+    (handlers.trainings.folder(key) / "go").touch()
+    follow(handlers, key, "training", step=1)
+    assert "checkpoint" in handlers.stop(key)[0]["text"]
+    last = follow(handlers, key, "stopped")[-1]
+    assert last[2]["kind"] == "note"
+    assert last[5].interactive
+    handlers.trainings._trainings[key].process.wait(SECONDS)  # type: ignore[union-attr]
+    assert handlers.resume(key)[0]["kind"] == "busy"
+    follow(handlers, key, "finished")
+
+
+def test_a_second_training_is_refused_with_a_sentence(handlers: TrainHandlers) -> None:
+    start(handlers)
+    assert "Another training runs" in start(handlers)[2]["text"]
+
+
+def test_a_reopened_page_finds_its_training(handlers: TrainHandlers) -> None:
+    key, *_ = start(handlers)
+    assert handlers.attach(key)[0] == key
+    assert handlers.attach(key)[2].active
+    assert handlers.attach("gone")[0] == ""
+    assert handlers.attach("") == (gr.skip(),) * 3
+    assert handlers.poll("gone", {})[2]["kind"] == "error"
+
+
+def test_the_trained_router_goes_to_explore(handlers: TrainHandlers) -> None:
+    key, *_ = start(handlers)
+    assert "no router yet" in handlers.open_in_explore(key)[2]["text"]
+    follow(handlers, key, "finished")
+    tabs, wanted, _ = handlers.open_in_explore(key)
+    assert tabs.selected == "explore"
+    assert handlers.source.find(wanted["mixer"]).title == "RSL (this paper), trained here"
+    assert handlers.pin_in_compare(key)[1]["mixer"] == wanted["mixer"]
+    assert wanted["mixer"] not in [mixer.name for mixer in handlers.source.mixers()]
+
+
+def test_a_job_is_what_the_controls_say(handlers: TrainHandlers) -> None:
+    job = handlers.job({**SETTINGS, "domains": ["medical", "math"], "top_k": 5}, "one")
+    assert job.experts == {"math": "somewhere/math", "medical": "somewhere/medical"}
+    assert job.domains == ("math", "medical")
+    assert (job.entropy, job.entropy_weight, job.seed, job.top_k) == ("flatten", 0.3, 7, 2)
+    # A loss without a balance term has no form of it.
+    assert handlers.job({**SETTINGS, "loss": "ds_moe", "scale": "paper"}, "one").scale == "unit"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"experts": ["math"]}, "at least 2 experts"),
+        ({"experts": ["math", "poetry"]}, "no expert 'math' among none"),
+        ({"domains": []}, "at least one domain"),
+        ({"examples": 1}, "1 examples were asked for"),
+        ({"examples": 10**9}, "one for each domain"),
+        ({"probe": " "}, "prompt is empty"),
+        ({"loss": "magic"}, "no loss 'magic'"),
+        ({"loss": "supervised", "domains": ["science"]}, "tick its domain"),
+        ({"balance_weight": -1}, "α is -1"),
+        ({"entropy_weight": float("nan")}, "λ is nan"),
+    ],
+)
+def test_what_does_not_go_together_is_one_sentence(handlers: TrainHandlers, changes: Any, words: str) -> None:
+    line = start(handlers, **changes)[2]
+    assert line["kind"] == "error"
+    assert words in line["text"]
+    assert not handlers.trainings.is_busy()
+
+
+def test_strangers_may_train_a_little(handlers: TrainHandlers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAMIXER_PUBLIC", "1")
+    assert "to 200." in start(handlers, examples=500)[2]["text"]
+    assert handlers.job(SETTINGS, "one").max_minutes == 5
+    assert "ends after 5 minutes" in handlers.estimate_line(["math", "medical"], 32)["text"]
+
+
+def test_experts_of_ones_own_can_be_trained_over(handlers: TrainHandlers) -> None:
+    handlers.services = {"own_experts": lambda who: ("mine", {"law": "a", "math": "b"} if who == "one" else {})}
+    experts, domains, gate, _ = handlers.take_own(session())
+    assert (experts.value, domains, gate.value) == (["law", "math"], ["math"], 2)
+    job = handlers.job({**SETTINGS, "experts": ["law", "math"], "domains": ["math"]}, "one")
+    assert (job.backbone, job.experts) == ("mine", {"law": "a", "math": "b"})
+    assert "holds 0 experts" in handlers.take_own(session("other"))[3]["text"]
+    with pytest.raises(LoraMixerError, match="no expert 'law'"):
+        handlers.job({**SETTINGS, "experts": ["law", "math"]}, "other")
+
+
+def test_controls_follow_the_loss(handlers: TrainHandlers) -> None:
+    info, balance, entropy, sign, scale = handlers.choose_loss("supervised")
+    assert "upper bound" in info.info
+    assert (balance.visible, entropy.visible, sign.visible, scale.visible) == (True, False, False, False)
+    _, balance, entropy, sign, scale = handlers.choose_loss("rsl")
+    assert (balance.visible, entropy.visible, sign.visible, scale.visible) == (True, True, True, True)
+    domains, gate = handlers.choose_experts(["math", "medical"], 3)
+    assert domains == ["math", "medical"]
+    assert (gate.value, len(gate.choices)) == (2, 2)
+
+
+def test_settings_come_back_from_their_address(handlers: TrainHandlers) -> None:
+    query = dict(parse_qsl(handlers.query(*(SETTINGS[name] for name in NAMES))))
+    assert query["room"] == "train"
+    tabs, *controls, line = handlers.open_link(session(**query))
+    assert tabs.selected == "train"
+    found = dict(zip(NAMES, controls, strict=True))
+    assert found.pop("top_k").value == 2
+    assert found == {name: value for name, value in SETTINGS.items() if name not in ("top_k", "probe")}
+    assert line == gr.skip()
+    assert handlers.open_link(session(room="explore")) == (gr.skip(),) * (len(LINK_FIELDS) + 2)
+    assert "'poetry'" in handlers.open_link(session(room="train", e="poetry"))[-1]["text"]
+
+
+def test_time_is_scaled_by_tokens() -> None:
+    found = estimate("smollm2-135m", 4, 100, Speed(tokens_per_second=200, tokens_per_row=190, here=False))
+    assert found.seconds == pytest.approx(95)
+    assert "19,000 tokens" in found.text
+    assert "square of a row" in found.text
+    unknown = estimate("smollm2-135m", 4, 100, None)
+    assert unknown.seconds is None
+    assert "after the first steps" in unknown.text
+
+
+def test_speed_is_that_of_the_shipped_router() -> None:
+    found = logged_speed(MIXERS, "smollm2-135m")
+    assert found is not None
+    assert found.tokens_per_second > 0
+    assert logged_speed(MIXERS, "another") is None
+    assert speed_of({"summary": {}, "settings": {}}, here=True) is None
+
+
+def test_memory_grows_with_experts() -> None:
+    two, six = memory_bytes("smollm2-135m", 2), memory_bytes("smollm2-135m", 6)
+    assert 1e9 < two < six < 20e9
+
+
+def test_durations_are_for_people() -> None:
+    assert [duration(seconds) for seconds in (0.2, 40, 720, 12_600)] == ["1 s", "40 s", "12 min", "3.5 h"]
+
+
+def test_rows_are_named_without_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LORAMIXER_DATA", str(tmp_path))
+    assert describe_data("default") == "Rows from the folder that LORAMIXER_DATA names."
+    monkeypatch.setenv("LORAMIXER_DATA", str(tmp_path / "gone"))
+    assert "not there" in describe_data("default")
+    monkeypatch.setenv("LORAMIXER_DATA", "generated")
+    assert describe_data("default").startswith("Generated rows")
+
+
+def test_experts_of_the_zoo_are_in_the_order_of_their_domains() -> None:
+    found = zoo_experts("smollm2-135m")
+    assert len(found) >= 2
+    assert all((Path(folder) / "adapter_config.json").is_file() for folder in found.values())
+    assert domains_of(found) == [name for name in found if name in domains_of(found)]
+    assert zoo_experts("nothing") == {}
