@@ -102,6 +102,7 @@ def _train(job: TrainingJob, folder: Path, load_backbone: Callable[..., Any] | N
         title=job.title,
         preset=replace(CPU_SMALL, routers=loop),
         callbacks=[follower.callback()],
+        measure_speed=False,  # it takes as long as six steps, which are many here
     )
     done = JobStatus.load(folder)
     if done.steps and done.step < done.steps:
@@ -137,6 +138,11 @@ class Follower:
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 follower.step(state, control, kwargs["model"], kwargs["processing_class"])
+
+            def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                JobStatus(
+                    "saving", "The steps are done; the router is saved …", state.global_step, state.max_steps
+                ).save(follower.folder)
 
             def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 follower.saved(kwargs["model"])

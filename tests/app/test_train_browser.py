@@ -98,6 +98,7 @@ def test_settings_are_in_the_address_and_faults_are_sentences(training_page: tup
     page.click("[role=option]:has-text('Supervised')")
     page.wait_for_selector("#train-sign", state="hidden")
     page.wait_for_function("new URL(location).searchParams.get('loss') === 'supervised'")
+    page.click("#train-more button")
     page.fill("#train-probe textarea", " ")
     page.click("#train-start")
     page.wait_for_function("document.querySelector('#train-status .text').textContent.includes('prompt is empty')")

@@ -8,7 +8,7 @@ const drawCharts = createCharts(root.querySelector('.charts'), root);
 let model = null;
 let savedFor = null;
 
-function drawPath() {
+function drawTraining() {
   if (!plane.clientWidth || !model) return;
   const paths = model.path.length ? [{ router: null, colour: model.colour, points: model.path }] : [];
   drawPlane(svg, root, plane.clientWidth, { routers: [], paths }, view);
@@ -30,7 +30,7 @@ function redraw() {
   if (!model) return;
   drawProgress();
   drawCharts(model.curves, model.steps);
-  drawPath();
+  drawTraining();
 }
 
 function buildSwitches() {
@@ -39,7 +39,7 @@ function buildSwitches() {
     const button = saveButton(text, () => {
       view.close = close;
       box.querySelectorAll('button').forEach((other) => other.setAttribute('aria-pressed', String(other === button)));
-      drawPath();
+      drawTraining();
     });
     button.setAttribute('aria-pressed', String(view.close === close));
     box.append(button);
@@ -65,7 +65,7 @@ function onReplay(event) {
   if (!root.isConnected) { document.removeEventListener('loramixer:replay', onReplay); return; }
   if (plane.offsetParent === null) return; // it is for the room that is open
   view.moving = event.detail.trail.length ? event.detail : null;
-  drawPath();
+  drawTraining();
 }
 document.addEventListener('loramixer:replay', onReplay);
 

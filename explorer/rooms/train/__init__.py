@@ -35,29 +35,31 @@ def build(page: Page) -> None:
     key, seen, query = gr.BrowserState("", storage_key="loramixer-training"), gr.State({}), gr.Textbox(visible=False)
     with gr.Row(elem_classes="room"):
         with gr.Column(elem_id="train-controls", elem_classes="controls", scale=0, min_width=300):
-            controls = _controls(handlers)
-            experts, domains, data, loss, balance, entropy, sign, scale, examples, _, k = controls
-            own = gr.Button("Experts from Your own", size="sm", elem_id="train-own")
-            probe = gr.Textbox(
-                EXAMPLES[0].prompt, label="Probe prompt", lines=3, max_lines=6, elem_id="train-probe",
-                info="Its map moves while the routers train; it is not trained on.",
-            )  # fmt: skip
-            estimate = StatusLine(elem_id="train-estimate")
             with gr.Row(elem_classes="buttons-in-row"):
                 train = gr.Button("Train", variant="primary", elem_id="train-start", min_width=70)
                 stop = gr.Button("Stop", interactive=False, elem_id="train-stop", min_width=60)
                 resume = gr.Button("Resume", interactive=False, elem_id="train-resume", min_width=70)
             room_status = StatusLine(elem_id="train-status")
+            estimate = StatusLine(elem_id="train-estimate")
             with gr.Row(elem_classes="buttons-in-row"):
                 explore = gr.Button("Open in Explore", interactive=False, size="sm", elem_id="train-explore")
                 compare = gr.Button("Pin in Compare", interactive=False, size="sm", elem_id="train-compare")
                 download = gr.DownloadButton("Download router", interactive=False, size="sm", elem_id="train-download")
+            with gr.Accordion("Experts and rows", elem_id="train-rows") as rows_fold:
+                experts, domains, data, examples = _rows_controls(handlers)
+                own = gr.Button("Experts from Your own", size="sm", elem_id="train-own")
+            with gr.Accordion("Routing loss", elem_id="train-losses") as loss_fold:
+                loss, balance, entropy, sign, scale = _loss_controls()
+            with gr.Accordion("Probe prompt, seed and gate", open=False, elem_id="train-more"):
+                probe, seed, k = _other_controls(len(handlers.experts()))
         with gr.Column(elem_classes="view", min_width=0):
             view = TrainingView(None, elem_id="training-view")
             frames = ReplayView(None, elem_id="train-frames")
 
-    experts.change(handlers.choose_experts, [experts, k], [domains, k], **AT_ONCE)
-    own.click(handlers.take_own, None, [experts, domains, k, room_status], **AT_ONCE)
+    # In the order of the fields of a link.
+    controls = [experts, domains, data, loss, balance, entropy, sign, scale, examples, seed, k]
+    experts.change(handlers.choose_experts, experts, domains, **AT_ONCE)
+    own.click(handlers.take_own, None, [experts, domains, room_status], **AT_ONCE)
     loss.change(handlers.choose_loss, loss, [loss, balance, entropy, sign, scale], **AT_ONCE)
     data.change(handlers.choose_data, data, data, **AT_ONCE)
     gr.on(
@@ -82,13 +84,20 @@ def build(page: Page) -> None:
     compare.click(handlers.pin_in_compare, key, [page.tabs, page.wanted, room_status], **PRIVATE)
     page.demo.load(handlers.attach, key, [key, seen, timer], **AT_ONCE)
     page.demo.load(handlers.open_link, None, [page.tabs, *controls, room_status], **AT_ONCE)
+    # As in the other rooms, phones start with the controls folded.
+    narrow = gr.Checkbox(visible=False)
+    page.demo.load(
+        lambda is_narrow: (gr.Accordion(open=not is_narrow), gr.Accordion(open=not is_narrow)),
+        narrow,
+        [rows_fold, loss_fold],
+        js="() => [window.innerWidth < 700]",
+        **AT_ONCE,
+    )
 
 
-def _controls(handlers: TrainHandlers) -> list[Any]:
-    """The controls, in the order of the fields of a link."""
-    known = list(handlers.experts())
-    rsl = LOSSES["rsl"]
-    return [
+def _rows_controls(handlers: TrainHandlers) -> tuple[Any, ...]:
+    known, most = list(handlers.experts()), limits().training_examples
+    return (
         gr.CheckboxGroup(
             known, value=known, label="Experts", info="At least two; the routers learn to choose among them.",
             elem_id="train-experts",
@@ -100,22 +109,39 @@ def _controls(handlers: TrainHandlers) -> list[Any]:
         gr.Radio(
             list(DATA_CHOICES), value="default", label="Rows", info=describe_data("default"), elem_id="train-data"
         ),
+        gr.Slider(
+            8, min(2000, most), min(DEFAULT_EXAMPLES, most), step=8, label="Examples",
+            info="Rows in all; 8 make one step.", elem_id="train-examples",
+        ),
+    )  # fmt: skip
+
+
+def _loss_controls() -> tuple[Any, ...]:
+    rsl = LOSSES["rsl"]
+    return (
         gr.Dropdown(
-            [(choice.label, choice.key) for choice in LOSSES.values()], value="rsl", label="Routing loss",
-            info=rsl.hint, elem_id="train-loss",
+            [(choice.label, choice.key) for choice in LOSSES.values()],
+            value="rsl",
+            label="Routing loss",
+            info=rsl.hint,
+            elem_id="train-loss",
         ),
         gr.Number(rsl.balance_weight, label="α: weight of the balance term", minimum=0, elem_id="train-balance"),
         gr.Number(0.3, label="λ: weight of the token entropy, in nats", minimum=0, elem_id="train-entropy"),
         gr.Radio(list(SIGNS), value="sharpen", label="Sign of λ", elem_id="train-sign"),
         gr.Radio(list(SCALES), value="unit", label="Form that α belongs to", elem_id="train-scale"),
-        gr.Slider(
-            8, min(2000, limits().training_examples), min(DEFAULT_EXAMPLES, limits().training_examples), step=8,
-            label="Examples", info="Rows in all; 8 make one step.", elem_id="train-examples",
+    )
+
+
+def _other_controls(experts: int) -> tuple[Any, ...]:
+    return (
+        gr.Textbox(
+            EXAMPLES[0].prompt, label="Probe prompt", lines=3, max_lines=6, elem_id="train-probe",
+            info="Its map moves while the routers train; it is not trained on.",
         ),
         gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="train-seed"),
-        gr.Radio(
-            list(range(1, max(2, len(known)) + 1)), value=min(DEFAULT_K, max(2, len(known))),
-            label="Gate after the training: experts per token (k)", info="Training itself mixes all (soft).",
-            elem_id="train-k",
+        gr.Number(
+            min(DEFAULT_K, max(2, experts)), label="Gate after the training: experts per token (k)", precision=0,
+            minimum=1, info="Training itself mixes all (soft). At most as many as experts.", elem_id="train-k",
         ),
-    ]  # fmt: skip
+    )  # fmt: skip

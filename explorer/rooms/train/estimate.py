@@ -72,7 +72,9 @@ def speed_of(log: dict[str, Any], here: bool) -> Speed | None:
     summary, rows = log.get("summary", {}), sum(log.get("settings", {}).get("rows", {}).values())
     if not summary.get("seconds") or not summary.get("tokens") or not rows:
         return None
-    return Speed(summary["tokens"] / summary["seconds"], summary["tokens"] / rows, here)
+    # A run that ended early has not seen all the rows that its summary counts; its last logged step says what it saw.
+    last = next((row for row in reversed(log.get("steps", [])) if row.get("seconds") and row.get("tokens")), summary)
+    return Speed(last["tokens"] / last["seconds"], summary["tokens"] / rows, here)
 
 
 def estimate(backbone: str, experts: int, examples: int, speed: Speed | None) -> Estimate:
@@ -98,18 +100,24 @@ def estimate(backbone: str, experts: int, examples: int, speed: Speed | None) ->
     else:
         sentences.append("How long it takes is known after the first steps: no run log of this backbone is here.")
     settings = CPU_SMALL.routers
+    least = ""
+    if speed is not None:
+        mean = round(min(speed.tokens_per_row, settings.max_length))
+        usual = memory_bytes(backbone, experts, mean)
+        least = f"About {usual / 1e9:.1f} GB of memory at rows of the mean length ({mean} tokens), and up"
     sentences.append(
-        f"Up to {needed / 1e9:.1f} GB of memory, computed for {settings.batch_size} rows of {settings.max_length} "
-        "tokens at once; the part of attention grows with the square of a row."
+        f"{least or 'Up'} to {needed / 1e9:.1f} GB{'' if least else ' of memory'} at {settings.batch_size} rows of "
+        f"{settings.max_length} tokens at once, computed from the backbone's shapes; the part of attention grows with "
+        "the square of a row."
     )
     if (free := free_bytes()) is not None and free < needed:
         sentences.append(f"Only {free / 1e9:.1f} GB are free now, so it may be ended by the system.")
     return Estimate(seconds, needed, " ".join(sentences))
 
 
-@functools.lru_cache(maxsize=16)
-def memory_bytes(backbone: str, experts: int) -> int:
-    """Memory at the longest rows that are allowed, from the configuration alone."""
+@functools.lru_cache(maxsize=64)
+def memory_bytes(backbone: str, experts: int, row_tokens: int = CPU_SMALL.routers.max_length) -> int:
+    """Memory with rows of one length, the longest allowed by default, from the configuration alone."""
     from loramixer.shapes import meta_model, read_config
     from loramixer.training.loop import fast_training_dtype
 
@@ -121,11 +129,11 @@ def memory_bytes(backbone: str, experts: int) -> int:
     layers = int(config.num_hidden_layers)
     heads = int(getattr(config, "num_attention_heads", 0) or 0)
     rank = CPU_SMALL.rank
-    tokens = CPU_SMALL.routers.batch_size * CPU_SMALL.routers.max_length
+    rows = CPU_SMALL.routers.batch_size
     # Four projections of about hidden × hidden with A and B, and what they keep of every token for the backward pass.
     adapters = experts * layers * 4 * 2 * hidden * rank * 4
-    kept = tokens * layers * (ACTIVATION_VALUES * hidden + 4 * inner + 4 * experts * rank) * value
-    attention = layers * heads * CPU_SMALL.routers.batch_size * CPU_SMALL.routers.max_length**2 * PLAIN_MATRIX_BYTES
+    kept = rows * row_tokens * layers * (ACTIVATION_VALUES * hidden + 4 * inner + 4 * experts * rank) * value
+    attention = layers * heads * rows * row_tokens**2 * PLAIN_MATRIX_BYTES
     return FIXED_BYTES + parameters * value + adapters + kept + attention
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import gradio as gr
@@ -93,28 +94,19 @@ class TrainHandlers:
         backbone, experts = service(session)
         return backbone, dict(experts)
 
-    def take_own(self, request: gr.Request) -> tuple[Any, Any, Any, Status]:
-        """Experts, domains and gate of what the visitor brought, and the line."""
+    def take_own(self, request: gr.Request) -> tuple[Any, Any, Status]:
+        """Experts and domains of what the visitor brought, and the line."""
         _, found = self.own_experts(_session(request))
         if len(found) < LEAST_EXPERTS:
-            return (
-                gr.skip(),
-                gr.skip(),
-                gr.skip(),
-                status(
-                    "note",
-                    f"The room Your own holds {len(found)} experts of yours; bring at least {LEAST_EXPERTS} there.",
-                ),
-            )
+            text = f"The room Your own holds {len(found)} experts of yours; bring at least {LEAST_EXPERTS} there."
+            return gr.skip(), gr.skip(), status("note", text)
         names = list(found)
-        domains = domains_of(found) or list(self.experts())
         line = status("quiet", f"{len(names)} experts of your own are chosen; their rows come from the domains below.")
-        return gr.CheckboxGroup(choices=names, value=names), domains, _gate(len(names), DEFAULT_K), line
+        return gr.CheckboxGroup(choices=names, value=names), domains_of(found) or list(self.experts()), line
 
-    def choose_experts(self, experts: list[str], k: int | None) -> tuple[Any, Any]:
-        """Domains and gate that fit the chosen experts."""
-        domains = domains_of(dict.fromkeys(experts, ""))
-        return (domains or gr.skip()), _gate(len(experts), int(k or DEFAULT_K))
+    def choose_experts(self, experts: list[str]) -> Any:
+        """The domains of the chosen experts; as they were where none has one."""
+        return domains_of(dict.fromkeys(experts, "")) or gr.skip()
 
     def choose_loss(self, loss: str) -> tuple[Any, ...]:
         """Hint, α, λ, sign and scale of a loss."""
@@ -154,7 +146,7 @@ class TrainHandlers:
                 log = RunLog.load(folder / "mixture")
             except (OSError, ValueError, KeyError):
                 continue
-            if found := speed_of({"summary": log.summary, "settings": log.settings}, here=True):
+            if found := speed_of(asdict(log), here=True):
                 return found
         return None
 
@@ -336,15 +328,8 @@ class TrainHandlers:
             asked = [part for part in values[name].split(",") if part]
             values[name] = [part for part in asked if part in allowed] or gr.skip()
             notes += [f"The link names '{part}', which is not here." for part in asked if part not in allowed]
-        if values["experts"] != gr.skip():
-            values["top_k"] = _gate(len(values["experts"]), values["top_k"])
         line = status("note", " ".join(notes)) if notes else gr.skip()
         return gr.Tabs(selected=ROOM), *(values[name] for name in NAMES), line
-
-
-def _gate(experts: int, k: int) -> Any:
-    count = max(1, experts)
-    return gr.Radio(choices=list(range(1, count + 1)), value=min(max(1, k), count))
 
 
 def _line(now: JobStatus) -> Status:

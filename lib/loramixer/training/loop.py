@@ -47,6 +47,7 @@ def run_training(
     callbacks: list[TrainerCallback] | None = None,
     statistics: Statistics | None = None,
     optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+    measure_speed: bool = True,
 ) -> RunLog:
     """Train ``model`` on encoded rows with the stock Trainer; resumes from the last whole checkpoint in ``folder``.
 
@@ -61,6 +62,7 @@ def run_training(
         callbacks: further trainer callbacks.
         statistics: joins every row of the log.
         optimizer: class and arguments of another optimiser than AdamW.
+        measure_speed: whether a few batches at the end time the backbone alone.
 
     Raises:
         LoraMixerError: the loss or a gradient is not finite, or the disk is full; the last checkpoint stays good.
@@ -88,7 +90,7 @@ def run_training(
     with survivable(checkpoints), in_line, scan_by_hand(backbone):
         trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
         log.summary = trainer.summary(int(sum(len(row["input_ids"]) for row in rows) * settings.epochs))
-        if is_adapted:
+        if is_adapted and measure_speed:
             log.summary |= measure_backbone(model, trainer.get_train_dataloader())
         log.save(folder)
     print(speed_text(log.summary))

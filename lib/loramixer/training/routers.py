@@ -66,6 +66,7 @@ def train_router(
     keep_routers_at: Sequence[int] = (),
     report_to: str = "none",
     callbacks: Sequence[TrainerCallback] = (),
+    measure_speed: bool = True,
     **config_fields: Any,
 ) -> Path:
     """Train fresh routers over given experts and save the mixture; resumes when ``output`` holds checkpoints.
@@ -94,6 +95,7 @@ def train_router(
             ``output/routers/step-…``, each a small mixture that :func:`loramixer.load_mixer` takes.
         report_to: where metrics go besides the run log: ``none``, ``trackio`` or ``tensorboard``.
         callbacks: further callbacks of the Trainer; one that raises ends the run, and its last checkpoint stays.
+        measure_speed: whether the run ends with a few batches that time the backbone alone, for its summary.
         **config_fields: further fields of :class:`loramixer.LoraMixerConfig`.
 
     Returns:
@@ -165,7 +167,17 @@ def train_router(
     ]
     with frozen_experts_in_backbone_dtype(peft_model) as rounded:
         log.settings["experts_dtype"] = rounded
-        run_training(peft_model, tokenizer, found.rows, folder, settings, log, all_callbacks, statistics.take)
+        run_training(
+            peft_model,
+            tokenizer,
+            found.rows,
+            folder,
+            settings,
+            log,
+            all_callbacks,
+            statistics.take,
+            measure_speed=measure_speed,
+        )
     with survivable(folder / "checkpoints"):
         save_mixture(peft_model, folder)
         write_router_card(folder, config.title, command, log, list(experts))
