@@ -125,6 +125,7 @@ class Follower:
         self.folder = folder
         self.started = time.monotonic()
         self.first_step = 0
+        self.parent = os.getppid()
 
     def callback(self) -> Any:
         """For the trainer."""
@@ -181,7 +182,8 @@ class Follower:
         raise StoppedByUser
 
     def _is_stopped(self) -> bool:
-        return (self.folder / "stop").exists()
+        # A server that is gone will not ask any more, and nobody would see the rest.
+        return (self.folder / "stop").exists() or os.getppid() != self.parent
 
     def _tell(self, state: Any) -> None:
         done = state.global_step - self.first_step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import io
+import json
 import logging
 import os
 import shutil
@@ -20,7 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from explorer.training_job import RUNNING, JobStatus, TrainingJob, trained_folder
+from loramixer.cards import UNPUBLISHED
 from loramixer.errors import LoraMixerError
+from loramixer.hub import split_hub_id
+from loramixer.mixers import CONFIG_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = 4
@@ -28,6 +32,10 @@ KEPT = 4
 
 SECONDS_TO_STOP = 120
 """A process that does not stop by itself for so long is ended."""
+
+PREFIX = "loramixer-training-"
+SECONDS_LEFT_BEHIND = 2 * 24 * 3600
+"""A folder in which nothing was written for so long belongs to a server that was killed."""
 
 PORTABLE = ("adapter_model.safetensors", "adapter_config.json", "README.md", "run_log.json")
 """What a downloaded folder holds: what ``loramixer.load_mixer`` takes, its card, and its curves."""
@@ -82,9 +90,10 @@ class Trainings:
         with self._lock:
             self._refuse_second()
             self._make_room()
+            _sweep()
             key = uuid.uuid4().hex
             try:
-                folder = Path(tempfile.mkdtemp(prefix="loramixer-training-"))
+                folder = Path(tempfile.mkdtemp(prefix=PREFIX))
                 job.save(folder)
             except OSError as error:
                 raise LoraMixerError(
@@ -200,7 +209,9 @@ class Trainings:
                 file = mixture / name
                 if not file.is_file() and name == "run_log.json":
                     file = folder / "mixture" / name
-                if file.is_file():
+                if name == CONFIG_FILE:
+                    archive.writestr(f"router/{name}", _without_places(file.read_text(encoding="utf-8")))
+                elif file.is_file():
                     archive.write(file, f"router/{name}")
         path.write_bytes(memory.getvalue())
         return path
@@ -282,3 +293,24 @@ class Trainings:
             "on from the last checkpoint, and the log of the server says more."
         )
         return found.ended("failed", text)
+
+
+def _without_places(config: str) -> str:
+    """A mixture's configuration whose experts, which it holds itself, name no folder of this machine."""
+    found = json.loads(config)
+    for expert in found.get("experts", {}).values():
+        source = expert.get("source") or ""
+        if source and split_hub_id(source) is None:
+            expert["source"] = UNPUBLISHED + Path(source).name
+    return json.dumps(found, indent=2, sort_keys=True) + "\n"
+
+
+def _sweep() -> None:
+    """Delete what servers that were killed have left in the temporary folder."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+        except OSError:
+            continue
+        if time.time() - newest > SECONDS_LEFT_BEHIND:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -15,7 +15,7 @@ from tests.app.synthetic_app import make_recordings
 
 pytestmark = pytest.mark.browser
 
-MILLISECONDS = 60_000
+MILLISECONDS = 150_000
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tests.app.tiny_training import stand_in_command
 
 pytestmark = pytest.mark.browser
 
-MILLISECONDS = 60_000
+MILLISECONDS = 150_000
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 import zipfile
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from explorer.training_job import JobStatus
-from explorer.trainings import KEPT, TrainingBusy, Trainings
+from explorer.trainings import KEPT, PREFIX, TrainingBusy, Trainings
 from loramixer.errors import LoraMixerError
 from tests.app.tiny_training import stand_in_command, tiny_job
 
@@ -55,6 +57,9 @@ def test_a_training_runs_to_its_end_and_can_be_downloaded(trainings: Trainings, 
             "router/run_log.json",
         ]  # fmt: skip
         assert archive.read("router/adapter_model.safetensors") == b"weights"
+        experts = json.loads(archive.read("router/adapter_config.json"))["experts"]
+    # No folder of this machine leaves it.
+    assert experts == {"math": {"source": "local:math"}, "law": {"source": "organisation/law@0123abc"}}
 
 
 def test_one_training_at_a_time(trainings: Trainings, tmp_path: Path) -> None:
@@ -124,4 +129,20 @@ def test_old_trainings_make_room(tmp_path: Path) -> None:
     with pytest.raises(LoraMixerError):
         trainings.folder(keys[0])
     assert all(trainings.folder(key).is_dir() for key in keys[1:])
+    trainings.close()
+
+
+def test_folders_of_killed_servers_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    old, new = tmp_path / f"{PREFIX}old", tmp_path / f"{PREFIX}new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "status.json").touch()
+    long_ago = time.time() - 3 * 24 * 3600
+    os.utime(old / "status.json", (long_ago, long_ago))
+    os.utime(old, (long_ago, long_ago))
+    trainings = Trainings(("true",))
+    trainings.start(tiny_job(tmp_path))
+    assert not old.exists()
+    assert new.exists()
     trainings.close()

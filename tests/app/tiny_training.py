@@ -68,7 +68,8 @@ for step in range(1, 5):
     tell("training", f"Training: step {step} of 4", step)
     (folder / "go").unlink(missing_ok=True)
 (mixture / "adapter_model.safetensors").write_bytes(b"weights")
-(mixture / "adapter_config.json").write_text("{}")
+experts = {"math": {"source": "../../somewhere/secret/math"}, "law": {"source": "organisation/law@0123abc"}}
+(mixture / "adapter_config.json").write_text(json.dumps({"experts": experts}))
 (mixture / "README.md").write_text("a card")
 tell("finished", "Finished: 4 steps. The router is ready.", 4)
 """

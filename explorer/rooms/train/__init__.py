@@ -28,11 +28,16 @@ from loramixer.data import RECIPES
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
 
+# A browser that stores nothing only loses sight of its training when the page is closed. (A BrowserState would not be
+# there when the page loads, since it would lie in a tab that is not open.)
+REMEMBER = "(key) => { try { localStorage.setItem('loramixer-training', key); } catch {} }"
+RECALL = "() => { try { return [localStorage.getItem('loramixer-training') || '']; } catch { return ['']; } }"
+
 
 def build(page: Page) -> None:
     """Components and wiring of the room."""
     handlers = TrainHandlers(page.source, page.services)
-    key, seen, query = gr.BrowserState("", storage_key="loramixer-training"), gr.State({}), gr.Textbox(visible=False)
+    key, seen, query = gr.Textbox(visible=False), gr.State({}), gr.Textbox(visible=False)
     with gr.Row(elem_classes="room"):
         with gr.Column(elem_id="train-controls", elem_classes="controls", scale=0, min_width=300):
             with gr.Row(elem_classes="buttons-in-row"):
@@ -74,7 +79,9 @@ def build(page: Page) -> None:
     )
 
     timer = gr.Timer(1.0, active=False)
-    train.click(handlers.start, [*controls, probe], [key, seen, room_status, timer], **AT_ONCE)
+    train.click(handlers.start, [*controls, probe], [key, seen, room_status, timer], **AT_ONCE).then(
+        None, key, None, js=REMEMBER, **AT_ONCE
+    )
     stop.click(handlers.stop, key, [room_status, timer], **AT_ONCE)
     resume.click(handlers.resume, key, [room_status, seen, timer], **AT_ONCE)
     buttons = [train, stop, resume, explore, compare, download]
@@ -82,7 +89,7 @@ def build(page: Page) -> None:
     # Through the queue, since other rooms listen to the state that these set.
     explore.click(handlers.open_in_explore, key, [page.tabs, page.wanted, room_status], **PRIVATE)
     compare.click(handlers.pin_in_compare, key, [page.tabs, page.wanted, room_status], **PRIVATE)
-    page.demo.load(handlers.attach, key, [key, seen, timer], **AT_ONCE)
+    page.demo.load(handlers.attach, key, [key, seen, timer], js=RECALL, **AT_ONCE)
     page.demo.load(handlers.open_link, None, [page.tabs, *controls, room_status], **AT_ONCE)
     # As in the other rooms, phones start with the controls folded.
     narrow = gr.Checkbox(visible=False)
