@@ -17,7 +17,7 @@ from explorer.replays import Replay, find_replays, frame_of
 from explorer.rooms.tradeoff.handlers import NO_REPLAY, TradeoffHandlers
 from explorer.rooms.tradeoff.payload import NOT_MEASURED, plane_payload
 from explorer.rooms.tradeoff.points import log_path, loss_text_of, measured_plane, sign_of
-from loramixer.errors import TraceError
+from loramixer.errors import FigureError, TraceError
 from loramixer.metrics import plane_point
 from loramixer.mixers import MixerInfo
 from tests.app.plane_files import SETTINGS, write_plane, write_replay
@@ -41,7 +41,7 @@ def handlers(tmp_path: Path) -> TradeoffHandlers:
 
 @pytest.fixture
 def unmeasured(tmp_path: Path) -> TradeoffHandlers:
-    return TradeoffHandlers(FakeSource(), tmp_path, tmp_path)
+    return TradeoffHandlers(FakeSource(), tmp_path / "nothing", tmp_path / "nothing")
 
 
 def test_every_setting_is_a_point_with_its_numbers(handlers: TradeoffHandlers) -> None:
@@ -261,3 +261,11 @@ def test_an_empty_plane_is_a_value_too() -> None:
     from explorer.rooms.tradeoff.points import Plane
 
     assert plane_payload(Plane(), [], 1, [])["caption"] == ""
+
+
+def test_the_measured_plane_is_a_figure_to_export(handlers: TradeoffHandlers, unmeasured: TradeoffHandlers) -> None:
+    assert "Routers on the entropy–balance plane" in handlers.figure().layout.title.text
+    assert "plane_figure" in handlers.code()
+    for make in (unmeasured.figure, unmeasured.code):
+        with pytest.raises(FigureError, match="loramixer experiment plane"):
+            make()

@@ -170,7 +170,7 @@ def test_strangers_may_train_a_little(handlers: TrainHandlers, monkeypatch: pyte
     monkeypatch.setenv("LORAMIXER_PUBLIC", "1")
     assert "to 200." in start(handlers, examples=500)[2]["text"]
     assert handlers.job(SETTINGS, "one").max_minutes == 5
-    assert "ends after 5 minutes" in handlers.estimate_line(["math", "medical"], 32)["text"]
+    assert "ends after 5 minutes" in handlers.estimate_line(["math", "medical"], 32, session())["text"]
 
 
 def test_experts_of_ones_own_can_be_trained_over(handlers: TrainHandlers) -> None:

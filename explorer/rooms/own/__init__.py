@@ -19,6 +19,7 @@ CSS = (Path(__file__).parent / "own.css").read_text(encoding="utf-8")
 def build(page: Page) -> None:
     """Components and wiring of the room."""
     handlers = OwnHandlers(page.source)
+    page.services["own_experts"] = handlers.experts_of
     backbones = list(page.source.backbones())
     with gr.Row(elem_classes="room"):
         with gr.Column(elem_id="own-controls", elem_classes="controls", scale=0, min_width=300):

@@ -148,12 +148,18 @@ class OwnHandlers:
         folder = assemble(shelf.new_folder("mixture"), experts, checked.backbone, title, trained)
         return self.shelves.put_mixture(session, folder, title), title
 
+    def experts_of(self, session: str) -> tuple[str, dict[str, str]]:
+        """Backbone and experts of a visitor, for the room that trains routers over them."""
+        shelf = self.shelves.of(session)
+        return shelf.backbone, dict(shelf.sources)
+
     def _check(self, shelf: Shelf, backbone: str) -> Checked:
         source = (backbone or "").strip()
         self._refuse_paths(source, "backbone")
         # Those of the list never change, and their shapes take a second.
         find = _outline_once if source in self.source.backbones() else outline_backbone
         outline = find(source, limits().backbone_parameters)
+        shelf.backbone = source
         if outline.revision:
             shelf.fetched.add(outline.name)
         most = limits().upload_bytes

@@ -28,12 +28,14 @@ class Shelf:
     Attributes:
         folder: temporary; everything uploaded or written for this session lies in it.
         sources: expert name → folder or Hub id, in the order of the gates.
+        backbone: that the experts were last checked against; empty before.
         mixture: name of the mixture that the registry holds for it; empty when there is none.
         fetched: Hub ids that this session had fetched.
     """
 
     folder: Path
     sources: dict[str, str] = field(default_factory=dict)
+    backbone: str = ""
     mixture: str = ""
     fetched: set[str] = field(default_factory=set)
 

@@ -12,6 +12,8 @@ from explorer.components.status_line import StatusLine
 from explorer.handlers import status
 from explorer.link import WRITE
 from explorer.page import Page
+from explorer.rooms.share import FORMATS as ALL_FORMATS
+from explorer.rooms.share import share_and_export
 from explorer.rooms.tradeoff.handlers import NO_REPLAY, NOT_INSTALLED, TradeoffHandlers
 
 ABOUT = (
@@ -20,6 +22,8 @@ ABOUT = (
     "The gap above it is how **specialised** the experts are. Top left is where a mixture of specialists wants to be; "
     "a pure balance loss is content at the top right."
 )
+
+FORMATS = tuple(entry for entry in ALL_FORMATS if entry.key != "npz")
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
@@ -50,6 +54,15 @@ def build(page: Page) -> None:
                 visible=has_replays,
             )
             StatusLine(status("note", NOT_INSTALLED), elem_id="tradeoff-no-replay", visible=not has_replays)
+            with gr.Accordion("Share and export", open=False, elem_id="tradeoff-share", elem_classes="share-fold"):
+                share_and_export(
+                    "tradeoff",
+                    formats=FORMATS,
+                    make_file=lambda kind, values, session: page.exports.figure(
+                        session, handlers.figure(), "plane", kind
+                    ),
+                    make_code=lambda values, session: handlers.code(),
+                )
         with gr.Column(elem_classes="view", min_width=0):
             plane = PlaneView(opening, elem_id="plane-view")
             frames = ReplayView(None, elem_id="tradeoff-frames")

@@ -18,11 +18,19 @@ from explorer.link import LinkField, parse, to_query
 from explorer.page import want
 from explorer.registry import ModelSource
 from explorer.replays import FOLDER, Replay, find_replays
-from explorer.rooms.tradeoff.payload import plane_payload
-from explorer.rooms.tradeoff.points import RESULTS, Plane, PlaneRouter, live_router, logged_plane, measured_plane
+from explorer.rooms.tradeoff.payload import plane_payload, python_of
+from explorer.rooms.tradeoff.points import (
+    COMMAND,
+    RESULTS,
+    Plane,
+    PlaneRouter,
+    live_router,
+    logged_plane,
+    measured_plane,
+)
 from explorer.sessions import Tickets
 from explorer.settings import RunRequest
-from loramixer.errors import LoraMixerError, MixerError
+from loramixer.errors import FigureError, LoraMixerError, MixerError
 from loramixer.mixers import MixerInfo
 from loramixer.viz.palette import expert_styles
 
@@ -84,6 +92,29 @@ class TradeoffHandlers:
     def _payload(self, live: list[PlaneRouter], view: dict[str, Any] | None = None) -> dict[str, Any]:
         prompts = [example.prompt for example in EXAMPLES]
         return plane_payload(self.plane(), live, next(self.versions), prompts, view)
+
+    def figure(self) -> Any:
+        """The plane as a figure of ``loramixer.viz``, as the pages of results have it.
+
+        Raises:
+            FigureError: the experiments have not been run.
+        """
+        from loramixer.evaluation.csv_files import read_csv
+        from loramixer.viz.figures import plane_figure
+
+        if not (self.results / "plane.csv").is_file():
+            raise FigureError(f"There is no measured plane to export yet; “{COMMAND}” makes it.")
+        paths = self.results / "plane-paths.csv"
+        return plane_figure(read_csv(self.results / "plane.csv"), read_csv(paths) if paths.is_file() else [])
+
+    def code(self) -> str:
+        """Python that makes that figure.
+
+        Raises:
+            FigureError: the experiments have not been run.
+        """
+        self.figure()
+        return python_of(self.plane(), [], [])
 
     def replay_choices(self) -> list[tuple[str, str]]:
         """For the replay control."""

@@ -12,6 +12,7 @@ from explorer.components.training_view import TrainingView
 from explorer.examples import EXAMPLES
 from explorer.link import WRITE
 from explorer.page import Page
+from explorer.rooms.share import share_and_export
 from explorer.rooms.train.choices import (
     DATA_CHOICES,
     DEFAULT_EXAMPLES,
@@ -57,6 +58,8 @@ def build(page: Page) -> None:
                 loss, balance, entropy, sign, scale = _loss_controls()
             with gr.Accordion("Probe prompt, seed and gate", open=False, elem_id="train-more"):
                 probe, seed, k = _other_controls(len(handlers.experts()))
+            with gr.Accordion("Share", open=False, elem_id="train-share", elem_classes="share-fold"):
+                share_and_export("train", prompt_from=None)
         with gr.Column(elem_classes="view", min_width=0):
             view = TrainingView(None, elem_id="training-view")
             frames = ReplayView(None, elem_id="train-frames")

@@ -124,13 +124,14 @@ class TrainHandlers:
         """The sentence under the choice of rows."""
         return gr.Radio(info=describe_data(data))
 
-    def estimate_line(self, experts: list[str], examples: float | None) -> Status:
+    def estimate_line(self, experts: list[str], examples: float | None, request: gr.Request) -> Status:
         """Time and memory before anything begins."""
         if len(experts) < LEAST_EXPERTS:
             return status("note", f"Choose at least {LEAST_EXPERTS} experts.")
         try:
-            backbone = self.backbone()
-            speed = self._speed_here() or logged_speed(self.source.mixers(), backbone)
+            is_own = not set(experts) <= set(self.experts())
+            backbone = self.own_experts(_session(request))[0] if is_own else self.backbone()
+            speed = self._speed_here(backbone) or logged_speed(self.source.mixers(), backbone)
             text = estimate(backbone, len(experts), int(examples or 0), speed).text
         except LoraMixerError as error:
             return status("note", f"No estimate: {error}")
@@ -139,10 +140,12 @@ class TrainHandlers:
             text += f" On this public page it ends after {most:g} minutes and keeps what it has."
         return status("quiet", text)
 
-    def _speed_here(self) -> Any:
-        """Of the last training of this server, where one has ended."""
+    def _speed_here(self, backbone: str) -> Any:
+        """Of the last training on this backbone that has ended here."""
         for folder in reversed(self.trainings.folders()):
             try:
+                if TrainingJob.load(folder).backbone != backbone:
+                    continue
                 log = RunLog.load(folder / "mixture")
             except (OSError, ValueError, KeyError):
                 continue
