@@ -185,15 +185,14 @@ def test_a_view_comes_back_from_its_address(handlers: TradeoffHandlers) -> None:
     key = handlers.opening()["routers"][1]["key"]
     view, query = handlers.view_query("smollm2-135m--rsl", event(router=key, close=True, hidden="ps"))
     assert view == {"router": key, "close": True, "hidden": "ps"}
-    tabs, payload, kept, replay, line = handlers.open_link(session(**dict(parse_qsl(query))))
-    assert tabs.selected == "tradeoff"
+    payload, kept, replay, line = handlers.open_link(session(**dict(parse_qsl(query))))
     assert payload["view"] == view == kept
     assert replay == "smollm2-135m--rsl"
     assert line["text"] == ""
 
 
 def test_an_address_of_another_room_changes_nothing(handlers: TradeoffHandlers) -> None:
-    assert handlers.open_link(session(room="explore", r="x")) == (gr.skip(),) * 5
+    assert handlers.open_link(session(room="explore", r="x")) == (gr.skip(),) * 4
 
 
 def test_a_replay_that_is_gone_is_said(handlers: TradeoffHandlers) -> None:

@@ -80,9 +80,9 @@ function createLink(root, store, fields) {
     write();
   }
 
-  let isSeen = isOurs;
+  let isSeen = true;
   new IntersectionObserver(([entry]) => {
-    // The first time is the opening of the page, which must not change the address.
+    // Explore is on screen for a moment when the page opens, also in another room; that must not change the address.
     if (entry.isIntersecting && !isSeen) { isSeen = true; write(); }
     if (!entry.isIntersecting && root.offsetParent === null) isSeen = false;
   }).observe(root);

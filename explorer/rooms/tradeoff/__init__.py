@@ -87,5 +87,5 @@ def build(page: Page) -> None:
     )
     running.failure(handlers.refused, None, [room_status, *buttons], **AT_ONCE)
     stop.click(handlers.stop, None, [room_status, stop], **AT_ONCE)
-    page.demo.load(handlers.open_link, None, [page.tabs, plane, view, replay, room_status], **AT_ONCE)
+    page.demo.load(handlers.open_link, None, [plane, view, replay, room_status], **AT_ONCE)
     page.demo.unload(handlers.leave)

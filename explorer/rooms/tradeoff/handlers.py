@@ -223,17 +223,17 @@ class TradeoffHandlers:
         return to_query(ROOM, {**view, "replay": replay}, LINK_FIELDS)
 
     def open_link(self, request: gr.Request) -> tuple[Any, ...]:
-        """Tabs, plane, view, replay and status of the address that the page was opened with."""
+        """Plane, view, replay and status of the address that the page was opened with."""
         query = dict(request.query_params)
         if query.get("room") != ROOM:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
         values, notes = parse(query, LINK_FIELDS)
         replay = values.pop("replay")
         if replay not in (NO_REPLAY, *self.replays):
             notes.append(f"The link's replay {replay!r} is not installed.")
             replay = NO_REPLAY
         line = status("note", " ".join(notes)) if notes else status("quiet")
-        return gr.Tabs(selected=ROOM), self._payload([], values), values, replay, line
+        return self._payload([], values), values, replay, line
 
 
 def _session(request: gr.Request | None) -> str:

@@ -93,7 +93,7 @@ def build(page: Page) -> None:
     explore.click(handlers.open_in_explore, key, [page.tabs, page.wanted, room_status], **PRIVATE)
     compare.click(handlers.pin_in_compare, key, [page.tabs, page.wanted, room_status], **PRIVATE)
     page.demo.load(handlers.attach, key, [key, seen, timer], js=RECALL, **AT_ONCE)
-    page.demo.load(handlers.open_link, None, [page.tabs, *controls, room_status], **AT_ONCE)
+    page.demo.load(handlers.open_link, None, [*controls, room_status], **AT_ONCE)
     # As in the other rooms, phones start with the controls folded.
     narrow = gr.Checkbox(visible=False)
     page.demo.load(

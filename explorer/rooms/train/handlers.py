@@ -321,10 +321,10 @@ class TrainHandlers:
         return to_query(ROOM, found, LINK_FIELDS)
 
     def open_link(self, request: gr.Request) -> tuple[Any, ...]:
-        """Tabs, the controls in the order of ``LINK_FIELDS``, and the status, of the address of the page."""
+        """The controls in the order of ``LINK_FIELDS``, and the status, of the address of the page."""
         query = dict(request.query_params)
         if query.get("room") != ROOM:
-            return (gr.skip(),) * (len(LINK_FIELDS) + 2)
+            return (gr.skip(),) * (len(LINK_FIELDS) + 1)
         values, notes = parse(query, LINK_FIELDS)
         known = self.experts()
         for name, allowed in (("experts", list(known)), ("domains", list(RECIPES))):
@@ -332,7 +332,7 @@ class TrainHandlers:
             values[name] = [part for part in asked if part in allowed] or gr.skip()
             notes += [f"The link names '{part}', which is not here." for part in asked if part not in allowed]
         line = status("note", " ".join(notes)) if notes else gr.skip()
-        return gr.Tabs(selected=ROOM), *(values[name] for name in NAMES), line
+        return *(values[name] for name in NAMES), line
 
 
 def _line(now: JobStatus) -> Status:
