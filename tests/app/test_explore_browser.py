@@ -73,14 +73,14 @@ def test_the_address_brings_the_whole_view_back(watched: Watched, synthetic_page
     assert "p" not in found
 
     page.goto(page.url)
-    page.wait_for_function("start => document.querySelector('.card-sentence').textContent === start", arg=sentence)
+    page.wait_for_function("start => document.querySelector('.card-sentence')?.textContent === start", arg=sentence)
     assert "gate of medical" in text_of(page, ".legend")
     assert page.locator("[data-section=table]").get_attribute("open") is not None
 
 
 def test_a_broken_link_falls_back_and_says_so(watched: Watched, synthetic_page_url: str) -> None:
     page = open_page(watched, synthetic_page_url, "v=1&room=explore&r=nobody/none&u=letters&m=<b>&ct=99999&cl=77")
-    page.wait_for_function("document.querySelector('#run-status .text').textContent.includes('no known router')")
+    page.wait_for_function("document.querySelector('#run-status .text')?.textContent.includes('no known router')")
     assert "one of subword, word, sentence" in text_of(page, "#run-status .text")
     assert page.locator(".token").count() > 40
 
@@ -96,7 +96,7 @@ def test_the_prompt_is_in_a_link_only_when_ticked(watched: Watched, synthetic_pa
     assert parse_qs(urlsplit(link).query)["p"] == [PROMPTS[0]]
 
     page.goto(link.replace("x=math-medical", "x="))
-    page.wait_for_function("document.querySelector('#run-status .text').textContent.includes('in the box')")
+    page.wait_for_function("document.querySelector('#run-status .text')?.textContent.includes('in the box')")
     assert page.input_value("#prompt textarea") == PROMPTS[0]
 
 
@@ -156,7 +156,7 @@ def test_topics_of_an_example_are_compared_with_the_router(watched: Watched, syn
     assert not page.locator("[data-section=spans]").is_visible()
     page.fill("#prompt textarea", EXAMPLES[0].prompt)
     page.click("#generate")
-    page.wait_for_function("document.querySelector('#run-status .text').textContent.startsWith('Done')")
+    page.wait_for_function("document.querySelector('#run-status .text')?.textContent.startsWith('Done')")
     open_section(page, "spans")
     trace = make_trace(EXAMPLES[0].prompt)
     gold = np.array(gold_experts(trace))
@@ -189,7 +189,7 @@ def test_gate_and_effect_stand_side_by_side(watched: Watched, synthetic_page_url
 def test_a_trace_file_opens_without_a_model(watched: Watched, synthetic_page_url: str, tmp_path: Path) -> None:
     page = open_page(watched, synthetic_page_url)
     file = make_trace("Is 2 a prime?", layers=3, experts=("math", "law"), k=1).save(tmp_path / "mine.npz")
-    page.set_input_files("#open-trace input[type=file]", str(file))
+    page.set_input_files("#view-actions input[type=file]", str(file))
     page.wait_for_function("document.querySelector('.strip-item .strip-value').textContent === 'Opened file'")
     assert "prime" in text_of(page, ".lane-text")
     assert page.get_attribute(".map-frame", "aria-rowcount") == "3"
@@ -202,7 +202,7 @@ def test_a_trace_file_opens_without_a_model(watched: Watched, synthetic_page_url
       document.querySelector('.map').dispatchEvent(new DragEvent('drop', { dataTransfer: transfer, bubbles: true }));
     }"""
     page.evaluate(drop, base64.b64encode(broken.read_bytes()).decode())
-    page.wait_for_function("document.querySelector('#run-status .text').textContent.includes('broken.npz')")
+    page.wait_for_function("document.querySelector('#run-status .text')?.textContent.includes('broken.npz')")
     assert "/" not in text_of(page, "#run-status .text")
     assert "prime" in text_of(page, ".lane-text")
 

@@ -3,11 +3,11 @@
 function createDrop(root) {
   const room = root.closest('.room') || root;
   const hasFile = (event) => [...(event.dataTransfer?.types || [])].includes('Files');
-  const input = () => document.querySelector('#open-trace input[type=file]');
+  const input = () => document.querySelector('#view-actions input[type=file]');
 
   // The prompt box and other inputs keep what is dropped on them.
   function isOurs(event) {
-    return hasFile(event) && input() && !event.target.closest('input, textarea, #open-trace');
+    return hasFile(event) && input() && !event.target.closest('input, textarea');
   }
 
   room.addEventListener('dragover', (event) => {

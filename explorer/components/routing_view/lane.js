@@ -6,7 +6,7 @@ function createLane(root, store) {
   const blocks = { prompt: block('Prompt'), answer: block('Answer') };
   let nodes = [];
   let run = null;
-  let unit = null;
+  let nodesOf = {};
   let version = -1;
 
   function block(label) {
@@ -23,7 +23,7 @@ function createLane(root, store) {
     const glyphs = make('span', 'glyphs');
     const letter = make('span', 'letter');
     node.append(glyphs, letter);
-    nodes[index] = { node, glyphs, letter, signature: '', text: null };
+    nodes[index] = { node, glyphs, letter, signature: '', written: '' };
     return nodes[index];
   }
 
@@ -57,7 +57,9 @@ function createLane(root, store) {
     const values = effect ? meanShares(model, column, projection, range) : meanGates(model, column, projection, range);
     const ahead = leader(values);
     const expert = model.experts[ahead.winner];
-    fillGlyphs(entry.glyphs, column);
+    const written = [column.text, column.part, column.parts].join('\u0000');
+    if (written !== entry.written) fillGlyphs(entry.glyphs, column);
+    entry.written = written;
     setText(entry.letter, expert ? expert.letter : '–');
     entry.node.style.setProperty('--expert', expert ? expert.colour : 'transparent');
     entry.node.style.setProperty('--strength', strength(effect ? ahead.margin / ahead.value : ahead.margin).toFixed(3));
@@ -141,13 +143,15 @@ function createLane(root, store) {
 
   return function draw(state) {
     if (!state.model) return;
-    if (run !== state.model.run || unit !== state.unit) {
+    if (run !== state.model.run) {
       run = state.model.run;
-      unit = state.unit;
       version = -1;
-      nodes = [];
+      nodesOf = {};
       Object.values(blocks).forEach(({ body }) => body.replaceChildren());
     }
+    // Going back to tokens from words finds their nodes again.
+    nodesOf[state.unit] = nodesOf[state.unit] || [];
+    nodes = nodesOf[state.unit];
     if (version !== state.version) {
       version = state.version;
       setText(caption, explain(state));
