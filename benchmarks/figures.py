@@ -79,6 +79,7 @@ interactive in a page, and written without a browser by these:
 | function | gives |
 |---|---|
 | `viz.show(figure)` | in a notebook: interactive, with a picture and a sentence for hosts that show no Plotly |
+| `viz.watch(folder)` | in a notebook: curves and path of a router training, drawn anew while the block runs |
 | `viz.themed(figure, "dark")` | a copy with the ink of a dark page, for interactive display |
 | `viz.to_png(figure, width, height, scale, theme)` | PNG bytes of an exact size, for a light or a dark page |
 | `viz.to_small_png(figure)` | PNG bytes with a palette, for notebooks and documents |

@@ -75,6 +75,20 @@ def test_intervals_are_in_the_table():
     assert table.rows[0][-2:] == ["1.25", "2"]
 
 
+def test_scaling_is_drawn_in_order_of_experts_with_its_intervals():
+    from loramixer.viz.figures import scaling_figure
+
+    rows = [
+        {"measure": measure, "experts": experts, "ratio": ratio, "ratio_low": ratio - 0.1, "ratio_high": ratio + 0.1}
+        for measure in ("prefill-64", "decode")
+        for experts, ratio in ((24, 1.2), (6, 1.0))
+    ]
+    first, second = scaling_figure(rows).data
+    assert (first.name, second.name) == ("A prefill-64", "B decode")
+    assert list(first.y) == [1.0, 1.2]
+    assert list(first.error_y.array) == pytest.approx([0.1, 0.1])
+
+
 def test_trace_table_is_tidy_and_says_the_same_as_the_trace():
     trace = awkward_trace()
     table = viz.trace_table(trace, projection="v_proj", layers=(1, 1), roles="generation")

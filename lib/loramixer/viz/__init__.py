@@ -32,6 +32,7 @@ _PLACES = {
     "to_small_png": "raster",
     "to_svg": "svg",
     "trace_table": "tables",
+    "watch": "live",
 }
 """Public name → module that holds it."""
 

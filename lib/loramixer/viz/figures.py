@@ -136,6 +136,23 @@ def convergence_figure(steps: Sequence[Row]) -> go.Figure:
     return figure
 
 
+def scaling_figure(rows: Sequence[Row], *, title: str = "What more experts cost in time") -> go.Figure:
+    """Time over that of a mixture of six experts, by number of experts, with 95 % intervals.
+
+    Args:
+        rows: of ``benchmarks/scaling.py``: measure, experts, ratio and its interval; one rank and one k.
+        title: of the figure.
+    """
+    styles = expert_styles(_names(rows, "measure"))
+    lines = []
+    for style in styles:
+        own = sorted((row for row in rows if row["measure"] == style.name), key=lambda row: row["experts"])
+        points = [(math.log2(row["experts"]), row["ratio"], row["ratio_low"], row["ratio_high"]) for row in own]
+        lines.append((f"{style.letter} {style.name}", style.colour, points))
+    ticks = [(math.log2(count), str(count)) for count in sorted({row["experts"] for row in rows})]
+    return _lines(lines, ticks, "experts", "time against six experts", title)
+
+
 def expert_matrix_figure(rows: Sequence[Row]) -> go.Figure:
     """Heat map of test loss, experts by domains; darker is lower."""
     experts, domains = _names(rows, "expert"), _names(rows, "domain")
