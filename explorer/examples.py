@@ -76,9 +76,22 @@ EXAMPLES = (
         "Write a Python function that returns the second largest number in a list, or None when there is none.",
     ),
     ExamplePrompt(
-        "language",
-        "Language",
-        "Is this sentence grammatically acceptable? The committee have gave their answer before the meeting began.",
+        "science",
+        "Science",
+        "Question: Which of these lets electricity pass most easily?\nOptions:\nA. dry wood\nB. window glass\n"
+        "C. a copper wire\nD. a rubber band\nWhich option is correct?",
+    ),
+    ExamplePrompt(
+        "acceptability",
+        "Acceptability",
+        "Is this sentence grammatically acceptable? Answer yes or no.\n"
+        "Sentence: The committee have gave their answer before the meeting began.",
+    ),
+    ExamplePrompt(
+        "sentiment",
+        "Sentiment",
+        "Is the sentiment of this movie review text negative or positive?\n"
+        "Text: the plot wanders, but the two leads are a joy to watch",
     ),
 )
 """In the order of their buttons; the first is on the page when it opens."""

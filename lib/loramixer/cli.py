@@ -258,7 +258,7 @@ def expert_matrix(
     """Test loss of the backbone and of every expert alone on every domain."""
     from dataclasses import asdict
 
-    from loramixer.data import DEFAULT_DOMAINS, PAPER_DOMAINS, RECIPES
+    from loramixer.data import DEFAULT_DOMAINS, RECIPES
     from loramixer.evaluation.matrix import expert_matrix as run
     from loramixer.training.routers import find_experts
 
@@ -266,7 +266,7 @@ def expert_matrix(
     found = find_experts(experts)
     known = [name for name in found if name in RECIPES]
     # All domains of the setting that the experts belong to, those without an expert of their own too.
-    domains = next((group for group in (DEFAULT_DOMAINS, PAPER_DOMAINS) if set(known) <= set(group)), tuple(known))
+    domains = DEFAULT_DOMAINS if set(known) <= set(DEFAULT_DOMAINS) else tuple(known)
     with _progress() as progress:
         task = progress.add_task("rows", total=None)
         results = run(

@@ -196,7 +196,7 @@ def test_an_example_shows_its_recording(handlers: Handlers) -> None:
 
 
 def test_an_example_without_recording_keeps_the_view(handlers: Handlers) -> None:
-    prompt, payload, _, _, line = handlers.choose_example("language", RSL, "3", {}, session())
+    prompt, payload, _, _, line = handlers.choose_example("sentiment", RSL, "3", {}, session())
     assert prompt
     assert is_skip(payload)
     assert "press Generate" in line["text"]

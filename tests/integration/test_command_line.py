@@ -139,7 +139,7 @@ def test_expert_matrix(workshop, trained):
     matrix = json.loads(out)
     assert status == 0
     assert set(matrix) == {"backbone", "math", "language"}
-    assert [row["domain"] for row in matrix["math"]] == ["math", "medical", "code", "language"]
+    assert [row["domain"] for row in matrix["math"]] == ["math", "language"]
 
 
 @pytest.mark.parametrize(

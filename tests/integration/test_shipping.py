@@ -116,6 +116,10 @@ def test_making_it_again_changes_nothing_and_other_experts_are_refused(zoo, shop
          shop.records.parent, zoo, say=said.append)  # fmt: skip
     assert {path: path.read_bytes() for path in zoo.rglob("*") if path.is_file()} == before
     assert not [line for line in said if "removed" in line]
+    with monkeypatch.context() as patch:  # a fresh clone has no work folder, and what ships stays
+        patch.setattr(workshop, "ZOO", zoo.parent)
+        ship(replace(shop, work=tmp_path / "none"), OPTIONS, shop.records.parent, zoo, say=str)
+    assert {path: path.read_bytes() for path in zoo.rglob("*") if path.is_file()} == before
     swapped = dict(zip(shop.sources, reversed(list(shop.sources.values())), strict=True))
     with pytest.raises(ExpertError, match="changed"):
         ship(replace(shop, sources=swapped), OPTIONS, shop.records.parent, tmp_path / "zoo", say=str)

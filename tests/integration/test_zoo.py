@@ -14,13 +14,16 @@ from explorer.examples import EXAMPLES
 from explorer.recordings import Recordings
 from loramixer import add_mixer, list_mixers, load_backbone, load_mixer, set_gate, trace
 from loramixer.data import DEFAULT_DOMAINS, held_out_examples
+from loramixer.evaluation.experiments.plan import Options
 from loramixer.evaluation.harness import evaluate
+from loramixer.evaluation.shipping import shipped_runs
+from loramixer.metrics import plane_point
 from loramixer.mixers import ZOO
 from loramixer.trace import RoutingTrace
 from loramixer.tuner.runtime import active_runtime, describe_mixture
 from tests import tiny
 
-ROUTERS = ("smollm2-135m/load-balance", "smollm2-135m/rsl")
+ROUTERS = tuple(info.name for info in list_mixers() if info.backbone == "smollm2-135m")
 PROMPT = "A patient weighs 62 kg and needs 15 mg of amoxicillin per kg. How many mg is that?"
 
 
@@ -31,23 +34,51 @@ def shipped(embedded_backbone):
 
 
 def test_the_zoo_lists_its_routers_without_loading_a_model():
-    found = {info.name: info for info in list_mixers()}
-    assert tuple(sorted(found)) == ROUTERS
+    found = {info.name: info for info in list_mixers() if info.backbone == "smollm2-135m"}
+    names = {f"smollm2-135m/{name}" for name in shipped_runs(Options(tuple(DEFAULT_DOMAINS)))}
+    assert {"smollm2-135m/load-balance", "smollm2-135m/rsl"} <= set(found) <= names
     for info in found.values():
         assert info.experts == tuple(DEFAULT_DOMAINS)
         assert (info.backbone, info.top_k, info.seed) == ("smollm2-135m", 3, 0)
     assert "E[H(p)]" in found["smollm2-135m/rsl"].loss
 
 
-def test_both_routers_saw_the_same_rows():
-    logs = [json.loads((ZOO / name / "run_log.json").read_text())["settings"] for name in ROUTERS]
-    assert logs[0]["rows_fingerprint"] == logs[1]["rows_fingerprint"]
-    assert logs[0]["rows"] == logs[1]["rows"]
-    assert logs[0]["data"] == "folder"
+def test_all_routers_saw_the_same_rows_and_are_those_of_the_experiments():
+    runs = {f"smollm2-135m/{name}": run for name, (run, _) in shipped_runs(Options(tuple(DEFAULT_DOMAINS))).items()}
+    logs = {name: json.loads((ZOO / name / "run_log.json").read_text())["settings"] for name in ROUTERS}
+    assert len({log["rows_fingerprint"] for log in logs.values()}) == 1
+    assert {log["data"] for log in logs.values()} == {"folder"}
+    for name, log in logs.items():
+        assert log["run"] == runs[name].name
+
+
+def test_a_training_can_be_replayed_step_by_step(shipped):
+    model, tokenizer = shipped
+    for name in ("rsl", "load-balance"):
+        steps = sorted((ZOO / "smollm2-135m/replay" / name).iterdir())
+        assert steps[0].name == "step-00000"
+        assert len(steps) >= 5
+
+    def token_entropy() -> float:
+        p = torch.softmax(torch.from_numpy(trace(model, tokenizer, PROMPT).logits), dim=-1).numpy()
+        return plane_point(p).token_entropy
+
+    trained = token_entropy()
+    add_mixer(model, ZOO / "smollm2-135m/replay/rsl/step-00000")
+    untrained = token_entropy()
+    add_mixer(model, "smollm2-135m/rsl")
+    assert untrained > 0.9 * np.log(len(DEFAULT_DOMAINS))
+    assert trained < untrained
+
+
+def test_the_zoo_is_small():
+    assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) < 70_000_000
 
 
 @pytest.mark.parametrize(
-    "folder", sorted(path.parent for path in ZOO.rglob("adapter_config.json")), ids=lambda p: p.name
+    "folder",
+    sorted(path.parent for path in ZOO.rglob("adapter_config.json") if "replay" not in path.parts),
+    ids=lambda path: f"{path.parent.name}-{path.name}",
 )
 def test_every_folder_has_a_card_that_names_data_licence_rows_seed_and_command(folder: Path):
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -62,7 +93,7 @@ def test_every_folder_has_a_card_that_names_data_licence_rows_seed_and_command(f
 def test_a_trace_covers_all_120_routers_and_every_token(shipped):
     model, tokenizer = shipped
     found = trace(model, tokenizer, PROMPT, max_new_tokens=4)
-    assert found.gates.shape == (120, len(found.tokens), 4)
+    assert found.gates.shape == (120, len(found.tokens), 6)
     assert (len(found.layers), found.projections) == (30, tiny.ALL_PROJECTIONS)
     np.testing.assert_allclose(found.gates.sum(-1), 1, atol=1e-5)
     assert ((found.gates > 0).sum(-1) <= 3).all()
@@ -126,7 +157,7 @@ def test_the_rsl_router_gives_every_domain_its_own_expert_more_than_uniform(ship
     model, tokenizer = shipped
     for domain in DEFAULT_DOMAINS:
         (result,) = evaluate(model, tokenizer, held_out_examples(domain, 6, seed=1), max_answer=96)
-        assert result.own_expert_share_low > 0.25, domain
+        assert result.own_expert_share_low > 1 / len(DEFAULT_DOMAINS), domain
 
 
 def test_recordings_were_made_with_the_router_that_ships(shipped):

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loramixer.data import (
-    DEFAULT_DOMAINS,
     Example,
     FolderSource,
     draw_mixture,
@@ -23,6 +22,7 @@ from loramixer.data import (
 from loramixer.errors import DataError
 from tests import tiny
 
+FOUR = ("math", "medical", "code", "language")
 LENGTHS = {"gsm8k": 60, "medquad": 300, "pubmedqa": 30, "mbpp": 90, "cola": 5, "sst2": 5}
 """Words of the answers in the small folder: long for medicine, short for language, as in the real sets."""
 
@@ -57,25 +57,25 @@ def count_words(row):
     shares=st.lists(st.floats(0.1, 10), min_size=4, max_size=4),
 )
 def test_shares_of_rows_are_kept_to_a_row(small_folder, count, seed, shares):
-    given_shares = dict(zip(DEFAULT_DOMAINS, shares, strict=True))
-    mixture = draw_mixture(count, seed, shares=given_shares, source=small_folder)
+    given_shares = dict(zip(FOUR, shares, strict=True))
+    mixture = draw_mixture(count, seed, FOUR, shares=given_shares, source=small_folder)
     assert len(mixture.rows) == count == sum(mixture.rows_of.values())
-    assert mixture.rows_of == {name: sum(row.domain == name for row in mixture.rows) for name in DEFAULT_DOMAINS}
+    assert mixture.rows_of == {name: sum(row.domain == name for row in mixture.rows) for name in FOUR}
     for name, share in given_shares.items():
         assert abs(mixture.rows_of[name] - count * share / sum(shares)) < 1.5
-    again = draw_mixture(count, seed, shares=given_shares, source=FolderSource(small_folder))
+    again = draw_mixture(count, seed, FOUR, shares=given_shares, source=FolderSource(small_folder))
     assert again.rows == mixture.rows
 
 
 def test_equal_shares_are_equal_inside_domains_too(small_folder):
-    mixture = draw_mixture(250, 3, source=small_folder)
+    mixture = draw_mixture(250, 3, FOUR, source=small_folder)
     assert mixture.rows_of == {"math": 63, "medical": 63, "code": 62, "language": 62}
     tasks = Counter(row.task for row in mixture.rows)
     assert tasks == {"gsm8k": 63, "medquad": 32, "pubmedqa": 31, "mbpp": 62, "cola": 31, "sst2": 31}
     # 63 rows of 40: each is there once before any is there twice.
     assert max(Counter(row.id for row in mixture.rows if row.domain == "math").values()) == 2
-    assert mixture.rows == mixed_examples(250, 3, source=small_folder)
-    assert fingerprint(mixture.rows) != fingerprint(mixed_examples(250, 4, source=small_folder))
+    assert mixture.rows == mixed_examples(250, 3, FOUR, source=small_folder)
+    assert fingerprint(mixture.rows) != fingerprint(mixed_examples(250, 4, FOUR, source=small_folder))
     assert mixture.overlap is None
     assert mixture.tokens_of is None
 
@@ -84,7 +84,9 @@ def test_equal_shares_are_equal_inside_domains_too(small_folder):
 @given(seed=st.integers(0, 20), math=st.floats(0.5, 3))
 def test_shares_of_tokens_are_kept_to_a_row(small_folder, seed, math):
     shares = {"math": math, "medical": 1, "code": 1, "language": 1}
-    mixture = draw_mixture(600, seed, shares=shares, balance="tokens", count_tokens=count_words, source=small_folder)
+    mixture = draw_mixture(
+        600, seed, FOUR, shares=shares, balance="tokens", count_tokens=count_words, source=small_folder
+    )
     total = sum(mixture.tokens_of.values())
     for name, share in shares.items():
         assert abs(mixture.tokens_of[name] - total * share / sum(shares.values())) < 2 * 312
@@ -100,18 +102,20 @@ def test_rows_without_tokens_are_passed_over_and_counted(small_folder):
     def count_tokens(row):
         return 0 if row.task == "medquad" and int(row.id.rpartition("-")[2]) % 4 else count_words(row)
 
-    mixture = draw_mixture(100, 0, balance="tokens", count_tokens=count_tokens, source=small_folder)
+    mixture = draw_mixture(100, 0, FOUR, balance="tokens", count_tokens=count_tokens, source=small_folder)
     assert mixture.too_long > 0
     assert all(count_tokens(row) for row in mixture.rows)
     with pytest.raises(DataError, match="No row of medquad fits"):
-        draw_mixture(100, 0, balance="tokens", count_tokens=lambda row: row.task != "medquad", source=small_folder)
+        draw_mixture(
+            100, 0, FOUR, balance="tokens", count_tokens=lambda row: row.task != "medquad", source=small_folder
+        )
 
 
 def test_generated_rows_can_be_weighed_too():
     mixture = draw_mixture(90, 0, balance="tokens", count_tokens=token_counter(tiny.tokenizer()), source="generated")
     assert mixture.origin == "generated"
     assert max(mixture.tokens_of.values()) < 1.3 * min(mixture.tokens_of.values())
-    assert mixture.rows_of["language"] != mixture.rows_of["math"]
+    assert mixture.rows_of["sentiment"] != mixture.rows_of["math"]
 
 
 def test_generated_mixtures_have_as_many_rows_as_asked_for():
@@ -123,11 +127,11 @@ def test_generated_mixtures_have_as_many_rows_as_asked_for():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"count": 3}, "at least 4"),
+        ({"count": 3}, "at least 6"),
         ({"domains": ["law"]}, "no recipe for the domain 'law'"),
         ({"domains": ["math", "math"]}, "both hold"),
         ({"shares": {"math": 1}}, "one positive number for each of"),
-        ({"shares": dict.fromkeys(DEFAULT_DOMAINS, 0)}, "one positive number for each of"),
+        ({"shares": dict.fromkeys(FOUR, 0)}, "one positive number for each of"),
         ({"balance": "tokens"}, "needs count_tokens"),
     ],
 )
@@ -182,9 +186,9 @@ def test_evaluation_rows_are_kept_out_of_a_mixture(small_folder, tmp_path):
     leaked = folder_rows("gsm8k", "train", 25, 60)
     with gzip.open(tmp_path / "gsm8k/validation.jsonl.gz", "wt") as file:
         file.writelines(f"{json.dumps({**found, 'prompt': found['prompt'].upper()})}\n" for found in leaked)
-    evaluation = evaluation_examples(source=tmp_path)
+    evaluation = evaluation_examples(FOUR, source=tmp_path)
     assert len(evaluation) == 6 * 10 + 25
-    mixture = draw_mixture(120, 0, evaluation=evaluation, source=tmp_path)
+    mixture = draw_mixture(120, 0, FOUR, evaluation=evaluation, source=tmp_path)
     assert not {found["prompt"] for found in leaked} & {found.prompt for found in mixture.rows}
     assert mixture.rows_of["math"] == 30
     assert (mixture.overlap.same, mixture.overlap.kept["gsm8k"], mixture.overlap.kept["sst2"]) == (
@@ -194,7 +198,11 @@ def test_evaluation_rows_are_kept_out_of_a_mixture(small_folder, tmp_path):
     )
     with pytest.raises(DataError, match="Every row of gsm8k"):
         draw_mixture(
-            8, 0, evaluation=[row(f"gsm8k question number {number} of train") for number in range(40)], source=tmp_path
+            8,
+            0,
+            FOUR,
+            evaluation=[row(f"gsm8k question number {number} of train") for number in range(40)],
+            source=tmp_path,
         )
 
 

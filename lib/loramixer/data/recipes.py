@@ -48,8 +48,8 @@ RECIPES: dict[str, DomainRecipe] = {
 PAPER_DOMAINS = ("medical", "math", "code", "science", "acceptability", "sentiment")
 """The six domains of the paper's experiments: medical, GSM8K, code, ARC, CoLA and SST-2."""
 
-DEFAULT_DOMAINS = ("math", "medical", "code", "language")
-"""The domains of the shipped experts, and what commands train and mix when no domain is named."""
+DEFAULT_DOMAINS = ("math", "medical", "code", "science", "acceptability", "sentiment")
+"""The paper's six in the order of the shipped experts: what commands train and mix when no domain is named."""
 
 
 def domain_of_task(task: str, domains: Sequence[str] = ()) -> str | None:

@@ -79,17 +79,19 @@ def ship(workshop: Workshop, options: Options, results: Path, zoo: Path, say: Ca
     _remove_others(zoo / "experts", set(workshop.sources), say)
     shipped = set()
     for name, (run, title) in shipped_runs(options).items():
-        folder = workshop.work / "routers" / run.name
-        if not (folder / WEIGHTS_FILE).is_file():
+        folder = workshop.router_folder(run)
+        if not workshop.is_trained(run):
             say(f"{name}: not trained yet ({run.name})")
             continue
-        _copy_router(folder, zoo / name, zoo, title)
         log = RunLog.load(folder)
-        log.settings["run"] = run.name
-        log.save_small(zoo / name / RunLog.FILE_NAME)
+        if folder.resolve() != (zoo / name).resolve():  # what ships already gets a new card only
+            _copy_router(folder, zoo / name, zoo, title)
+            _copy_kept(folder, name, zoo, title)
+            log.settings["run"] = run.name
+            log.save(zoo / name)
         measured = _numbers(results, run.setting)
         write_router_card(zoo / name, title, router_command(run, name), log, list(options.experts), measured)
-        shipped |= {name, *([REPLAY] if _copy_kept(folder, name, zoo, title) else [])}
+        shipped |= {name, *([REPLAY] if (zoo / REPLAY / name).is_dir() else [])}
         say(f"{name}: {run.name}")
     _remove_others(zoo, {"experts", *shipped}, say)
     if (zoo / REPLAY).is_dir():
@@ -134,8 +136,8 @@ def _copy_router(source: Path, folder: Path, zoo: Path, title: str) -> None:
     shutil.copyfile(source / WEIGHTS_FILE, folder / WEIGHTS_FILE)
 
 
-def _copy_kept(source: Path, name: str, zoo: Path, title: str) -> bool:
-    """Routers along the way, in half precision; whether there were any."""
+def _copy_kept(source: Path, name: str, zoo: Path, title: str) -> None:
+    """Routers along the way, in half precision, where any were kept."""
     kept = sorted((source / KEPT_ROUTERS).glob("step-*"))
     shutil.rmtree(zoo / REPLAY / name, ignore_errors=True)
     for step in evenly(kept, REPLAY_STEPS):
@@ -145,7 +147,6 @@ def _copy_kept(source: Path, name: str, zoo: Path, title: str) -> bool:
         half = {key: value.to(torch.float16) for key, value in weights.items()}
         save_file(half, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         (folder / "README.md").unlink()
-    return bool(kept)
 
 
 def evenly(items: list[Path], count: int) -> list[Path]:
