@@ -85,6 +85,8 @@ def test_routers_along_the_way_ship_in_half_precision(zoo, shop):
     assert [step.name for step in steps] == ["step-00000", "step-00001", "step-00002"]
     for step in steps:
         assert {value.dtype for value in load_file(step / "adapter_model.safetensors").values()} == {torch.float16}
+        name = json.loads((step / "adapter_config.json").read_text())["base_model_name_or_path"]
+        assert name == json.loads((zoo / "rsl/adapter_config.json").read_text())["base_model_name_or_path"]
         assert sorted(path.name for path in step.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
         ours, _ = load_mixer(step, backbone=shop.backbone)
         kept, _ = load_mixer(shop.work / "routers" / run.name / "routers" / step.name, backbone=shop.backbone)

@@ -85,8 +85,8 @@ def ship(workshop: Workshop, options: Options, results: Path, zoo: Path, say: Ca
             continue
         log = RunLog.load(folder)
         if folder.resolve() != (zoo / name).resolve():  # what ships already gets a new card only
-            _copy_router(folder, zoo / name, zoo, title)
-            _copy_kept(folder, name, zoo, title)
+            _copy_router(folder, zoo / name, zoo, title, log)
+            _copy_kept(folder, name, zoo, title, log)
             log.settings["run"] = run.name
             log.save(zoo / name)
         measured = _numbers(results, run.setting)
@@ -122,27 +122,27 @@ def _copy_expert(name: str, source: Path, folder: Path, results: Path) -> None:
     write_expert_card(folder, RECIPES[name], log, _expert_numbers(results, name))
 
 
-def _copy_router(source: Path, folder: Path, zoo: Path, title: str) -> None:
-    """A router-only mixture that names the experts of the zoo."""
+def _copy_router(source: Path, folder: Path, zoo: Path, title: str, log: RunLog) -> None:
+    """A router-only mixture that names the experts of the zoo, and its backbone by its public name."""
     config = LoraMixerConfig.from_pretrained(str(source))
     for name, description in config.experts.items():
         expert = zoo / "experts" / name
         check_unchanged(name, expert, description["sha256"])
         description["source"] = str(expert)
-    config.title = title
+    config.title, config.base_model_name_or_path = title, log.settings["backbone"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").unlink(missing_ok=True)
     config.save_pretrained(str(folder))
     shutil.copyfile(source / WEIGHTS_FILE, folder / WEIGHTS_FILE)
 
 
-def _copy_kept(source: Path, name: str, zoo: Path, title: str) -> None:
+def _copy_kept(source: Path, name: str, zoo: Path, title: str, log: RunLog) -> None:
     """Routers along the way, in half precision, where any were kept."""
     kept = sorted((source / KEPT_ROUTERS).glob("step-*"))
     shutil.rmtree(zoo / REPLAY / name, ignore_errors=True)
     for step in evenly(kept, REPLAY_STEPS):
         folder = zoo / REPLAY / name / step.name
-        _copy_router(step, folder, zoo, title)
+        _copy_router(step, folder, zoo, title, log)
         weights = load_file(step / WEIGHTS_FILE)
         half = {key: value.to(torch.float16) for key, value in weights.items()}
         save_file(half, folder / WEIGHTS_FILE, metadata={"format": "pt"})

@@ -13,7 +13,7 @@ import torch
 from peft import get_peft_model
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from loramixer.backbones import load_backbone
+from loramixer.backbones import BackboneFiles, load_backbone
 from loramixer.cards import write_router_card
 from loramixer.data import (
     RECIPES,
@@ -130,6 +130,7 @@ def train_router(
     files = model.backbone_files
     found = mixture_rows(examples, list(experts), seed, tokenizer, settings)
     peft_model = get_peft_model(model, config)
+    name_backbone(config, files)  # routers that are kept along the way are saved with it
     log = RunLog(
         settings={
             "stage": "router",
@@ -247,10 +248,15 @@ def save_mixture(peft_model: Any, folder: Path) -> None:
     files = getattr(peft_model.get_base_model(), "backbone_files", None)
     config = peft_model.peft_config["default"]
     if files is not None:
-        config.base_model_name_or_path = files.name
-        config.revision = files.revision if files.origin == "hub" else None
+        name_backbone(config, files)
     config.inference_mode = True
     peft_model.save_pretrained(folder, save_embedding_layers=False)
+
+
+def name_backbone(config: LoraMixerConfig, files: BackboneFiles) -> None:
+    """Name the backbone as others know it, and not by where it lies here."""
+    config.base_model_name_or_path = files.name
+    config.revision = files.revision if files.origin == "hub" else None
 
 
 def find_experts(source: str) -> dict[str, str]:

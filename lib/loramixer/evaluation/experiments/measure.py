@@ -276,8 +276,8 @@ class _RoutingSums:
             "tokens_per_domain": {name: int(self.tokens[names == name].sum()) for name in dict.fromkeys(domains)},
             "domain_information_null": float(np.quantile(null, 0.975)),
             "band_tokens": band.tokens,
-            "band_token_entropy": band.token_entropy,
-            "band_load_entropy": band.load_entropy,
+            "band_token_entropy": list(band.token_entropy),
+            "band_load_entropy": list(band.load_entropy),
         }
 
 
