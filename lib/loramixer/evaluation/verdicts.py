@@ -72,7 +72,8 @@ def printed(row: Row, scale: float = 1.0) -> str:
 def sizes(row: Row) -> str:
     """How many seeds and rows stand behind a number, and what its interval covers."""
     rows = f", {row['rows']:.0f} rows" if row.get("rows") else ""
-    return f"{row['seeds']:.0f} seed{'s' * (row['seeds'] > 1)}{rows}, interval over {row['covers']}"
+    covers = "without an interval" if row["covers"] == "nothing" else f"interval over {row['covers']}"
+    return f"{row['seeds']:.0f} seed{'s' * (row['seeds'] > 1)}{rows}, {covers}"
 
 
 def find(rows: Sequence[Row], **wanted: Any) -> Row | None:
