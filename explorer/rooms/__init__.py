@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from explorer.page import Page
-from explorer.rooms import compare, explore, own, tradeoff, train
+from explorer.rooms import compare, explore, lessons, own, tradeoff, train
 
 
 @dataclass(frozen=True)
@@ -30,4 +30,5 @@ ROOMS = (
     Room("tradeoff", "Trade-off", tradeoff.build),
     Room("train", "Train", train.build),
     Room("own", "Your own", own.build),
+    Room("lessons", "Lessons", lessons.build),
 )
