@@ -12,13 +12,19 @@ import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
+
+import numpy as np
 
 from explorer.payload import Payload, ViewState, encode_trace
 from explorer.provenance import provenance_items
 from explorer.summary import generated_text, prompt_text
 from loramixer.comparison import compare
 from loramixer.trace import RoutingTrace
+
+NOTHING = "–"
+"""Stands for a fact that only the other one has."""
 
 CLIP = 60
 """Longest piece of a prompt in a table, in characters."""
@@ -53,8 +59,7 @@ def encode_comparison(
         a: what is compared with.
         b: what is compared.
         badge: a few words that must stand beside everything, such as that the text was not written again.
-        control: a second comparison to read this one against: ``label``, ``hint``, ``jsd`` in bits and ``changed``,
-            the share of decisions with another expert ahead.
+        control: a second comparison to read this one against: ``label``, ``hint``, and its :func:`effect`.
         payload_of_a: of ``a.trace``, when it is known already.
 
     Raises:
@@ -73,6 +78,7 @@ def encode_comparison(
         "badge": badge,
         "facts": facts,
         "same": same,
+        "answer": _answer_change(a.trace, b.trace),
         "control": dict(control) if control else None,
     }
     return {
@@ -83,6 +89,35 @@ def encode_comparison(
     }
 
 
+def effect(a: RoutingTrace, b: RoutingTrace) -> dict[str, float | None]:
+    """How much B differs from A.
+
+    Returns:
+        ``jsd`` in bits, mean over routers and over the tokens in both that are no template; ``changed``, the share of
+        these decisions with another expert ahead; ``answer``, the share of the words of both answers that differ.
+    """
+    comparison = compare(a, b)
+    own = [
+        any(a.tokens.roles[position] != "template" and not a.tokens.special[position] for position in first)
+        for first, _ in comparison.pairs
+    ]
+    jsd, changed = comparison.jsd_share[:, own], comparison.leader_changed[:, own]
+    known = np.isfinite(jsd)
+    return {
+        "jsd": float(jsd[known].mean()) if known.any() else None,
+        "changed": float(changed.mean()) if changed.size else None,
+        "answer": _answer_change(a, b),
+    }
+
+
+def _answer_change(a: RoutingTrace, b: RoutingTrace) -> float | None:
+    """Share of the words of both answers that have no partner in the other, 0…1; None when nobody answered."""
+    first, second = generated_text(a).split(), generated_text(b).split()
+    if not first and not second:
+        return None
+    return 1 - SequenceMatcher(None, first, second, autojunk=False).ratio()
+
+
 def clip(text: str, length: int = CLIP) -> str:
     """A text in one line, shortened."""
     line = " ".join(text.split())
@@ -91,9 +126,15 @@ def clip(text: str, length: int = CLIP) -> str:
 
 def _facts(a: Side, b: Side) -> tuple[list[dict[str, str]], str]:
     """Rows ``label, a, b, hint`` of what differs, and the rest in one text."""
+    items = [{item["label"]: item for item in provenance_items(side.trace, side.state)} for side in (a, b)]
     rows = [
-        {"label": first["label"], "a": first["value"], "b": second["value"], "hint": first["hint"]}
-        for first, second in zip(provenance_items(a.trace, a.state), provenance_items(b.trace, b.state), strict=True)
+        {
+            "label": label,
+            "a": items[0].get(label, {}).get("value", NOTHING),
+            "b": items[1].get(label, {}).get("value", NOTHING),
+            "hint": (items[0].get(label) or items[1][label])["hint"],
+        }
+        for label in dict.fromkeys([*items[0], *items[1]])
     ]
     rows[0]["hint"] = "Recorded: run earlier, shown without a model. Live: run just now, on this machine."
     prompts = prompt_text(a.trace), prompt_text(b.trace)

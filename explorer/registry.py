@@ -123,7 +123,7 @@ class ModelRegistry:
         loaded = self._models.get(self.find(request.mixer).backbone)
         with loaded.running:
             self._activate(loaded.model, request.mixer)
-            loramixer.set_gate(loaded.model, mode=request.gate, k=request.k)
+            loramixer.set_gate(loaded.model, request.gate, request.k, request.gate_temperature)
             yield from stream_trace(
                 loaded.model,
                 loaded.tokenizer,
@@ -132,6 +132,7 @@ class ModelRegistry:
                 seed=request.seed,
                 max_prompt_tokens=MAX_PROMPT_TOKENS,
                 contributions=request.contributions,
+                interventions=request.interventions,
                 stop=stop,
             )
 

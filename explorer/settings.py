@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from loramixer.errors import RoutingError, TraceError
+
+if TYPE_CHECKING:
+    from loramixer.tuner.intervening import Intervention
 
 ALL_EXPERTS = "all (soft)"
 """The choice of the gate control that mixes every expert."""
@@ -102,6 +105,8 @@ class RunRequest:
     max_new_tokens: int
     seed: int = 0
     contributions: bool = True
+    gate_temperature: float = 1.0
+    interventions: tuple[Intervention, ...] = ()
 
 
 def gate_choices(experts: int) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from explorer.page import Page
-from explorer.rooms import compare, explore, lessons, own, tradeoff, train
+from explorer.rooms import compare, explore, lessons, own, tradeoff, train, what_if
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ ROOMS = (
     Room("explore", "Explore", explore.build),
     Room("compare", "Compare", compare.build),
     Room("tradeoff", "Trade-off", tradeoff.build),
+    Room("what_if", what_if.LABEL, what_if.build),
     Room("train", "Train", train.build),
     Room("own", "Your own", own.build),
     Room("lessons", "Lessons", lessons.build),

@@ -20,6 +20,9 @@ from loramixer.trace import RoutingTrace, Site, TraceTokens
 EXPERTS = ("math", "medical", "code", "language")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 ANSWER = " Each dose is 310 mg (62 * 15 / 3). Watch for rash, nausea and diarrhea; 🦊 <b>stop</b> and see a doctor."
+CHANGED_ANSWER = " Each dose is 300 mg. Ask a doctor."
+"""What is written under an intervention."""
+
 MIXERS = tuple(
     MixerInfo(f"smollm2-135m/{loss}", title, "smollm2-135m", text, EXPERTS, top_k=3, seed=0)
     for loss, title, text in (
@@ -162,7 +165,8 @@ class FakeSource:
         self.requests.append(request)
         if "TOO-LONG" in request.prompt:
             raise TraceError("The prompt has 4,012 tokens with its template, at most 512 are allowed here.")
-        total = make_trace(request.prompt).tokens.roles.count("generated")
+        given = {"answer": CHANGED_ANSWER, "seed": 9} if request.interventions else {}
+        total = make_trace(request.prompt, **given).tokens.roles.count("generated")
         for written in range(min(total, request.max_new_tokens) + 1):
             if stop.is_set():
                 return
@@ -172,4 +176,4 @@ class FakeSource:
             if written == 3 and "CRASH" in request.prompt:
                 raise RuntimeError("an invented fault")
             time.sleep(self.seconds)
-            yield make_trace(request.prompt, written=written, k=request.k, mixer=request.mixer)
+            yield make_trace(request.prompt, written=written, k=request.k, mixer=request.mixer, **given)

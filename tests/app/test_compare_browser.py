@@ -157,7 +157,7 @@ def test_a_trace_file_is_compared_and_markup_in_it_stays_text(page: Any, tmp_pat
     hostile = "<img src=x onerror=alert(1)> ${1+1} {{7*7}} 🦊 word"
     path = make_trace(hostile, mixer="<b>mine</b>").save(tmp_path / "mine.npz")
     page.set_input_files("#compare-file input, input[type=file]", str(path))
-    wait_for_text(page, "#compare-A", "A: b>, top 3, recorded")
+    wait_for_text(page, "#compare-A", "A: b>, top 3, from a file")
     page.click("#compare-take")
     page.wait_for_selector("#compare-view .token")
     assert page.locator("#compare-view img, #compare-view b").count() == 0

@@ -9,6 +9,8 @@ const JSD_HINT = 'Jensen–Shannon divergence in bits, mean over routers and ove
   + 'gates, 1 no expert in common.';
 const CHANGED_HINT = 'Of all decisions of all routers about the tokens that both have: how often another expert is ahead.';
 
+const ANSWER_HINT = 'Of the words of both answers: how many have no partner in the other answer.';
+
 function createSums(root) {
   const caption = root.querySelector('.sums .caption');
   const table = root.querySelector('.sums-table');
@@ -33,9 +35,19 @@ function createSums(root) {
     return row;
   }
 
-  function controlRows({ control }, value, key) {
-    if (!control) return [];
-    return [line(control.label, control.hint, [value === null ? '–' : key === 'jsd' ? fixed(control.jsd, 3) : `${fixed(control.changed * 100, 1)} %`])];
+  const shown = {
+    jsd: (value) => (value === null ? '–' : fixed(value, 3)),
+    changed: (value) => (value === null ? '–' : `${fixed(value * 100, 1)} %`),
+    answer: (value) => (value === null ? '–' : `${fixed(value * 100, 1)} %`),
+  };
+
+  // One number, and below it the same number of the control. The control was counted over all projections.
+  function effectRows({ comparison, projection, showTemplate }, key, name, hint, value) {
+    const { control } = comparison;
+    const rows = [line(name, hint, [shown[key](value)])];
+    const isAlike = key === 'answer' || (projection === MEAN && !showTemplate);
+    if (control && isAlike) rows.push(line(control.label, control.hint, [shown[key](control[key])]));
+    return rows;
   }
 
   function build(state) {
@@ -48,10 +60,9 @@ function createSums(root) {
     const changes = changesOf(comparison, visible, projection);
     const differences = make('table');
     differences.append(
-      line('mean divergence', JSD_HINT, [changes.jsd === null ? '–' : fixed(changes.jsd, 3)]),
-      ...controlRows(comparison, changes.jsd, 'jsd'),
-      line('another expert ahead', CHANGED_HINT, [changes.changed === null ? '–' : `${fixed(changes.changed * 100, 1)} %`]),
-      ...controlRows(comparison, changes.changed, 'changed'),
+      ...effectRows(state, 'jsd', 'mean divergence', JSD_HINT, changes.jsd),
+      ...effectRows(state, 'changed', 'another expert ahead', CHANGED_HINT, changes.changed),
+      ...(comparison.answer === null ? [] : effectRows(state, 'answer', 'words that differ', ANSWER_HINT, comparison.answer)),
     );
     table.replaceChildren(both, differences);
     setText(caption, `${projectionWords(comparison, projection)}; ${changes.pairs} tokens or words in both`);

@@ -21,6 +21,7 @@ function createComparisonDecoder() {
       badge: head.badge,
       facts: head.facts,
       same: head.same,
+      answer: head.answer,
       control: head.control || null,
       found: new Map(),
     };

@@ -120,7 +120,7 @@ class CompareHandlers:
         except LoraMixerError as error:
             return self._refused(TraceError(str(error).replace("This file", name, 1)))
         key = self.traces.put(_session(request), trace)
-        pinned = {"key": key, "state": "recorded", "spec": file_spec(name)}
+        pinned = {"key": key, "state": "opened", "spec": file_spec(name)}
         return self._show({**sides, side: pinned}, request)
 
     def swap(self, sides: Sides, request: gr.Request) -> Shown:
@@ -353,7 +353,7 @@ def _line_of(side: str, found: Side | None) -> Status:
         return status("quiet", f"{side}: not chosen yet")
     facts = found.trace.provenance
     count = found.trace.tokens.roles.count("generated")
-    how = {"recorded": "recorded", "stopped": "stopped"}.get(found.state, "live")
+    how = {"recorded": "recorded", "opened": "from a file", "stopped": "stopped"}.get(found.state, "live")
     gate = f"top {facts['k']}" if facts.get("gate") == "top_k" else str(facts.get("gate", "gate not stated"))
     return status(
         "ready",
