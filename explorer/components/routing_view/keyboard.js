@@ -1,7 +1,7 @@
 // Keys. Those of the grid work while it has the focus, the others anywhere except in a text field.
 
 const KEYS = [
-  ['← → ↑ ↓', 'move the cell on the map'],
+  ['← → ↑ ↓', 'move the cell, in the map or in the text'],
   ['Shift ← →', 'brush a span of tokens; the card shows its mean'],
   ['Home End', 'first and last token'],
   ['[ ]', 'layer before and after'],
@@ -103,6 +103,12 @@ function createKeyboard(root, store) {
     handle(pageKeys, event);
   }
 
+  // In the text only the keys of its one direction: up and down scroll it.
+  const { ArrowUp: up, ArrowDown: down, ...laneKeys } = gridKeys;
+  root.querySelector('.lane-text').addEventListener('keydown', (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    handle(event.shiftKey && brushKeys[event.key] ? brushKeys : laneKeys, event);
+  });
   buildHelp();
   frame.addEventListener('keydown', (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
