@@ -9,6 +9,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,9 +255,19 @@ class Handlers:
         return ticket.number, line, gr.Button(interactive=False), gr.Button(interactive=True)
 
     def run(
-        self, prompt: str, mixer: str | None, gate: str, max_new_tokens: float, number: int, request: gr.Request
+        self,
+        prompt: str,
+        mixer: str | None,
+        gate: str,
+        max_new_tokens: float,
+        number: int,
+        request: gr.Request,
+        effects: bool = False,
     ) -> Iterator[tuple[Any, ...]]:
-        """The second half of Generate, in the queue: streams view, status, settings on screen, key, both buttons."""
+        """The second half of Generate, in the queue: streams view, status, settings on screen, key, both buttons.
+
+        ``effects`` records what every expert adds, beside its gate.
+        """
         session = _session(request)
         ticket = self.tickets.find(session, int(number or 0))
         if ticket is None:
@@ -270,7 +281,7 @@ class Handlers:
             if ticket.stop.is_set():
                 yield frames.end(status("note", "Stopped before the model began; nothing was lost."), "stopped")
                 return
-            asked = self._request(prompt, mixer, gate, int(max_new_tokens))
+            asked = replace(self._request(prompt, mixer, gate, int(max_new_tokens)), contributions=effects)
             for trace in self.source.stream(asked, ticket.stop):
                 if frame := frames.add(trace):
                     yield frame

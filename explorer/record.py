@@ -25,7 +25,7 @@ are left out."""
 
 def record(source: ModelSource, example: ExamplePrompt, mixer: str, k: int, max_new_tokens: int) -> RoutingTrace:
     """Run one example to its end."""
-    request = RunRequest(example.prompt, mixer, "top_k", k, max_new_tokens)
+    request = RunRequest(example.prompt, mixer, "top_k", k, max_new_tokens, contributions=True)
     return deque(source.stream(request, threading.Event()), maxlen=1).pop()
 
 

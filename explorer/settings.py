@@ -104,7 +104,7 @@ class RunRequest:
     k: int
     max_new_tokens: int
     seed: int = 0
-    contributions: bool = True
+    contributions: bool = False
     gate_temperature: float = 1.0
     interventions: tuple[Intervention, ...] = ()
 

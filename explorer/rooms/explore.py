@@ -43,6 +43,12 @@ def build(page: Page) -> None:
                 }
             with gr.Accordion("Router and gate", open=True, elem_id="settings") as settings:
                 backbone, mixer, gate, new_tokens = _settings(source, mixers)
+                effects = gr.Checkbox(
+                    False,
+                    label="Record effects",
+                    info="Measures what every expert really adds. Writing then takes about a quarter longer.",
+                    elem_id="effects",
+                )
             with gr.Row(elem_id="view-actions"):
                 opened = gr.UploadButton("Open trace file", size="sm", file_types=[".npz"], elem_id="open-trace")
                 pin = gr.Button("Pin for Compare", size="sm", min_width=60, elem_id="pin")
@@ -75,7 +81,7 @@ def build(page: Page) -> None:
         **at_once,
     ).then(
         handlers.run,
-        [prompt, mixer, gate, new_tokens, ticket],
+        [prompt, mixer, gate, new_tokens, ticket, effects],
         [view, run_status, shown, page.current, *buttons],
         concurrency_id="model",
         concurrency_limit=1,

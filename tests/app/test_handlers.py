@@ -309,3 +309,10 @@ def test_a_prompt_in_a_link_waits_for_generate(handlers: Handlers) -> None:
     assert prompt == "What is a dose?"
     assert is_skip(view)
     assert "press Generate" in line["text"]
+
+
+@pytest.mark.parametrize("effects", [False, True])
+def test_effects_are_recorded_only_when_asked_for(handlers: Handlers, effects: bool) -> None:
+    number, *_ = handlers.announce("How many mg?", 4, session())
+    list(handlers.run("How many mg?", RSL, "3", 4, number, session(), effects))
+    assert handlers.source.requests[-1].contributions is effects

@@ -86,7 +86,7 @@ function createEffect(root, store) {
 
   function draw(state, body) {
     if (!state.model.hasShares) {
-      nothing(body, 'This trace holds gates only. A run that records contributions shows here what every expert really added; press Generate.');
+      nothing(body, 'This trace holds gates only. Tick “Record effects” beside the prompt and press Generate to see what every expert really added.');
       return;
     }
     const found = collect(state);
