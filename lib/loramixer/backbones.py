@@ -96,7 +96,18 @@ CATALOGUE: dict[str, Backbone] = {
         ),
         remark="It is small: its answers are often wrong.",
     ),
+    "falcon-mamba-tiny": Backbone(
+        name="falcon-mamba-tiny",
+        hub_id=None,
+        revision="sha256:0ba8e4a9e139e422703bd9586612aac9f65a9eaf84e1d43416e0819ef27e6d83",
+        license="Apache-2.0",
+        parameters=1_363_392,
+        folder=Path(__file__).parent / "zoo" / "falcon-mamba-tiny" / "backbone",
+        remark="A toy with state-space blocks in place of attention, trained for minutes: its text is no good.",
+    ),
 }
+"""The first one is the default everywhere. The second was trained by this project for minutes: it shows routing in a
+state-space backbone, and its text is no good."""
 
 
 @dataclass(frozen=True)

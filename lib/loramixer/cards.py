@@ -43,7 +43,7 @@ def write_expert_card(folder: Path, recipe: DomainRecipe, log: RunLog, measured:
         "",
         f"A plain PEFT LoRA (r = {run['rank']}, lora_alpha = {run.get('lora_alpha', 2 * run['rank']):g}) on "
         f"{', '.join(run.get('targets', ATTENTION))}, one",
-        "of the experts that LoRA-Mixer routes between. It also loads by itself with `PeftModel.from_pretrained`.",
+        f"of the experts that LoRA-Mixer routes between. {_loading_alone(run.get('targets', ATTENTION))}",
         *(["", _JOINTLY.format(", ".join(run["experts"]))] if run.get("jointly") else []),
         "",
         "## Data",
@@ -59,6 +59,15 @@ def write_expert_card(folder: Path, recipe: DomainRecipe, log: RunLog, measured:
         *_measured(measured),
     ]
     return _write(folder, lines)
+
+
+def _loading_alone(targets: Sequence[str]) -> str:
+    if "dt_proj" in targets:  # docs/backbones.md
+        return (
+            "It acts in a mixture only: of Mamba's mixers\n"
+            "PEFT by itself refuses `out_proj`, and passes over `dt_proj` without a word."
+        )
+    return "It also loads by itself with `PeftModel.from_pretrained`."
 
 
 def _expert_command(run: dict[str, Any], domain: str) -> str:

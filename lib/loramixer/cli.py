@@ -249,6 +249,9 @@ def evaluate(
 @app.command()
 def expert_matrix(
     experts: Annotated[str, typer.Option(help="A mixture, or a folder of LoRAs.")],
+    domains: Annotated[
+        list[str] | None, typer.Option(help="Domain to test on; repeat for several. Those of the setting by default.")
+    ] = None,
     limit: Annotated[int, typer.Option(help="Test rows per domain.")] = 100,
     seed: Seed = 0,
     backbone: Backbone = "smollm2-135m",
@@ -266,12 +269,12 @@ def expert_matrix(
     found = find_experts(experts)
     known = [name for name in found if name in RECIPES]
     # All domains of the setting that the experts belong to, those without an expert of their own too.
-    domains = DEFAULT_DOMAINS if set(known) <= set(DEFAULT_DOMAINS) else tuple(known)
+    tested = tuple(domains or (DEFAULT_DOMAINS if set(known) <= set(DEFAULT_DOMAINS) else known))
     with _progress() as progress:
         task = progress.add_task("rows", total=None)
         results = run(
             dict(found),
-            domains,
+            tested,
             backbone=backbone,
             count=limit,
             seed=seed,
@@ -281,7 +284,7 @@ def expert_matrix(
     if as_json:
         print(json.dumps({name: [asdict(row) for row in rows] for name, rows in results.items()}, indent=1))
         return
-    table = Table("loss per answer token", *domains, box=None)
+    table = Table("loss per answer token", *tested, box=None)
     for name, rows in results.items():
         table.add_row(name, *(_with_interval(row.loss, row.loss_low, row.loss_high) for row in rows))
     console.print(table)

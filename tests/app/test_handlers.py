@@ -248,6 +248,7 @@ def test_the_backbone_control_follows_the_router(handlers: Handlers) -> None:
     shown = handlers.backbone_of(BALANCE)
     assert shown.value == "smollm2-135m"
     assert shown.info == "The frozen model that the experts adapt. It is small: its answers are often wrong."
+    assert "toy" in describe_backbone("falcon-mamba-tiny")
     assert describe_backbone("somebody/else") == "The frozen model that the experts adapt."
     assert is_skip(handlers.backbone_of(None))
 

@@ -47,6 +47,7 @@ def test_it_loads_like_any_other_and_writes(trained):
     assert type(model).__name__ == "FalconMambaForCausalLM"
     assert (model.config.num_hidden_layers, model.config.state_size) == (2, 4)
     assert tokenizer.eos_token_id == model.config.eos_token_id
+    assert model.config.use_cache
     ids = tokenizer("What is 12 plus 30?\n", return_tensors="pt")
     cached, recomputed = (
         model.generate(**ids, max_new_tokens=5, do_sample=False, use_cache=use_cache) for use_cache in (True, False)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loramixer import RoutingTrace, RunLog, cli, load_mixer, trace
+from loramixer import RoutingTrace, RunLog, cli, load_backbone, load_mixer, trace
 from tests import tiny
 
 
@@ -195,6 +195,18 @@ def test_adding_a_mixture_twice_only_activates_it(trained):
     assert add_mixer(model, trained["mixture"]) == "default"
     assert len(model.peft_config) == 1
     assert trace(model, tokenizer, "ten").provenance["mixer"] == str(trained["mixture"])
+
+
+def test_train_backbone_makes_one_that_loads(tmp_path: Path):
+    status, _, err = run_command(
+        "train-backbone", "--output", tmp_path / "made", "--rows", 40, "--layers", 1, "--hidden-size", 16,
+        "--vocabulary", 320, "--limit", 2,
+    )  # fmt: skip
+    assert status == 0, err
+    assert "GENERATED rows" in err
+    model, _ = load_backbone(tmp_path / "made")
+    assert model.config.num_hidden_layers == 1
+    assert "--layers 1" in (tmp_path / "made" / "README.md").read_text()
 
 
 def test_backbones_and_mixers_list():

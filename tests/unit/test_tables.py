@@ -178,3 +178,10 @@ def test_the_readme_prints_the_result_files():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text.count("<!-- table ") == 4
     assert fill(text, RESULTS) == text
+
+
+def test_the_page_of_backbones_prints_the_result_files():
+    text = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
+    assert re.findall(r"<!-- table (\S+) -->", text) == ["state-space"]
+    assert fill(text, RESULTS) == text
+    assert "| RSL router, top 2 |" in text

@@ -11,6 +11,9 @@ import torch
 from loramixer.backbones import load_backbone
 from loramixer.data import held_out_examples
 from loramixer.evaluation.harness import DomainResult, Progress, evaluate
+from loramixer.tuner import LoraMixerConfig
+from loramixer.tuner.guards import has_state_space_mixers
+from loramixer.tuner.runtime import set_gate
 
 
 def expert_matrix(
@@ -38,7 +41,7 @@ def expert_matrix(
         finished: lines of the same matrix that an earlier call measured; they are not measured again.
         on_expert: receives all lines so far after each one.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model
 
     rows = [row for domain in domains for row in held_out_examples(domain, count, seed)]
     results: dict[str, list[DomainResult]] = dict(finished or {})
@@ -64,6 +67,13 @@ def expert_matrix(
 
     measure("backbone", model)
     peft_model: Any = None
+    if has_state_space_mixers(model):
+        # A LoRA of PEFT would be passed over at their dt_proj, and is refused at their out_proj.
+        peft_model = get_peft_model(model, LoraMixerConfig(experts={name: str(at) for name, at in experts.items()}))
+        for name in experts:
+            set_gate(peft_model, "domain", domain=name)
+            measure(name, peft_model)
+        return results
     for name, folder in experts.items():
         if peft_model is None:
             peft_model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)

@@ -64,6 +64,25 @@ def _by_domain(folder: Path, prefix: str, gate_of: Callable[[list[dict[str, Any]
     return "\n".join(lines)
 
 
+def state_space_table(folder: Path) -> str:
+    """The shipped state-space backbone: its experts by domain, then its router, from two ``falcon-mamba-*.json``."""
+    matrix, router = (_read(folder / f"falcon-mamba-{name}.json") for name in ("expert-matrix", "evaluate-rsl"))
+    domains = [row["domain"] for row in matrix["backbone"]]
+    lines = [line("loss per answer token", *domains), line("---", *("---:" for _ in domains))]
+    best = [min(rows[place]["loss"] for rows in matrix.values()) for place in range(len(domains))]
+    for name, rows in matrix.items():
+        cells = (_loss(row, lowest) for row, lowest in zip(rows, best, strict=True))
+        lines.append(line("backbone alone" if name == "backbone" else f"{name} expert", *cells))
+    routed = {row["domain"]: row for row in router["domains"]}
+    lines.append(line("RSL router, top 2", *(_loss(routed[name], -1) for name in domains)))
+    shares = (
+        f"{row['own_expert_share']:.2f} [{row['own_expert_share_low']:.2f}, {row['own_expert_share_high']:.2f}]"
+        for row in (routed[name] for name in domains)
+    )
+    lines.append(line("its own-expert share", *shares))
+    return "\n".join(lines)
+
+
 def parameters_table(folder: Path) -> str:
     """Counted parameters of ours and of MixLoRA, then the paper's figures, from ``parameters.json``."""
     found = _read(folder / "parameters.json")
@@ -185,6 +204,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "parameters": parameters_table,
     "overhead": overhead_table,
     "scaling": scaling_table,
+    "state-space": state_space_table,
     "router-training": router_training_table,
     **EVIDENCE,
 }

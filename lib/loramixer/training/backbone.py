@@ -159,6 +159,7 @@ def train_backbone(
     )
     run_training(model, tokenizer, pieces, folder, settings, log)
     model.to(torch.bfloat16)
+    model.config.use_cache = True  # the Trainer turns it off
     log.summary["held_out"] = held_out_table(model, tokenizer, pieces, list(shares), test_rows, seed)
     log.save(folder)
     with survivable(folder / "checkpoints"):

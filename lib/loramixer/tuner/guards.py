@@ -44,6 +44,11 @@ def guarded_layer(owner: nn.Module, name: str, target: nn.Module, site: str) -> 
     return MultipliedLayer(target) if name == "dt_proj" else LoraMixerLayer(target)
 
 
+def has_state_space_mixers(model: nn.Module) -> bool:
+    """Whether a backbone has mixers of Mamba's kind, which take weights of projections without calling them."""
+    return any(map(_is_state_space_mixer, model.modules()))
+
+
 def _is_state_space_mixer(module: nn.Module) -> bool:
     return isinstance(getattr(module, "A_log", None), nn.Parameter)
 
