@@ -90,6 +90,7 @@ class Watched:
 def watched(browser: Any) -> Iterator[Watched]:
     """A fresh page of 1440 × 900; the test fails if it logged an error or asked another host."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
+    context.set_default_timeout(90_000)  # the machine may be busy
     found = Watched(context.new_page())
     yield found
     context.close()
