@@ -6,8 +6,10 @@ const svg = plane.querySelector('svg');
 const options = root.querySelector('.options');
 const view = { chosen: null, active: null, close: false, paths: true, seeds: true, bands: true, moving: null };
 const LAYERS = [['paths', 'p', 'Training paths'], ['seeds', 's', 'Single seeds'], ['bands', 'b', 'Shuffled-token boxes']];
+const REACH = 14; // pixels around a point
 let model = { routers: [], paths: [] };
 let version = null;
+let place = null;
 
 function ask(event, detail) {
   if (event === 'open_router') trigger('open_router', detail);
@@ -25,7 +27,7 @@ const drawTable = createTable(root, (key) => choose(key));
 
 function redraw(announce) {
   if (plane.clientWidth === 0) return;
-  drawPlane(svg, root, plane.clientWidth, model, view);
+  place = drawPlane(svg, root, plane.clientWidth, model, view);
   drawCard(find(view.chosen) || find(view.active), announce);
   drawTable(model.routers, view.chosen);
   options.querySelectorAll('[role=option]').forEach((option) => {
@@ -111,17 +113,28 @@ plane.addEventListener('keydown', (event) => {
   if (event.key !== 'Escape') event.preventDefault();
 });
 plane.addEventListener('focus', () => { if (!view.active && model.routers.length) walk('x', 0); });
+
+// By distance and not by the node under the pointer: nodes are drawn anew, and points may lie on each other.
+function routerAt(event) {
+  if (!place) return null;
+  const box = svg.getBoundingClientRect();
+  const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+  const near = model.routers.map((router) => ({ key: router.key, away: Math.hypot(place.x(router.x) - x, place.y(router.y) - y) }))
+    .filter(({ away }) => away <= REACH).sort((a, b) => a.away - b.away);
+  return near.length ? near[0].key : null;
+}
+
 plane.addEventListener('mousemove', (event) => {
-  const group = event.target.closest('[data-key]');
-  const key = group ? group.dataset.key : null;
+  const key = routerAt(event);
+  plane.style.cursor = key ? 'pointer' : '';
   if (key === view.active || (!key && document.activeElement === plane)) return;
   view.active = key;
   redraw();
 });
 plane.addEventListener('mouseleave', () => { if (document.activeElement !== plane) { view.active = null; redraw(); } });
 plane.addEventListener('click', (event) => {
-  const group = event.target.closest('[data-key]');
-  if (group) choose(group.dataset.key);
+  const key = routerAt(event);
+  if (key) choose(key);
 });
 
 // A replay beside the plane says where its fixed prompt is at this step; an empty trail takes the point away.
