@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -211,6 +212,17 @@ def test_a_replay_is_read_as_it_was_recorded(handlers: TradeoffHandlers, tmp_pat
     # What the test wrote becomes sharper with every step.
     assert np.all(np.diff(replay.points[:, 0]) < 0)
     assert handlers.choose_replay(NO_REPLAY) is None
+
+
+def test_a_replay_has_the_colour_of_its_router(tmp_path: Path) -> None:
+    write_plane(tmp_path / "results")
+    write_replay(tmp_path / "replays")
+    source = FakeSource()
+    loss = "load balance: 4 · K Σ p̄ f̄"
+    source.mixers = lambda: [replace(mixer, loss=loss) for mixer in MIXERS]  # type: ignore[method-assign]
+    handlers = TradeoffHandlers(source, tmp_path / "results", tmp_path / "replays")
+    colours = {router["mixer"]: router["colour"] for router in handlers.opening()["routers"]}
+    assert handlers.choose_replay("smollm2-135m--rsl")["colour"] == colours[MIXERS[0].name]
 
 
 def test_a_frame_leaves_template_tokens_out() -> None:

@@ -12,6 +12,7 @@ from tests.app.conftest import Watched
 from tests.app.plane_files import SETTINGS, write_plane, write_replay
 from tests.app.synthetic import FakeSource
 from tests.app.synthetic_app import make_recordings
+from tests.app.test_accessibility import RUN, axe_script
 
 pytestmark = pytest.mark.browser
 
@@ -91,7 +92,8 @@ def test_a_point_is_clicked_and_layers_are_hidden(page: Any) -> None:
 def test_measured_routers_open_in_explore(page: Any) -> None:
     page.click("#tradeoff-measure")
     page.wait_for_selector(".plane svg [data-key='live:smollm2-135m/load-balance']")
-    page.click(".plane svg [data-key='live:smollm2-135m/load-balance']")
+    # From the table, since the invented traces place both routers on one point.
+    page.click(".plane-view .row-name:text-is('Load balance')")
     page.click(".plane-view .action:has-text('Open in Explore')")
     page.wait_for_selector("#mixer input", state="visible")
     page.wait_for_function("document.querySelector('#mixer input').value === 'Load balance'")
@@ -120,3 +122,15 @@ def test_without_motion_play_is_one_step(watched: Watched, plane_url: str) -> No
     page.wait_for_selector(".frames-play:has-text('Next step')", timeout=MILLISECONDS)
     page.click(".frames-play")
     page.wait_for_function("document.querySelector('.frames-step').textContent.startsWith('step 10')")
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1440), ("dark", 390)])
+def test_axe_finds_nothing_serious(watched: Watched, plane_url: str, theme: str, width: int) -> None:
+    page = watched.page
+    page.set_default_timeout(MILLISECONDS)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(f"{plane_url}?__theme={theme}&v=1&room=tradeoff&replay=smollm2-135m--rsl")
+    page.wait_for_selector(".replay-view[data-empty=false] .frames-map canvas", state="visible")
+    page.click(".plane-view .row-name >> nth=0")
+    page.evaluate(axe_script())
+    assert page.evaluate(RUN) == []

@@ -127,8 +127,11 @@ class TradeoffHandlers:
         """The replay of that name, or None."""
         if name not in self.replays:
             return None
-        styles = expert_styles(list(self.replays))
-        return self.replays[name].to_payload(styles[list(self.replays).index(name)].colour)
+        # In the colour that its router has on the plane, where it is there.
+        mixer = self.replays[name].facts.mixer
+        on_plane = {router["mixer"]: router["colour"] for router in self.opening()["routers"] if router["mixer"]}
+        others = {style.name: style.colour for style in expert_styles(list(self.replays))}
+        return self.replays[name].to_payload(on_plane.get(mixer, others[name]))
 
     # ------------------------------------------------------------------ to other rooms
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from loramixer.evaluation.csv_files import Row, read_csv
 from loramixer.metrics import plane_point, shuffled_token_band
 from loramixer.mixers import MixerInfo, mixer_folder
 from loramixer.trace import RoutingTrace
+from loramixer.training.run_log import RunLog
 
 RESULTS = Path(__file__).resolve().parents[3] / "docs" / "results"
 """Where the experiments of this repository write."""
@@ -133,10 +133,10 @@ def logged_plane(mixers: Sequence[MixerInfo]) -> Plane:
     paths = []
     for mixer in mixers:
         try:
-            log = json.loads((mixer_folder(mixer.name) / "run_log.json").read_text(encoding="utf-8"))
-        except (LoraMixerError, OSError, ValueError):
+            log = RunLog.load(mixer_folder(mixer.name))
+        except (LoraMixerError, OSError, ValueError, KeyError):
             continue
-        if points := log_path(log.get("steps", []), len(mixer.experts)):
+        if points := log_path(log.steps, len(mixer.experts)):
             paths.append(PlanePath(mixer.name, _thinned(points)))
     return Plane([], paths)
 

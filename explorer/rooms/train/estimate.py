@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from loramixer.errors import LoraMixerError
 from loramixer.mixers import MixerInfo, mixer_folder
 from loramixer.training.presets import CPU_SMALL
+from loramixer.training.run_log import RunLog
 
 PLAIN_MATRIX_BYTES = 7
 """Of one entry of a kept attention matrix: its softmax in float32, a copy in bfloat16, and the mask."""
@@ -59,10 +59,9 @@ def logged_speed(mixers: Sequence[MixerInfo], backbone: str) -> Speed | None:
         if mixer.backbone != backbone:
             continue
         try:
-            log = json.loads((mixer_folder(mixer.name) / "run_log.json").read_text(encoding="utf-8"))
-            if found := speed_of(log, here=False):
+            if found := speed_of(asdict(RunLog.load(mixer_folder(mixer.name))), here=False):
                 return found
-        except (LoraMixerError, OSError, ValueError):
+        except (LoraMixerError, OSError, ValueError, KeyError):
             continue
     return None
 
