@@ -140,7 +140,7 @@ def test_measuring_places_every_installed_router(unmeasured: TradeoffHandlers) -
     assert 0 <= router["x"] <= router["y"] <= 1
     assert router["band"]["x"][0] <= router["band"]["x"][1]
     _, line, start, stop = frames[-1]
-    assert line["text"] == "Measured: 2 of 2 routers on 6 example prompts."
+    assert line["text"] == f"Measured: 2 of 2 routers on {len(EXAMPLES)} example prompts."
     assert (start.interactive, stop.interactive) == (True, False)
     assert not unmeasured.tickets.is_open("one")
 
