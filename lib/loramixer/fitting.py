@@ -6,7 +6,6 @@ what the method itself would refuse or accept when the mixture is loaded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +175,7 @@ def mixture_bytes(backbone: BackboneOutline, experts: Mapping[str, Expert]) -> t
 
 def routers_fit(mixture: Path, experts: Mapping[str, Expert]) -> bool:
     """Whether trained routers were trained for these experts: each one is among theirs, by the hash of its weights."""
-    known = {value["sha256"]: set(value["sites"]) for value in _config_of(mixture)["experts"].values()}
+    known = {value["sha256"]: set(value["sites"]) for value in _config_of(mixture).experts.values()}
     return bool(experts) and all(known.get(expert.sha256) == set(expert.sites) for expert in experts.values())
 
 
@@ -215,15 +214,15 @@ def assemble(
     if routers is not None and not routers_fit(routers, experts):
         raise MixerError("These routers were trained for other experts.")
     sites = sorted({site for expert in experts.values() for site in expert.sites})
-    former = _config_of(routers) if routers else {}
+    former = _config_of(routers) if routers else LoraMixerConfig(experts={name: "" for name in experts}, gate="soft")
     config = LoraMixerConfig(
         experts={name: describe(expert) for name, expert in experts.items()},
         base_model_name_or_path=backbone.name,
         revision=None if backbone.name in _catalogued() else backbone.revision,
         task_type="CAUSAL_LM",
-        gate=former.get("gate", "soft"),
-        top_k=min(former.get("top_k", DEFAULT_TOP_K), len(experts)),
-        routing_loss=former.get("routing_loss", "none"),
+        gate=former.gate,
+        top_k=min(former.top_k or DEFAULT_TOP_K, len(experts)),
+        routing_loss=former.routing_loss,
         router_init_std=UNTRAINED_STD,
         untrained=routers is None,
         save_experts=False,
@@ -235,7 +234,7 @@ def assemble(
     config.save_pretrained(str(folder))
     keys = {site: f"base_model.model.{site}.lora_mixer_router.weight" for site in sites}
     if routers is not None:
-        order = {former["experts"][name]["sha256"]: row for row, name in enumerate(former["expert_order"])}
+        order = {value["sha256"]: row for row, value in enumerate(former.experts.values())}
         rows = [order[expert.sha256] for expert in experts.values()]
         trained = load_file(routers / "adapter_model.safetensors")
         weights = {key: trained[key][rows].contiguous() for key in keys.values()}
@@ -264,6 +263,7 @@ def _safe_config(folder: Path, source: str) -> Any:
         ) from error
 
 
-def _config_of(mixture: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((mixture / "adapter_config.json").read_text(encoding="utf-8"))
-    return found
+def _config_of(mixture: Path) -> Any:
+    from loramixer.tuner.config import LoraMixerConfig
+
+    return LoraMixerConfig.from_pretrained(str(mixture))

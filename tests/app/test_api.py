@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,17 @@ def test_a_caller_cannot_name_a_file_of_the_server(synthetic_page_url: str) -> N
         lines = response.read().decode()
     assert "event: error" in lines
     assert "layers" not in lines
+
+
+def test_the_example_of_the_page_runs(synthetic_page_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/explorer.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert "http://127.0.0.1:7860" in code
+    exec(compile(code.replace("http://127.0.0.1:7860", synthetic_page_url), "docs/explorer.md", "exec"), {})
+    assert NOTE in capsys.readouterr().out
+
+
+def test_the_page_names_the_endpoints_that_exist() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/explorer.md").read_text(encoding="utf-8")
+    section = page.partition("## For programs")[2].partition("```")[0]
+    assert set(re.findall(r"`(\w+)`", section)) >= PUBLIC

@@ -189,7 +189,7 @@ def first_shipped(handlers: OwnHandlers, name: str = "one") -> list[str]:
 
 def test_a_mixture_is_for_its_owner_and_is_freed(handlers: OwnHandlers, tmp_path: Path) -> None:
     chosen = first_shipped(handlers)
-    wanted, tabs, line = handlers.explore(BACKBONE, chosen, UNTRAINED, "explore", session())
+    wanted, tabs, line = handlers.explore(BACKBONE, chosen, UNTRAINED, session())
     assert wanted["room"] == "explore"
     assert tabs.selected == "explore"
     assert "untrained router" in wanted["title"]
@@ -204,8 +204,8 @@ def test_a_mixture_is_for_its_owner_and_is_freed(handlers: OwnHandlers, tmp_path
 
 def test_a_second_mixture_takes_the_place_of_the_first(handlers: OwnHandlers) -> None:
     chosen = first_shipped(handlers)
-    first, *_ = handlers.explore(BACKBONE, chosen, UNTRAINED, "explore", session())
-    second, *_ = handlers.explore(BACKBONE, chosen, UNTRAINED, "explore", session())
+    first, *_ = handlers.explore(BACKBONE, chosen, UNTRAINED, session())
+    second, *_ = handlers.explore(BACKBONE, chosen, UNTRAINED, session())
     assert list(handlers.source.added) == [second["mixer"]] != [first["mixer"]]  # type: ignore[attr-defined]
 
 
@@ -213,7 +213,7 @@ def test_mixtures_of_all_visitors_together_are_bounded(handlers: OwnHandlers, mo
     monkeypatch.setenv("LORAMIXER_PUBLIC", "1")
     for number in range(PUBLIC_LIMITS.mixtures + 2):
         chosen = first_shipped(handlers, str(number))
-        handlers.explore(BACKBONE, chosen, UNTRAINED, "explore", session(str(number)))
+        handlers.explore(BACKBONE, chosen, UNTRAINED, session(str(number)))
     assert len(handlers.source.added) == PUBLIC_LIMITS.mixtures  # type: ignore[attr-defined]
 
 
@@ -226,7 +226,7 @@ def test_visitors_who_do_nothing_make_room(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_nothing_chosen_is_one_sentence(handlers: OwnHandlers) -> None:
-    assert "at least one" in handlers.explore(BACKBONE, [], UNTRAINED, "explore", session())[2]["text"]
+    assert "at least one" in handlers.explore(BACKBONE, [], UNTRAINED, session())[2]["text"]
 
 
 # ---------------------------------------------------------------------- public mode
@@ -287,3 +287,16 @@ def test_a_damaged_file_is_a_row_and_no_failure(handlers: OwnHandlers, adapter: 
     files = {**content_of(adapter), "adapter_model.safetensors": whole[: len(whole) // 2]}
     view = handlers.add_files([str(zipped(tmp_path / "cut.zip", files))], BACKBONE, [], session())
     assert "damaged or no safetensors file" in table_of(view)
+
+
+def test_train_takes_the_chosen_experts_of_its_visitor(handlers: OwnHandlers) -> None:
+    chosen = first_shipped(handlers)
+    assert handlers.shelves.training_of("one") == ("", {})
+    wanted, tabs, _ = handlers.train(BACKBONE, chosen, session())
+    assert (wanted["room"], tabs.selected) == ("train", "train")
+    backbone, experts = handlers.shelves.training_of("one")
+    assert backbone == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert list(experts) == chosen
+    assert (Path(experts[chosen[0]]) / "adapter_model.safetensors").is_file()
+    assert handlers.shelves.training_of("two") == ("", {})
+    assert "at least one" in handlers.train(BACKBONE, [], session())[2]["text"]

@@ -43,7 +43,7 @@ def test_a_backbone_is_known_by_its_shapes(backbone: BackboneOutline) -> None:
 def test_every_catalogued_backbone_has_shapes() -> None:
     for mixer in list_mixers():
         outline = outline_backbone(mixer.backbone)
-        experts = json.loads((ZOO / mixer.name / "adapter_config.json").read_text())["experts"]
+        experts = LoraMixerConfig.from_pretrained(str(ZOO / mixer.name)).experts
         assert {site for value in experts.values() for site in value["sites"]} <= set(outline.shapes)
 
 

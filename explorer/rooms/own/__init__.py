@@ -78,10 +78,10 @@ def build(page: Page) -> None:
     shipped.input(handlers.add_shipped, [shipped, backbone, chosen], [*view, shipped], **slow)
     gr.on([backbone.input, chosen.input], handlers.check, [backbone, chosen], view, **slow)
     clear.click(handlers.clear, backbone, view, **slow)
-    for button, room in ((explore, "explore"), (train, "train")):
-        button.click(
-            handlers.explore, [backbone, chosen, routers, gr.State(room)], [page.wanted, page.tabs, line], **slow
-        )
+    went = [page.wanted, page.tabs, line]
+    explore.click(handlers.explore, [backbone, chosen, routers], went, **slow)
+    train.click(handlers.train, [backbone, chosen], went, **slow)
+    page.services["own_experts"] = handlers.shelves.training_of
     page.demo.unload(handlers.leave)
 
 

@@ -19,6 +19,7 @@ from explorer.rooms.own.table import fit_table
 from explorer.rooms.own.uploads import unpack
 from explorer.settings import limits
 from loramixer.errors import ExpertError, LoraMixerError, MixerError
+from loramixer.experts import Expert
 from loramixer.fitting import BackboneOutline, Fit, assemble, check_fit, outline_backbone, routers_fit
 from loramixer.hub import split_hub_id
 from loramixer.mixers import ZOO
@@ -112,16 +113,26 @@ class OwnHandlers:
     # ------------------------------------------------------------------ using
 
     def explore(
-        self, backbone: str, chosen: Sequence[str], routers: str, room: str, request: gr.Request
+        self, backbone: str, chosen: Sequence[str], routers: str, request: gr.Request
     ) -> tuple[Any, Any, Status]:
-        """Make the mixture and go to a room with it; only this session learns its name."""
+        """Make the mixture and go to Explore with it; only this session learns its name."""
         session = _session(request)
         try:
             name, title = self._mix(session, backbone, chosen, routers)
         except LoraMixerError as error:
             return gr.skip(), gr.skip(), status("error", str(error))
         text = f"{title} is in the list of routers of this visit; it is freed when you leave."
-        return want(room, name, title), gr.Tabs(selected=room), status("note", text)
+        return want("explore", name, title), gr.Tabs(selected="explore"), status("note", text)
+
+    def train(self, backbone: str, chosen: Sequence[str], request: gr.Request) -> tuple[Any, Any, Status]:
+        """Go to Train with the chosen experts."""
+        shelf = self.shelves.of(_session(request))
+        try:
+            experts, checked = self._usable(shelf, backbone, chosen)
+        except LoraMixerError as error:
+            return gr.skip(), gr.skip(), status("error", str(error))
+        shelf.training = checked.backbone.name, {name: shelf.sources[name] for name in experts}
+        return want("train", "", ""), gr.Tabs(selected="train"), status("note", "Train has taken these experts.")
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""
@@ -129,16 +140,25 @@ class OwnHandlers:
 
     # ------------------------------------------------------------------ inside
 
-    def _mix(self, session: str, backbone: str, chosen: Sequence[str], routers: str) -> tuple[str, str]:
-        shelf = self.shelves.of(session)
+    def _usable(self, shelf: Shelf, backbone: str, chosen: Sequence[str]) -> tuple[dict[str, Expert], Checked]:
+        """The chosen experts that fit.
+
+        Raises:
+            MixerError: there is none.
+        """
         checked = self._check(shelf, backbone)
         experts = {
             fit.name: fit.expert
             for fit in checked.fits
-            if fit.usable and fit.name in chosen and fit.expert is not None
+            if fit.usable and fit.name in (chosen or []) and fit.expert is not None
         }
         if not experts:
             raise MixerError("Choose at least one expert that fits.")
+        return experts, checked
+
+    def _mix(self, session: str, backbone: str, chosen: Sequence[str], routers: str) -> tuple[str, str]:
+        shelf = self.shelves.of(session)
+        experts, checked = self._usable(shelf, backbone, chosen)
         if routers == UNTRAINED:
             trained, title = None, f"untrained router · {len(experts)} of your own"
         else:

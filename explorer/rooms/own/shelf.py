@@ -31,6 +31,7 @@ class Shelf:
         backbone: that the experts were last checked against; empty before.
         mixture: name of the mixture that the registry holds for it; empty when there is none.
         fetched: Hub ids that this session had fetched.
+        training: backbone and experts that Train takes, name → folder or Hub id.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class Shelf:
     backbone: str = ""
     mixture: str = ""
     fetched: set[str] = field(default_factory=set)
+    training: tuple[str, dict[str, str]] = ("", {})
 
     def new_folder(self, kind: str) -> Path:
         """An empty folder in this shelf."""
@@ -95,6 +97,12 @@ class Shelves:
         for shelf in freed:
             self._free(shelf)
         return found
+
+    def training_of(self, session: str) -> tuple[str, dict[str, str]]:
+        """Backbone and experts that a session wants to train routers over; nothing is made for one that has none."""
+        with self._lock:
+            shelf = self._shelves.get(session)
+        return shelf.training if shelf else ("", {})
 
     def put_mixture(self, session: str, folder: Path, title: str) -> str:
         """Give a mixture to the registry; an earlier one of this session, and the oldest of too many, are freed."""

@@ -68,6 +68,7 @@ def build(page: Page) -> None:
     controls = [experts, domains, data, loss, balance, entropy, sign, scale, examples, seed, k]
     experts.change(handlers.choose_experts, experts, domains, **AT_ONCE)
     own.click(handlers.take_own, None, [experts, domains, room_status], **AT_ONCE)
+    page.wanted.change(handlers.take_wanted, page.wanted, [experts, domains, room_status], **AT_ONCE)
     loss.change(handlers.choose_loss, loss, [loss, balance, entropy, sign, scale], **AT_ONCE)
     data.change(handlers.choose_data, data, data, **AT_ONCE)
     gr.on(

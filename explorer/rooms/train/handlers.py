@@ -104,6 +104,10 @@ class TrainHandlers:
         line = status("quiet", f"{len(names)} experts of your own are chosen; their rows come from the domains below.")
         return gr.CheckboxGroup(choices=names, value=names), domains_of(found) or list(self.experts()), line
 
+    def take_wanted(self, wanted: dict[str, Any], request: gr.Request) -> tuple[Any, Any, Any]:
+        """The room Your own has sent its visitor here."""
+        return self.take_own(request) if wanted.get("room") == "train" else (gr.skip(), gr.skip(), gr.skip())
+
     def choose_experts(self, experts: list[str]) -> Any:
         """The domains of the chosen experts; as they were where none has one."""
         return domains_of(dict.fromkeys(experts, "")) or gr.skip()
