@@ -136,8 +136,8 @@ viz.show(viz.agreement_matrix(trace), alt="Agreement of the projections, mean an
 # ## A gate is not yet a contribution
 #
 # What an expert adds to a projection is g · s · B A x: the gate times what the expert's matrices make of this token.
-# An expert can get a high gate and add next to nothing, because A x is small. The left map is the gate, the right
-# one the length of what was added, as a share of the frozen projection's own output; crosses mark a high gate
+# An expert can get a high gate and add next to nothing, because A x is small. The upper map is the gate, the
+# lower one the length of what was added, as a share of the frozen projection's own output; crosses mark a high gate
 # without effect.
 
 # %%
