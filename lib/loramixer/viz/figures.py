@@ -107,7 +107,7 @@ def balance_curve_figure(steps: Sequence[Row]) -> go.Figure:
         lines.append((f"{style.letter} {style.name}", style.colour, points))
     ticks = [(share / 4, f"{share / 4:.0%}") for share in range(5)]
     seeds = len({row["seed"] for row in steps})
-    title = f"Balance term while training ({seeds} seeds; bars: smallest and largest seed)"
+    title = f"Balance term while training ({seeds} seed{'s' * (seeds > 1)}; bars: smallest and largest seed)"
     return _lines(lines, ticks, "share of the training", "K Σ p̄ f̄", title)
 
 
@@ -217,7 +217,8 @@ def _cells(
 
 def plane_figure(points: Sequence[Row], paths: Sequence[Row]) -> go.Figure:
     """The entropy–balance plane: every router with intervals, its shuffled-token band, and its training path."""
-    sizes = f"n = {points[0]['rows']:.0f} texts, {points[0]['tokens']:,.0f} tokens, {points[0]['seeds']:.0f} seeds"
+    sizes = f"n = {points[0]['rows']:.0f} texts, {points[0]['tokens']:,.0f} tokens, {points[0]['seeds']:.0f} seed"
+    sizes += "s" * (points[0]["seeds"] > 1)
     tokens = {row["band_tokens"] for row in points if row.get("band_tokens") is not None}
     counts = "/".join(f"{count:.0f}" for count in sorted(tokens))
     figure = empty_plane(f"Routers on the entropy–balance plane ({sizes})", f"Boxes: {counts} shuffled tokens")
@@ -324,7 +325,8 @@ def _plain(summary: Sequence[Row], gate: str) -> list[Row]:
 def _sizes(summary: Sequence[Row]) -> str:
     """What every title says: rows, seeds, and what the intervals cover."""
     first = max(summary, key=lambda row: row["seeds"])
-    return f"n = {first['rows']:.0f} rows, up to {first['seeds']:.0f} seeds; 95 % over {first['covers']}"
+    seeds = f"up to {first['seeds']:.0f} seeds" if first["seeds"] > 1 else "1 seed"
+    return f"n = {first['rows']:.0f} rows, {seeds}; 95 % over {first['covers']}"
 
 
 def _names(rows: Sequence[Row], field: str) -> list[Any]:
