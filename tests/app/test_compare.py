@@ -14,13 +14,16 @@ import pytest
 
 from explorer.comparison_payload import Side, encode_comparison
 from explorer.examples import EXAMPLES
+from explorer.exports import Exports
 from explorer.recordings import INDEX, Recordings
+from explorer.rooms.compare.files import code_maker, file_maker
 from explorer.rooms.compare.handlers import CompareHandlers
 from explorer.rooms.compare.link import RunSpec, file_spec, parse_spec, recording_spec, run_spec
 from explorer.rooms.compare.ready_made import ready_made
 from explorer.sessions import Tickets
 from explorer.traces_in_memory import TraceStore
 from loramixer.errors import TraceError
+from loramixer.trace import RoutingTrace
 from tests.app.synthetic import FakeSource, make_trace
 from tests.app.synthetic_app import OTHER_ANSWER, PROMPTS, make_recordings
 
@@ -311,3 +314,29 @@ def test_examples_are_recorded_with_other_routers_too(tmp_path: Path, monkeypatc
     trace = Recordings(tmp_path).trace("math-medical", BALANCE)
     assert trace is not None
     assert np.isfinite(trace.gates).all()
+
+
+# ---------------------------------------------------------------------- files and Python
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "csv", "npz", "npz-b"])
+def test_what_is_compared_becomes_files(room: CompareHandlers, tmp_path: Path, kind: str) -> None:
+    make = file_maker(Exports(tmp_path), room.traces_of)
+    sides = room.choose_ready(0, session())[SIDES]
+    path = Path(make(kind, {"m": "code", "q": "v"}, "one", sides))
+    assert path.stat().st_size > 500
+    if kind == "npz-b":
+        assert RoutingTrace.load(path).provenance["mixer"] == BALANCE
+
+
+def test_nothing_to_export_is_one_sentence(room: CompareHandlers, tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="A is not chosen yet"):
+        file_maker(Exports(tmp_path), room.traces_of)("png", {}, "one", {})
+
+
+def test_the_script_makes_both_traces(room: CompareHandlers) -> None:
+    script = code_maker(room.traces_of)({"m": "code", "tpl": "1"}, "one", room.choose_ready(0, session())[SIDES])
+    compile(script, "view.py", "exec")
+    assert f"load_mixer({RSL!r})" in script
+    assert f"load_mixer({BALANCE!r})" in script
+    assert "viz.difference_map(trace, other, measure='code', template=True)" in script

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from explorer.comparison_payload import effect
+from explorer.rooms.compare.files import code_maker
 from explorer.rooms.what_if.changes import GateChange, ModelChange, positions_of
 from explorer.rooms.what_if.handlers import WhatIfHandlers
 from explorer.rooms.what_if.link import read_biases, write_biases
@@ -284,3 +285,19 @@ def test_an_address_without_any_trace_says_so(room: WhatIfHandlers) -> None:
     shown = room.open_link("", session(room="what_if", a="rec~nobody"))
     assert "Generate one there" in shown[STATUS]["text"]
     assert all(is_skip(value) for value in room.open_link("", session(room="explore")))
+
+
+def test_the_script_repeats_the_change(room: WhatIfHandlers, base: dict[str, str]) -> None:
+    result = room.recompute(session(), base, "1", 1.0, ["code"])[1]
+    script = code_maker(room.traces_of)({}, "one", base, result)
+    compile(script, "view.py", "exec")
+    assert "other = what_if(other, gate='top_k', k=1, mask=['code'])" in script
+
+
+def test_the_script_repeats_an_intervention(room: WhatIfHandlers, base: dict[str, str]) -> None:
+    result = intervene(room, base, with_control=False)[-1][1]
+    changed = room.traces.get("one", result["key"])
+    changed.provenance["interventions"] = [{"kind": "mask", "experts": ["math"]}]
+    script = code_maker(room.traces_of)({}, "one", base, result)
+    compile(script, "view.py", "exec")
+    assert script.count("interventions=[loramixer.Intervention(kind='mask', experts=['math'])],") == 1

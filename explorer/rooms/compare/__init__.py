@@ -10,9 +10,11 @@ from explorer.components.compare_view import CompareView
 from explorer.components.status_line import StatusLine
 from explorer.handlers import describe_mixer, status
 from explorer.page import Page
+from explorer.rooms.compare.files import COMPARISON_FORMATS, code_maker, file_maker
 from explorer.rooms.compare.handlers import FIRST_STEPS, CompareHandlers
 from explorer.rooms.compare.link import recording_spec
 from explorer.rooms.compare.ready_made import recording_choices
+from explorer.rooms.share import share_and_export
 from explorer.settings import DEFAULT_K, DEFAULT_NEW_TOKENS, default_gate, gate_choices, limits
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -45,6 +47,15 @@ def build(page: Page) -> None:
                     clear = gr.Button("Clear", size="sm", min_width=60, elem_id="compare-clear")
             room_status = StatusLine(elem_id="compare-status")
             run_fold, *run_controls = _run_controls(page)
+            with gr.Accordion("Share and export", open=False, elem_id="compare-share", elem_classes="share-fold"):
+                share_and_export(
+                    "compare",
+                    formats=COMPARISON_FORMATS,
+                    make_file=file_maker(page.exports, handlers.traces_of),
+                    make_code=code_maker(handlers.traces_of),
+                    inputs=[sides],
+                    prompt_from="#compare-prompt textarea",
+                )
         view = CompareView("compare", {"waiting": FIRST_STEPS}, elem_id="compare-view", elem_classes="view")
 
     shown = [sides, view, *lines, side, room_status]

@@ -10,6 +10,8 @@ from explorer.components.compare_view import CompareView
 from explorer.components.status_line import StatusLine
 from explorer.handlers import status
 from explorer.page import Page
+from explorer.rooms.compare.files import COMPARISON_FORMATS, code_maker, file_maker
+from explorer.rooms.share import share_and_export
 from explorer.rooms.what_if.changes import KINDS, PLACES
 from explorer.rooms.what_if.handlers import NOTHING_YET, WhatIfHandlers
 from explorer.settings import default_gate, gate_choices
@@ -39,6 +41,14 @@ def build(page: Page) -> None:
             with gr.Accordion("With the model", open=True, elem_id="what-if-model") as model_fold:
                 kind, chosen, where, text, control, seed, run, stop = _model_controls(experts)
             room_status = StatusLine(elem_id="what-if-status")
+            with gr.Accordion("Share and export", open=False, elem_id="what-if-share", elem_classes="share-fold"):
+                share_and_export(
+                    "what-if",
+                    formats=COMPARISON_FORMATS,
+                    make_file=file_maker(page.exports, handlers.traces_of),
+                    make_code=code_maker(handlers.traces_of),
+                    inputs=[base, result],
+                )
         view = CompareView(
             "what_if",
             {"waiting": NOTHING_YET},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loramixer import viz
@@ -56,7 +56,7 @@ def recipe(
         *_steps(trace, "trace", recorded),
     ]
     if other is not None:
-        lines += ["", *_steps(other, "other", None)]
+        lines += ["", *_steps(other, "other", recorded)]
     call = ", ".join(
         [
             "trace",
@@ -89,8 +89,6 @@ def _steps(trace: RoutingTrace, name: str, recorded: RoutingTrace | None) -> lis
         facts = recorded.provenance
     if not facts.get("mixer"):
         raise FigureError("This trace does not say which mixture made it, so no script can make it again.")
-    if facts.get("interventions"):
-        raise FigureError("This trace was made with interventions, which a script of this kind does not repeat.")
     lines = [f"model, tokenizer = loramixer.load_mixer({str(facts['mixer'])!r})"]
     gate = {"k": facts.get("k"), "temperature": facts.get("gate_temperature")}
     given = [f"{key}={value!r}" for key, value in gate.items() if value is not None]
@@ -112,6 +110,7 @@ def _steps(trace: RoutingTrace, name: str, recorded: RoutingTrace | None) -> lis
         f"{name} = loramixer.trace(",
         f"    model, tokenizer, prompt, max_new_tokens={int(facts.get('max_new_tokens') or 0)},",
         f"    {', '.join(f'{key}={value!r}' for key, value in options.items())},",
+        *_interventions(facts.get("interventions") or []),
         ")",
     ]
     if changed:
@@ -119,6 +118,15 @@ def _steps(trace: RoutingTrace, name: str, recorded: RoutingTrace | None) -> lis
         written = ", ".join(f"{key}={value!r}" for key, value in kept.items())
         lines += ["from loramixer.whatif import what_if", "", f"{name} = what_if({name}, {written})"]
     return lines
+
+
+def _interventions(described: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The argument of a trace that was recorded under interventions."""
+    calls = [
+        f"loramixer.Intervention({', '.join(f'{name}={value!r}' for name, value in each.items())})"
+        for each in described
+    ]
+    return [f"    interventions=[{', '.join(calls)}],"] if calls else []
 
 
 def _is_plain(value: Any) -> bool:
