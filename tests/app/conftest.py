@@ -61,9 +61,21 @@ def synthetic_page_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         demo = build(FakeSource(seconds=0.05), make_recordings(tmp_path_factory.mktemp("traces")))
-        _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+        url = launch(demo, launch_options())
     yield url
     demo.close()
+
+
+def launch(demo: Any, options: dict[str, Any], attempts: int = 5) -> str:
+    """Address of a page that answers; Gradio gives up soon where the machine is busy, so it gets another try."""
+    for attempt in range(attempts):
+        try:
+            return str(demo.launch(prevent_thread_lock=True, quiet=True, **options)[1])
+        except ValueError:
+            demo.close()
+            if attempt == attempts - 1:
+                raise
+    raise AssertionError("no attempt was made")
 
 
 class Watched:
