@@ -87,3 +87,11 @@ def test_a_step_without_a_number_leaves_a_gap():
     rows = steps(3)
     rows[1]["token_entropy"] = None
     assert named(viz.training_curves(rows), "token entropy E[H(p)], nats").y == (1.0, None, 1.0)
+
+
+def test_the_legend_of_curves_has_room_for_long_names():
+    name = "acceptability of sentences"
+    rows = [{"step": step, "task_loss": 1.0, "own_expert_share": {name: 0.2}} for step in (1, 2)]
+    figure = viz.training_curves(rows)
+    assert figure.layout.margin.r >= 7 * len(f"own share: {name}") + 20
+    assert viz.training_curves([{"step": 1, "task_loss": 1.0}]).layout.margin.r < 100
