@@ -5,7 +5,11 @@ function createSection(root, store, key, draw) {
   const body = section.querySelector('.section-body');
   let drawn = '';
 
-  section.addEventListener('toggle', () => store.toggleSection(key, section.open));
+  // At once, not by the event `toggle`, which comes later: a frame drawn in between would close the section again.
+  section.querySelector('summary').addEventListener('click', (event) => {
+    event.preventDefault();
+    store.toggleSection(key, !store.state.open.has(key));
+  });
   new ResizeObserver(() => { if (section.open) { drawn = ''; store.redraw(); } }).observe(body);
 
   function update(state) {
