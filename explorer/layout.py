@@ -73,6 +73,9 @@ def launch_options() -> dict[str, Any]:
         "max_file_size": limits().upload_bytes,
         "state_session_capacity": 1000,
         "mcp_server": wants_mcp(),
+        # Skips Gradio's look at its own page, which ends the app where that takes longer than three seconds, as it may
+        # on a busy machine while the model loads. It asks for nothing else.
+        "_frontend": False,
     }
 
 

@@ -105,3 +105,17 @@ demo.close()
     assert done.returncode == 0, done.stderr[-2000:]
     assert [path for path in home.rglob("*") if path.is_file()] == []
     assert set((root / "explorer").rglob("*.pyi")) == before
+
+
+def test_a_busy_machine_does_not_end_the_app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Gradio asks its own page once, waits three seconds, and gives up; that question is not asked."""
+    from explorer.layout import build
+    from explorer.recordings import Recordings
+    from tests.app.synthetic import FakeSource
+
+    monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
+    demo = build(FakeSource(), Recordings(tmp_path))
+    try:
+        demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    finally:
+        demo.close()
