@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from explorer.comparison_payload import effect
+from explorer.recordings import Recordings
 from explorer.rooms.compare.files import code_maker
 from explorer.rooms.what_if.changes import GateChange, ModelChange, positions_of
 from explorer.rooms.what_if.handlers import WhatIfHandlers
@@ -281,9 +282,12 @@ def test_an_address_of_an_intervention_fills_the_controls(room: WhatIfHandlers, 
     assert "no recording" in shown[STATUS]["text"]
 
 
-def test_an_address_without_any_trace_says_so(room: WhatIfHandlers) -> None:
+def test_an_address_without_a_trace_takes_what_explore_opens_with(room: WhatIfHandlers, tmp_path: Path) -> None:
     shown = room.open_link("", session(room="what_if", a="rec~nobody"))
-    assert "Generate one there" in shown[STATUS]["text"]
+    assert "act on what Explore shows" in shown[STATUS]["text"]
+    assert shown[BASE]["spec"] == "rec~math-medical"
+    empty = WhatIfHandlers(FakeSource(), Recordings(tmp_path / "none"), TraceStore(), Tickets(), SLIDERS)
+    assert "Generate one there" in empty.open_link("", session(room="what_if"))[STATUS]["text"]
     assert all(is_skip(value) for value in room.open_link("", session(room="explore")))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from explorer.comparison_payload import Side, clip, effect, encode_comparison
+from explorer.examples import EXAMPLES
 from explorer.handlers import Status, status
 from explorer.link import parse, to_query
 from explorer.payload import Payload, encode_trace
@@ -208,7 +209,8 @@ class WhatIfHandlers:
         elif values["base"]:
             notes.append("The trace of this link is no recording, so the link's settings act on what Explore shows.")
         if trace is None:
-            key = current
+            # The page may not have said yet what it opens with.
+            key = current or self._first_recording(request)
             try:
                 trace = self.traces.get(_session(request), key)
             except LoraMixerError:
@@ -228,7 +230,7 @@ class WhatIfHandlers:
             shown = self._open(key, trace, usual, request)
         experts = [name for name in read_names(values["experts"]) if name in trace.experts]
         shown = (*shown[:8], gr.CheckboxGroup(choices=list(trace.experts), value=experts), *shown[9:])
-        if isinstance(found, tuple):
+        if key != current:
             shown = ({**shown[0], "current": ""}, *shown[1:])
         line = status("note", " ".join(notes)) if notes else shown[4]
         return (*shown[:4], line, *shown[5:], values["kind"], values["where"], values["text"], values["seed"])
@@ -249,6 +251,12 @@ class WhatIfHandlers:
         return trace, GateChange(**{**result["gates"], "mask": tuple(result["gates"]["mask"])}).apply(trace)
 
     # ------------------------------------------------------------------ inside
+
+    def _first_recording(self, request: gr.Request) -> str:
+        """Key of the recording that Explore opens with; empty when there is none."""
+        found = (self.recordings.trace(example.key) for example in EXAMPLES)
+        trace = next((trace for trace in found if trace is not None), None)
+        return "" if trace is None else self.traces.put(_session(request), trace)
 
     def _trace(self, base: Base, request: gr.Request) -> RoutingTrace:
         if not base:
