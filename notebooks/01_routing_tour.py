@@ -33,7 +33,7 @@ import os
 
 FAST = os.environ.get("FAST") == "1"
 MIXER = "smollm2-135m/rsl"
-NEW_TOKENS = 8 if FAST else 60
+NEW_TOKENS = 8 if FAST else 24
 PROMPT = (
     "A patient takes 250 mg of amoxicillin three times a day for 7 days. How many mg does the patient take in all, "
     "and what are the side effects of amoxicillin?"
@@ -136,8 +136,8 @@ viz.show(viz.agreement_matrix(trace), alt="Agreement of the projections, mean an
 # ## A gate is not yet a contribution
 #
 # What an expert adds to a projection is g · s · B A x: the gate times what the expert's matrices make of this token.
-# An expert can get a high gate and add next to nothing, because A x is small. The upper map is the gate, the
-# lower one the length of what was added, as a share of the frozen projection's own output; crosses mark a high gate
+# An expert can get a high gate and add next to nothing, because A x is small. The first map is the gate, the
+# second the length of what was added, as a share of the frozen projection's own output; crosses mark a high gate
 # without effect.
 
 # %%
@@ -157,7 +157,9 @@ assert flagged.sum() <= chosen.sum()
 # %%
 only_one = what_if(trace, k=1)
 print({name: value for name, value in only_one.provenance.items() if name not in trace.provenance})
-viz.show(viz.difference_map(trace, only_one), alt="Jensen–Shannon divergence between k = 3 and k = 1.")
+viz.show(
+    viz.difference_map(trace, only_one), alt="Jensen–Shannon divergence between the gates as they were and k = 1."
+)
 assert np.allclose(only_one.gates.max(axis=-1), 1, atol=1e-6)
 
 # %% [markdown]

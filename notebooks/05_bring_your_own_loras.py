@@ -135,7 +135,7 @@ assert list(model.active_peft_config.expert_order) == list(experts)
 # %% [markdown]
 # ## Who does what
 #
-# First the gates. Then *blank* by itself: the upper map is its gate, the lower one what it adds. A gate is not a
+# First the gates. Then *blank* by itself: the first map is its gate, the second what it adds. A gate is not a
 # contribution.
 
 # %%
@@ -145,7 +145,7 @@ PROMPT = (
 )
 trace = loramixer.trace(model, tokenizer, PROMPT, contributions=True)
 viz.show(viz.load_bars(trace), alt="Mean gate of each of the three experts in every layer.")
-viz.show(viz.contribution_map(trace, "blank"), alt="The gates of blank above; below, it adds nothing.")
+viz.show(viz.contribution_map(trace, "blank"), alt="Blank has gates, and adds nothing.")
 blank = trace.experts.index("blank")
 present = np.isfinite(trace.logits[..., blank])
 print(f"blank has a mean gate of {trace.gates[..., blank][present].mean():.2f} where it is present, and adds")

@@ -130,7 +130,8 @@ for found in summaries:
     print(f"  span's expert is ahead {sooner} among shuffled tokens.")
 
 # %% [markdown]
-# These sentences are made from the numbers: whether the whole interval lies on one side. With a backbone of this size
+# These sentences are made from the numbers: whether the whole interval lies on one side. With `FAST=1` there are two
+# rows of each set, and neither intervals nor sentences mean anything. With a backbone of this size
 # a wrong answer is the usual one, and then the share of right answers cannot tell routers apart. The loss of the
 # *gold* answer can: it moves by degrees.
 #
