@@ -39,7 +39,8 @@ class CompareView(gr.HTML):
     The assets must not hold what Gradio's templates evaluate (double braces, backticks, ``${``); the scripts may.
 
     Args:
-        room: key of the room, whose address the view keeps up to date.
+        room_key: of the room whose address the view keeps up to date. Not named after a word that stands quoted in the
+            scripts: Gradio takes such an attribute for an event, and then copies the whole page with every visit.
         value: the payload.
         empty_title: heading of the empty state.
         arguments: as for ``gr.HTML``.
@@ -47,7 +48,7 @@ class CompareView(gr.HTML):
 
     def __init__(
         self,
-        room: str,
+        room_key: str,
         value: dict[str, Any] | None = None,
         empty_title: str = "Nothing to compare yet",
         **arguments: Any,
@@ -62,7 +63,7 @@ class CompareView(gr.HTML):
             + "\n"
             + read_assets(_FOLDER, _SCRIPTS),
             apply_default_css=False,
-            room=room,
+            room_key=room_key,
             **arguments,
         )
 

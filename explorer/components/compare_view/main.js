@@ -10,7 +10,7 @@ store.onChange(({ comparison }) => { root.dataset.empty = String(!comparison); }
   createCompareCard(root, store), createSums(root), createLoads(root),
 ].forEach((draw) => store.onChange(draw));
 createCompareKeyboard(root, store);
-const linkTo = createCompareLink(root, store, props.room);
+const linkTo = createCompareLink(root, store, props.room_key);
 attachTips(root);
 
 // The canvas does not follow a change of theme by itself.
