@@ -142,8 +142,9 @@ def test_an_unpacking_that_fails_leaves_nothing_behind(nothing_on_disk, monkeypa
 
 
 def test_status_lists_what_is_known(nothing_on_disk):
-    (row,) = backbone_status()
-    assert (row["name"], row["on_disk"]) == ("smollm2-135m", None)
+    rows = {row["name"]: row for row in backbone_status()}
+    assert rows["smollm2-135m"]["on_disk"] is None
+    assert Path(rows["falcon-mamba-tiny"]["on_disk"]).is_dir()  # ships with the package
 
 
 def test_the_embedded_backbone_is_the_model_it_says(embedded_backbone):
