@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from explorer.comparison_payload import effect
 from loramixer.comparison import compare
 from loramixer.metrics import load, plane_point
 from tests.app.conftest import Watched
@@ -79,9 +80,10 @@ def test_a_ready_made_comparison_is_one_press_and_its_numbers_are_those_of_the_l
         for place, (first, _) in enumerate(comparison.pairs)
         if a.tokens.roles[first[0]] != "template" and not a.tokens.special[first[0]]
     ]
-    jsd, changed = numbers_of(page, ".sums-table table:last-child .number")
+    jsd, changed, words = numbers_of(page, ".sums-table table:last-child .number")
     assert jsd == pytest.approx(comparison.jsd_share[:, kept].mean(), abs=0.002)
     assert changed == pytest.approx(100 * comparison.leader_changed[:, kept].mean(), abs=0.2)
+    assert words == pytest.approx(100 * (effect(a, b)["answer"] or 0), abs=0.06)
     loads = page.eval_on_selector_all(
         "#compare-view .load-row .number", "nodes => nodes.map((node) => node.textContent.split(' → ').map(Number))"
     )
@@ -156,7 +158,7 @@ def test_a_trace_file_is_compared_and_markup_in_it_stays_text(page: Any, tmp_pat
     open_room(page)
     hostile = "<img src=x onerror=alert(1)> ${1+1} {{7*7}} 🦊 word"
     path = make_trace(hostile, mixer="<b>mine</b>").save(tmp_path / "mine.npz")
-    page.set_input_files("#compare-file input, input[type=file]", str(path))
+    page.set_input_files("#compare-controls input[type=file]", str(path))
     wait_for_text(page, "#compare-A", "A: b>, top 3, from a file")
     page.click("#compare-take")
     page.wait_for_selector("#compare-view .token")

@@ -4,8 +4,7 @@
 function siteGates(model, position, site) {
   const count = model.experts.length;
   const { gates } = model.columns[position];
-  const unit = gates instanceof Uint16Array ? GATE_SCALE : 1;
-  return Array.from({ length: count }, (_, expert) => gates[site * count + expert] / unit);
+  return Array.from({ length: count }, (_, expert) => gates[site * count + expert]);
 }
 
 function averageRows(rows, count) {
