@@ -175,5 +175,6 @@ class FakeSource:
                 return
             if written == 3 and "CRASH" in request.prompt:
                 raise RuntimeError("an invented fault")
-            time.sleep(self.seconds)
+            # The page drops frames that follow each other too fast; the last one before the pause must be shown.
+            time.sleep(max(self.seconds, 0.3) if written == 3 and "PAUSE" in request.prompt else self.seconds)
             yield make_trace(request.prompt, written=written, k=request.k, mixer=request.mixer, **given)
