@@ -20,10 +20,14 @@ def objects_in(value: Any, path: str) -> Iterator[str]:
     elif isinstance(value, list | tuple | set):
         for index, part in enumerate(value):
             yield from objects_in(part, f"{path}/{index}")
-    elif isinstance(value, functools.partial) or hasattr(value, "__self__"):
+    elif _is_object(value):
         yield path
-    elif not (value is None or callable(value) or isinstance(value, str | int | float | bool | bytes)):
-        yield path
+
+
+def _is_object(value: Any) -> bool:
+    if isinstance(value, functools.partial) or hasattr(value, "__self__"):
+        return True
+    return not (value is None or callable(value) or isinstance(value, str | int | float | bool | bytes))
 
 
 def test_the_page_holds_plain_data_only(tmp_path: Path) -> None:
