@@ -144,5 +144,5 @@ def test_a_joint_run_writes_over_nothing(backbone, tmp_path, capsys):
 def test_targets_and_presets_that_do_not_exist_are_refused(backbone, tmp_path):
     with pytest.raises(ExpertError, match=r"no linear layer in_proj; give targets from down_proj, .*q_proj"):
         trained(backbone, tmp_path, targets=["in_proj"])
-    with pytest.raises(LoraMixerError, match="no preset 'large'; there are cpu-small, paper"):
+    with pytest.raises(LoraMixerError, match="no preset 'large'; there are cpu-small, cpu-tiny, paper"):
         trained(backbone, tmp_path, preset="large")
