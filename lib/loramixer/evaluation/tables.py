@@ -124,6 +124,19 @@ def overhead_table(folder: Path) -> str:
     return "\n\n".join([*sections, _circumstances(result)])
 
 
+def explorer_table(folder: Path) -> str:
+    """What the explorer took beside its goals, from ``explorer.json``; and how busy the machine was meanwhile."""
+    result = _read(folder / "explorer.json")
+    lines = [line("measure", "value", "unit", "goal", "met", "note"), line("---", "---:", "---", "---:", "---", "---")]
+    for row in result["rows"]:
+        met = "yes" if row["met"] else "no"
+        lines.append(line(row["measure"], f"{row['value']:.3g}", row["unit"], row["goal"], met, row["note"]))
+    cores, loads = result["machine"]["cores"], (result["settings"]["load_before"], result["settings"]["load_after"])
+    busy = " and ".join(f"{load[0]:.1f}" for load in loads)
+    lines += ["", f"Mean number of processes that wanted to run, before and after, on {cores} cores: {busy}."]
+    return "\n".join(lines)
+
+
 OVERHEAD_MEASURES = {
     "trace-prefill-256": "time of prefill 256",
     "trace-decode": "time of decode",
@@ -203,6 +216,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "router-loss": router_loss_table,
     "parameters": parameters_table,
     "overhead": overhead_table,
+    "explorer": explorer_table,
     "scaling": scaling_table,
     "state-space": state_space_table,
     "router-training": router_training_table,
