@@ -22,7 +22,7 @@ from explorer.link import parse
 from explorer.payload import Payload, PayloadEncoder, ViewState, encode_trace
 from explorer.recordings import Recordings
 from explorer.registry import ModelSource
-from explorer.sessions import Tickets
+from explorer.sessions import Tickets, session_of
 from explorer.settings import (
     ALL_EXPERTS,
     DEFAULT_NEW_TOKENS,
@@ -112,7 +112,7 @@ class Handlers:
             view, key = gr.skip(), self.keep_opening(request)
         else:
             shown, view = _shown_of(trace), self.recordings.payload(example, router_of_recording)
-            key = self.traces.put(_session(request), trace)
+            key = self.traces.put(session_of(request), trace)
         if example and trace is None:
             notes.append("The link's example has no recording here; press Generate.")
         if trace is not None and not prompt:
@@ -146,7 +146,7 @@ class Handlers:
         """A trace file of the visitor's: view, settings on screen, key, status; no model is needed."""
         if not file:
             return (gr.skip(),) * 4
-        if self.tickets.is_open(_session(request)):
+        if self.tickets.is_open(session_of(request)):
             return gr.skip(), gr.skip(), gr.skip(), status("note", "Stop the run before you open a file.")
         name = Path(file).name
         try:
@@ -156,7 +156,7 @@ class Handlers:
         shown = _shown_of(trace)
         facts = run_request(prompt_text(trace), shown["mixer"], shown["gate"], DEFAULT_NEW_TOKENS)
         payload = encode_trace(trace, "opened", facts, gold_experts(trace))
-        key = self.traces.put(_session(request), trace)
+        key = self.traces.put(session_of(request), trace)
         return payload, shown, key, status("quiet", f"Opened {name}: {len(trace.tokens)} tokens, no model was run.")
 
     def model_status(self, recording_on_screen: bool) -> Status:
@@ -228,7 +228,7 @@ class Handlers:
         """The prompt of an example; its recording too, unless a run is filling the view."""
         example = find_example(key)
         payload = self.recordings.payload(key)
-        if self.tickets.is_open(_session(request)):
+        if self.tickets.is_open(session_of(request)):
             return example.prompt, gr.skip(), shown, gr.skip(), gr.skip()
         if payload is None:
             note = status("note", "No recording of this example; press Generate.")
@@ -246,10 +246,10 @@ class Handlers:
             check_new_tokens(int(max_new_tokens))
         except LoraMixerError as error:
             return 0, status("error", str(error)), gr.skip(), gr.skip()
-        ticket = self.tickets.open(_session(request))
+        ticket = self.tickets.open(session_of(request))
         is_ready = self.source.status().kind == "ready"
         text = "Waiting for the model …" if is_ready else "Waiting until the model is loaded …"
-        if ahead := self.tickets.ahead_of(_session(request)):
+        if ahead := self.tickets.ahead_of(session_of(request)):
             text = f"{text} {ahead} {'run was' if ahead == 1 else 'runs were'} asked for before yours."
         line = status("busy", text)
         return ticket.number, line, gr.Button(interactive=False), gr.Button(interactive=True)
@@ -268,7 +268,7 @@ class Handlers:
 
         ``effects`` records what every expert adds, beside its gate.
         """
-        session = _session(request)
+        session = session_of(request)
         ticket = self.tickets.find(session, int(number or 0))
         if ticket is None:
             yield _nothing_new()
@@ -285,7 +285,9 @@ class Handlers:
             for trace in self.source.stream(asked, ticket.stop):
                 if frame := frames.add(trace):
                     yield frame
-            yield frames.finish(ticket.stop.is_set(), asked.max_new_tokens)
+            last = frames.finish(ticket.stop.is_set(), asked.max_new_tokens)
+            self.tickets.close(session, ticket.number)  # whoever presses Stop now is told that nothing runs
+            yield last
         except LoraMixerError as error:
             yield frames.end(status("error", str(error)), "failed")
         except Exception as error:
@@ -300,20 +302,14 @@ class Handlers:
 
     def refused(self, request: gr.Request) -> tuple[Status, Any, Any]:
         """The queue did not take the run, or the connection broke: give the buttons back."""
-        self.tickets.stop(_session(request))
+        self.tickets.stop(session_of(request))
         text = "The run did not start: too many visitors are waiting. Press Generate again in a minute."
         return status("error", text), gr.Button(interactive=True), gr.Button(interactive=False)
 
-    def stop(self, request: gr.Request) -> tuple[Status, Any]:
-        """Ask the run of this session to end; what is on screen stays."""
-        if self.tickets.stop(_session(request)):
-            return status("busy", "Stopping after this token …"), gr.Button(interactive=False)
-        return status("quiet"), gr.Button(interactive=False)
-
     def leave(self, request: gr.Request) -> None:
         """The page was closed: nobody waits for its run any more, and nobody can ask for its traces."""
-        self.tickets.drop(_session(request))
-        self.traces.forget(_session(request))
+        self.tickets.drop(session_of(request))
+        self.traces.forget(session_of(request))
 
     def pin(self, current: str) -> tuple[Any, Status]:
         """The trace on screen becomes A of Compare."""
@@ -334,7 +330,7 @@ class Handlers:
 
     def _keep_recording(self, key: str, request: gr.Request) -> str:
         trace = self.recordings.trace(key)
-        return "" if trace is None else self.traces.put(_session(request), trace)
+        return "" if trace is None else self.traces.put(session_of(request), trace)
 
     def _shown_of_recording(self, key: str) -> Shown:
         trace = self.recordings.trace(key)
@@ -401,7 +397,3 @@ def _shown_of(trace: RoutingTrace) -> Shown:
 
 def _nothing_new() -> tuple[Any, ...]:
     return (gr.skip(),) * 6
-
-
-def _session(request: gr.Request | None) -> str:
-    return str(getattr(request, "session_hash", None) or "")

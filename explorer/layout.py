@@ -80,7 +80,7 @@ def launch_options() -> dict[str, Any]:
 
 
 def _theme() -> gr.themes.Base:
-    """Plain surfaces and system fonts; the colours are those of ``routing_view/view.css``."""
+    """Plain surfaces and system fonts; the colours are those of ``components/base.css``."""
     return gr.themes.Base(
         primary_hue=gr.themes.colors.blue,
         neutral_hue=gr.themes.colors.slate,

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from typing import Any
+
+
+def session_of(request: Any) -> str:
+    """The browser session that a Gradio request belongs to; empty outside a page."""
+    return str(getattr(request, "session_hash", None) or "")
 
 
 @dataclass(frozen=True)

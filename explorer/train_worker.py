@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,11 @@ class StoppedByUser(Exception):
     """Leaves the trainer after the checkpoint of a stop has been written."""
 
 
-def run(folder: Path, load_backbone: Callable[..., Any] | None = None) -> JobStatus:
+def run(folder: Path) -> JobStatus:
     """Train what ``job.json`` asks for, or go on from its last checkpoint; errors end up in ``status.json``.
 
     Args:
         folder: of the job.
-        load_backbone: stands in for the library's, for tests.
 
     Returns:
         The last status.
@@ -51,7 +49,7 @@ def run(folder: Path, load_backbone: Callable[..., Any] | None = None) -> JobSta
     (folder / "stop").unlink(missing_ok=True)
     JobStatus("starting", f"Loading {job.backbone} and {len(job.experts)} experts …").save(folder)
     try:
-        ended = _train(job, folder, load_backbone)
+        ended = _train(job, folder)
     except StoppedByUser:
         found = JobStatus.load(folder)
         ended = found.ended("stopped", f"Stopped after step {found.step} of {found.steps}; Resume goes on from there.")
@@ -72,13 +70,11 @@ def run(folder: Path, load_backbone: Callable[..., Any] | None = None) -> JobSta
     return ended
 
 
-def _train(job: TrainingJob, folder: Path, load_backbone: Callable[..., Any] | None) -> JobStatus:
+def _train(job: TrainingJob, folder: Path) -> JobStatus:
     from loramixer.data import RECIPES, mixed_examples
     from loramixer.training import routers
     from loramixer.training.presets import CPU_SMALL
 
-    if load_backbone is not None:
-        routers.load_backbone = load_backbone
     own_domains = tuple(name for name in job.experts if name in RECIPES)
     rows: Any = job.examples
     if job.domains != own_domains:

@@ -15,6 +15,7 @@ from explorer.page import Page
 from explorer.registry import ModelSource
 from explorer.rooms.share import FORMATS, MakeCode, MakeFile, share_and_export
 from explorer.settings import DEFAULT_K, DEFAULT_NEW_TOKENS, default_gate, gate_choices, limits
+from explorer.stopping import wire_stop
 from loramixer import viz
 from loramixer.errors import TraceError
 from loramixer.mixers import MixerInfo
@@ -90,7 +91,7 @@ def build(page: Page) -> None:
     running.failure(handlers.refused, None, [run_status, *buttons], **at_once)
     # In the queue: Gradio tells nobody that a state has changed after an event outside of it.
     pin.click(handlers.pin, page.current, [page.pinned, run_status], concurrency_limit=None, **private)
-    stop.click(handlers.stop, None, [run_status, stop], **at_once)
+    wire_stop(stop, run_status, handlers.tickets)
     for key, button in example_buttons.items():
         button.click(
             handlers.choose_example,

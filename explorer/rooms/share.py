@@ -16,6 +16,7 @@ import gradio as gr
 
 from explorer.components.share_menu import ShareMenu
 from explorer.components.status_line import StatusLine
+from explorer.sessions import session_of
 from loramixer.errors import LoraMixerError
 
 READ_ADDRESS = """(query, ...rest) => {
@@ -155,8 +156,3 @@ def _exporting(key: str, make_file: MakeFile) -> Callable[..., tuple[Any, dict[s
 def query_values(query: str) -> dict[str, str]:
     """A query string as a flat mapping; of a repeated key the last counts."""
     return dict(parse_qsl(query.removeprefix("?"), keep_blank_values=True))
-
-
-def session_of(request: gr.Request | None) -> str:
-    """The session that a request belongs to; empty outside a page."""
-    return str(getattr(request, "session_hash", None) or "")

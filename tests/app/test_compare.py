@@ -223,7 +223,7 @@ def test_stop_keeps_what_was_written(room: CompareHandlers) -> None:
     number, *_ = room.announce("B", "How many?", 16, sides, session())
     frames = room.run("B", "How many?", RSL, "3", 16, sides, number, session())
     next(frames)
-    room.stop(session())
+    room.tickets.stop(session().session_hash)
     shown = list(frames)[-1]
     assert shown[SIDES]["B"]["state"] == "stopped"
     assert "stopped" in shown[LINE_B]["text"]

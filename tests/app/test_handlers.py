@@ -46,7 +46,7 @@ def press_generate(
     for frame in handlers.run(prompt, mixer, gate, tokens, number, session()):
         frames.append(frame)
         if len(frames) == stop_after:
-            handlers.stop(session())
+            handlers.tickets.stop("one")
     return frames
 
 
@@ -135,7 +135,7 @@ def test_stop_keeps_the_partial_result(handlers: Handlers) -> None:
 
 def test_stop_while_waiting_never_starts(handlers: Handlers) -> None:
     number, *_ = handlers.announce("How many mg?", 16, session())
-    handlers.stop(session())
+    handlers.tickets.stop("one")
     frames = list(handlers.run("How many mg?", RSL, "3", 16, number, session()))
     assert is_skip(frames[0][0])
     assert "Stopped before" in frames[0][1]["text"]
@@ -144,7 +144,7 @@ def test_stop_while_waiting_never_starts(handlers: Handlers) -> None:
 
 def test_stop_reaches_only_its_own_session(handlers: Handlers) -> None:
     number, *_ = handlers.announce("How many mg?", 4, session("one"))
-    handlers.stop(session("two"))
+    handlers.tickets.stop("two")
     handlers.leave(session("two"))
     frames = list(handlers.run("How many mg?", RSL, "3", 4, number, session("one")))
     assert frames[-1][0]["state"] == "finished"

@@ -15,7 +15,8 @@ from explorer.rooms.train.payload import probe_payload, training_payload
 from explorer.train_worker import run
 from explorer.training_job import JobStatus, Probe, logged_steps, trained_folder
 from loramixer.errors import LoraMixerError
-from tests.app.tiny_training import tiny_backbone, tiny_job
+from loramixer.training import routers
+from tests.app.tiny_training import tiny_job
 
 
 @pytest.fixture(autouse=True)
@@ -48,17 +49,17 @@ class StopAfter(train_worker.Follower):
 
 def test_a_stopped_training_resumes_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = folder_of(tmp_path, "whole")
-    ended = run(whole, tiny_backbone)
+    ended = run(whole)
     assert (ended.state, ended.step, ended.steps) == ("finished", 6, 6)
 
     parts = folder_of(tmp_path, "parts")
     with monkeypatch.context() as patch:
         patch.setattr(train_worker, "Follower", StopAfter)
-        stopped = run(parts, tiny_backbone)
+        stopped = run(parts)
     assert (stopped.state, stopped.step) == ("stopped", 3)
     assert trained_folder(parts) == parts / "partial"
     assert list((parts / "mixture" / "checkpoints").glob("checkpoint-*"))
-    ended = run(parts, tiny_backbone)
+    ended = run(parts)
     assert (ended.state, ended.step) == ("finished", 6)
     assert trained_folder(parts) == parts / "mixture"
 
@@ -74,7 +75,7 @@ def test_a_stopped_training_resumes_bit_equal(tmp_path: Path, monkeypatch: pytes
 
 def test_curves_path_and_probe_move(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "job", examples=16)
-    ended = run(folder, tiny_backbone)
+    ended = run(folder)
     job = tiny_job(tmp_path / "experts", examples=16)
     payload = training_payload("key", job, ended, logged_steps(folder))
     charts = {chart["name"]: chart for chart in payload["curves"]}
@@ -95,7 +96,7 @@ def test_curves_path_and_probe_move(tmp_path: Path) -> None:
 
 def test_a_training_ends_when_its_time_is_over(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "job", max_minutes=0)
-    ended = run(folder, tiny_backbone)
+    ended = run(folder)
     assert (ended.state, ended.step, ended.steps) == ("finished", 1, 6)
     assert "Ended after 0 minutes, at step 1 of 6" in ended.text
     assert trained_folder(folder) == folder / "mixture"
@@ -110,7 +111,9 @@ def test_a_training_ends_when_its_time_is_over(tmp_path: Path) -> None:
         (ZeroDivisionError("inside"), "ended with an error (ZeroDivisionError)"),
     ],
 )
-def test_what_went_wrong_is_one_sentence(tmp_path: Path, fault: Exception, words: str) -> None:
+def test_what_went_wrong_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, words: str
+) -> None:
     folder = folder_of(tmp_path, "job")
     if fault.args and "{folder}" in str(fault):
         fault = type(fault)(str(fault).format(folder=folder))
@@ -118,7 +121,8 @@ def test_what_went_wrong_is_one_sentence(tmp_path: Path, fault: Exception, words
     def broken(*_: Any, **__: Any) -> Any:
         raise fault
 
-    ended = run(folder, broken)
+    monkeypatch.setattr(routers, "load_backbone", broken)
+    ended = run(folder)
     assert ended.state == "failed"
     assert words in ended.text
     assert str(folder) not in ended.text
@@ -127,7 +131,7 @@ def test_what_went_wrong_is_one_sentence(tmp_path: Path, fault: Exception, words
 
 def test_other_domains_than_those_of_the_experts_can_be_trained_on(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "job", domains=("code",), examples=8)
-    assert run(folder, tiny_backbone).state == "finished"
+    assert run(folder).state == "finished"
     log = json.loads((folder / "mixture" / "run_log.json").read_text())
     assert sum(log["settings"]["rows"].values()) == 8
     assert os.environ["LORAMIXER_DATA"] == "generated"

@@ -215,7 +215,7 @@ def test_stop_shows_what_was_written_without_control(room: WhatIfHandlers, base:
     number, *_ = room.announce(base, session())
     frames = room.intervene(base, number, "mask", ["math"], "everything", "", True, 0, session())
     next(frames)
-    room.stop(session())
+    room.tickets.stop(session().session_hash)
     view, _, line, *_ = list(frames)[-1]
     assert head_of(view)["control"] is None
     assert line["text"].startswith("Stopped")

@@ -50,7 +50,7 @@ def test_gates_change_at_once_and_say_that_the_text_does_not(page: Any) -> None:
     kept = trace.select(roles=("prompt", "generated"))[1] & ~trace.tokens.special
     expected = [load(trace.gates[:, kept]), load(changed.gates[:, kept])]
     np.testing.assert_allclose(loads_of(page), expected, atol=0.006)
-    page.wait_for_function("window.location.search.includes('x=medical')")
+    page.wait_for_function("/[?&]x=medical/.test(location.search) && /[?&]k=/.test(location.search)")
     address = page.url
     assert "room=what_if" in address
     page.goto(address)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from explorer.training_job import TrainingJob
@@ -13,13 +12,13 @@ from tests import tiny
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def tiny_backbone(*_: Any, **__: Any) -> tuple[Any, Any]:
-    """Stands in for ``loramixer.load_backbone``."""
-    model = tiny.llama()
-    model.backbone_files = SimpleNamespace(name="tiny", revision="none", origin="folder")
+def save_backbone(folder: Path) -> str:
+    """A folder with a tiny backbone and its tokenizer."""
+    tiny.llama().save_pretrained(folder)
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    return model, tokenizer
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def tiny_job(folder: Path, **fields: Any) -> TrainingJob:
@@ -27,9 +26,10 @@ def tiny_job(folder: Path, **fields: Any) -> TrainingJob:
     experts = {name: tiny.save_expert(folder / name, seed, r=4, target_modules=["q_proj", "v_proj"])
                for seed, name in enumerate(("math", "medical"), start=1)}  # fmt: skip
     settings: dict[str, Any] = {
-        "backbone": "tiny", "experts": experts, "domains": ("math", "medical"), "data": "generated", "loss": "rsl",
-        "balance_weight": 1.0, "entropy_weight": 0.3, "entropy": "sharpen", "scale": "unit", "examples": 48,
-        "seed": 0, "top_k": 2, "probe": "the dose is ten", "max_minutes": 30, "title": "RSL, trained here",
+        "backbone": save_backbone(folder / "backbone"), "experts": experts, "domains": ("math", "medical"),
+        "data": "generated", "loss": "rsl", "balance_weight": 1.0, "entropy_weight": 0.3, "entropy": "sharpen",
+        "scale": "unit", "examples": 48, "seed": 0, "top_k": 2, "probe": "the dose is ten", "max_minutes": 30,
+        "title": "RSL, trained here",
     }  # fmt: skip
     return TrainingJob(**{**settings, **fields})
 

@@ -57,7 +57,7 @@ class CompareView(gr.HTML):
         super().__init__(
             value=value,
             html_template=template.replace("EMPTY_TITLE", empty_title),
-            css_template=read_assets(_SHARED, ["view.css"]) + read_assets(_FOLDER, ["compare.css"]),
+            css_template=read_assets(_SHARED, ["../base.css", "view.css"]) + read_assets(_FOLDER, ["compare.css"]),
             js_on_load="'use strict';\n"
             + read_assets(_SHARED, _SHARED_SCRIPTS)
             + "\n"

@@ -13,17 +13,8 @@ function createCompareStore() {
     announce: false, // whether the last change is a selection that a screen reader shall hear
   };
   const listeners = [];
-  let scheduled = false;
   let measureIsChosen = false;
-
-  function redraw() {
-    if (scheduled) return;
-    scheduled = true;
-    requestAnimationFrame(() => {
-      scheduled = false;
-      listeners.forEach((listener) => listener(state));
-    });
-  }
+  const redraw = oncePerFrame(() => listeners.forEach((listener) => listener(state)));
 
   function isShown(model, position) {
     const token = model.tokens[position];

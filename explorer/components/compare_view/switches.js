@@ -15,14 +15,6 @@ function createCompareSwitches(root, store) {
     return button;
   }
 
-  function group(label, members) {
-    const node = make('div', 'choices');
-    node.setAttribute('role', 'group');
-    node.setAttribute('aria-label', label);
-    node.append(...members);
-    return node;
-  }
-
   function expertChoice(expert, index) {
     const hint = `The gate of ${expert.name} in both, and how it differs. Key ${index + 1}.`;
     const button = choice('', hint, (state) => state.measure === index, () => store.setMeasure(index));
@@ -32,7 +24,7 @@ function createCompareSwitches(root, store) {
 
   function build(comparison) {
     buttons = [];
-    measures.replaceChildren(group('What the maps show', [
+    measures.replaceChildren(choiceGroup('What the maps show', [
       ...comparison.experts.map(expertChoice),
       choice('Top expert', 'The expert with the largest gate; B − A is the change of the gate of the one that is ahead '
         + 'in the first. Key 0.', (state) => state.measure === TOP, () => store.setMeasure(TOP)),
@@ -50,7 +42,7 @@ function createCompareSwitches(root, store) {
     const help = choice('?', 'Keys. Press ? anywhere in this room.', () => false, () => root.querySelector('.help').showModal());
     help.setAttribute('aria-label', 'Keys');
     help.classList.add('round');
-    common.replaceChildren(make('span', 'switch-label', 'Projection'), group('Projection', [...single, mean]), template, help);
+    common.replaceChildren(make('span', 'switch-label', 'Projection'), choiceGroup('Projection', [...single, mean]), template, help);
   }
 
   return function draw(state) {

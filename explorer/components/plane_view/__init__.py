@@ -34,7 +34,7 @@ class PlaneView(gr.HTML):
         super().__init__(
             value=value,
             html_template=read_assets(_FOLDER, ["template.html"]),
-            css_template=read_assets(_FOLDER, ["plane.css"]),
+            css_template=read_assets(_FOLDER, ["../base.css", "plane.css"]),
             js_on_load="'use strict';\n" + read_assets(_FOLDER, _SCRIPTS),
             apply_default_css=False,
             **arguments,

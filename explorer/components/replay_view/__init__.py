@@ -23,7 +23,7 @@ class ReplayView(gr.HTML):
         super().__init__(
             value=value,
             html_template=read_assets(_FOLDER, ["template.html"]),
-            css_template=read_assets(_FOLDER, ["replay.css", "frames.css"]),
+            css_template=read_assets(_FOLDER, ["../base.css", "replay.css", "frames.css"]),
             js_on_load="'use strict';\n" + read_assets(_FOLDER, _SCRIPTS),
             apply_default_css=False,
             **arguments,

@@ -34,7 +34,7 @@ class RoutingView(gr.HTML):
         super().__init__(
             value=value,
             html_template=read_assets(_FOLDER, ["template.html"]),
-            css_template=read_assets(_FOLDER, ["view.css"]),
+            css_template=read_assets(_FOLDER, ["../base.css", "view.css"]),
             js_on_load="'use strict';\n" + read_assets(_FOLDER, _SCRIPTS),
             apply_default_css=False,
             fields=component_fields(),

@@ -66,6 +66,28 @@ function clipText(text, length) {
   return letters.length > length ? `${letters.slice(0, length - 1).join('')}…` : text;
 }
 
+// Buttons that belong together, under one name for a screen reader.
+function choiceGroup(label, members) {
+  const node = make('div', 'choices');
+  node.setAttribute('role', 'group');
+  node.setAttribute('aria-label', label);
+  node.append(...members);
+  return node;
+}
+
+// A function that draws with the next frame, once, however often it is called before.
+function oncePerFrame(draw) {
+  let scheduled = false;
+  return () => {
+    if (scheduled) return;
+    scheduled = true;
+    requestAnimationFrame(() => {
+      scheduled = false;
+      draw();
+    });
+  };
+}
+
 // One tip for the whole component; it follows its number when focus or the wheel scrolls the page.
 function attachTips(root) {
   const tip = root.querySelector('.tip');

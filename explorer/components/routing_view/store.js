@@ -32,16 +32,7 @@ function createStore() {
   const listeners = [];
   const made = new Map(); // columns by unit, how and tokens
   let wanted = null; // what a link asks for, until a trace arrives that has it
-  let scheduled = false;
-
-  function redraw() {
-    if (scheduled) return;
-    scheduled = true;
-    requestAnimationFrame(() => {
-      scheduled = false;
-      listeners.forEach((listener) => listener(state));
-    });
-  }
+  const redraw = oncePerFrame(() => listeners.forEach((listener) => listener(state)));
 
   function isShown(token) {
     if (state.phase === 'prefill' && token.role === GENERATED) return false;

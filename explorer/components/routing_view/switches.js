@@ -35,14 +35,6 @@ function createSwitches(root, store) {
     return button;
   }
 
-  function group(label, members) {
-    const node = make('div', 'choices');
-    node.setAttribute('role', 'group');
-    node.setAttribute('aria-label', label);
-    node.append(...members);
-    return node;
-  }
-
   function expertChoice(expert, index) {
     const hint = `One number of ${expert.name} in every cell. Key ${index + 1}.`;
     const button = choice('', hint, (state) => state.measure === index, () => store.change({ measure: index }));
@@ -51,7 +43,7 @@ function createSwitches(root, store) {
   }
 
   function measureGroup(model) {
-    return group('What the map shows', [
+    return choiceGroup('What the map shows', [
       choice('Top expert', 'The expert that is ahead in every cell, stronger when it is further ahead. Key 0.',
         (state) => state.measure === TOP, () => store.change({ measure: TOP })),
       ...model.experts.map(expertChoice),
@@ -61,7 +53,7 @@ function createSwitches(root, store) {
   }
 
   function effectGroup() {
-    return group('Gate or effect', [
+    return choiceGroup('Gate or effect', [
       choice('gate', 'Gate: the share of the expert update that the router gives to an expert.',
         (state) => !state.effect, () => store.change({ effect: false })),
       choice('effect', 'Effect: the length of what an expert really added, over that of the frozen projection’s output.',
@@ -75,11 +67,11 @@ function createSwitches(root, store) {
       (state) => state.projection === index, () => store.change({ projection: index })));
     const mean = choice('mean', `Averaged over the routers of ${model.projections.length} projections in each layer.`,
       (state) => state.projection === MEAN, () => store.change({ projection: MEAN }));
-    return group('Projection', [...single, mean]);
+    return choiceGroup('Projection', [...single, mean]);
   }
 
   function listGroup(label, name, entries) {
-    return [make('span', 'switch-label', label), group(label, entries.map(([value, text, hint]) =>
+    return [make('span', 'switch-label', label), choiceGroup(label, entries.map(([value, text, hint]) =>
       choice(text, hint, (state) => state[name] === value, () => store.change({ [name]: value }))))];
   }
 
@@ -99,7 +91,7 @@ function createSwitches(root, store) {
     });
     const all = toggle('all', 'Show all layers.', () => store.change({ range: [0, model.layers.length - 1] }));
     buttons.push({ button: all, isChosen: ({ range }) => range[0] === 0 && range[1] === model.layers.length - 1 });
-    return [make('span', 'switch-label', 'Layers'), group('Layers', [ends[0], make('span', '', 'to'), ends[1], all])];
+    return [make('span', 'switch-label', 'Layers'), choiceGroup('Layers', [ends[0], make('span', '', 'to'), ends[1], all])];
   }
 
   function build(model) {

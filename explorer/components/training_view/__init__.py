@@ -27,7 +27,7 @@ class TrainingView(gr.HTML):
         super().__init__(
             value=value,
             html_template=read_assets(_FOLDER, ["template.html"]),
-            css_template=read_assets(_FOLDER, ["training.css"]),
+            css_template=read_assets(_FOLDER, ["../base.css", "training.css"]),
             js_on_load="'use strict';\n" + read_assets(_FOLDER, _SCRIPTS),
             apply_default_css=False,
             **arguments,

@@ -16,6 +16,7 @@ from explorer.rooms.compare.link import recording_spec
 from explorer.rooms.compare.ready_made import recording_choices
 from explorer.rooms.share import share_and_export
 from explorer.settings import DEFAULT_K, DEFAULT_NEW_TOKENS, default_gate, gate_choices, limits
+from explorer.stopping import wire_stop
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
@@ -88,7 +89,7 @@ def build(page: Page) -> None:
         **PRIVATE,
     )
     running.failure(handlers.refused, None, [room_status, run, stop], **AT_ONCE)
-    stop.click(handlers.stop, None, [room_status, stop], **AT_ONCE)
+    wire_stop(stop, room_status, handlers.tickets)
     # As in Explore, phones start with the controls folded.
     narrow = gr.Checkbox(visible=False)
     page.demo.load(

@@ -17,7 +17,7 @@ from explorer.recordings import RecordingKey, Recordings
 from explorer.registry import ModelSource
 from explorer.rooms.compare.link import FIELDS, RunSpec, file_spec, parse_spec, recording_spec, run_spec
 from explorer.rooms.compare.ready_made import ready_made, short_name
-from explorer.sessions import Tickets
+from explorer.sessions import Tickets, session_of
 from explorer.settings import (
     DEFAULT_NEW_TOKENS,
     RunRequest,
@@ -89,7 +89,7 @@ class CompareHandlers:
         if not current:
             return self._refused(TraceError("Explore shows no trace yet; generate one there, or take a recording."))
         try:
-            trace = self.traces.get(_session(request), current)
+            trace = self.traces.get(session_of(request), current)
         except LoraMixerError as error:
             return self._refused(error)
         return self._show({**sides, side: self._pin(current, trace)}, request)
@@ -119,7 +119,7 @@ class CompareHandlers:
                 trace = RoutingTrace.load(content, max_megabytes=limits().trace_bytes / 1e6)
         except LoraMixerError as error:
             return self._refused(TraceError(str(error).replace("This file", name, 1)))
-        key = self.traces.put(_session(request), trace)
+        key = self.traces.put(session_of(request), trace)
         pinned = {"key": key, "state": "opened", "spec": file_spec(name)}
         return self._show({**sides, side: pinned}, request)
 
@@ -160,11 +160,11 @@ class CompareHandlers:
     ) -> tuple[int, Status, Any, Any]:
         """The first half of Run, outside the queue: refuse at once what can be refused, else open a ticket."""
         try:
-            check_prompt(self._prompt(side, prompt, sides, _session(request)))
+            check_prompt(self._prompt(side, prompt, sides, session_of(request)))
             check_new_tokens(int(new_tokens))
         except LoraMixerError as error:
             return 0, status("error", str(error)), gr.skip(), gr.skip()
-        ticket = self.tickets.open(_session(request))
+        ticket = self.tickets.open(session_of(request))
         is_ready = self.source.status().kind == "ready"
         line = status("busy", "Waiting for the model …" if is_ready else "Waiting until the model is loaded …")
         return ticket.number, line, gr.Button(interactive=False), gr.Button(interactive=True)
@@ -181,7 +181,7 @@ class CompareHandlers:
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
         """The second half of Run, in the queue: a line while it writes, then both sides and the buttons."""
-        session = _session(request)
+        session = session_of(request)
         ticket = self.tickets.find(session, int(number or 0))
         if ticket is None:
             yield (gr.skip(),) * 8
@@ -208,7 +208,9 @@ class CompareHandlers:
             key = self.traces.put(session, trace)
             spec = run_spec(found.name, gate, asked.max_new_tokens)
             pinned = {"key": key, "state": "stopped" if was_stopped else "finished", "spec": spec}
-            yield (*self._show({**sides, side: pinned}, request), *_buttons(False))
+            last = self._show({**sides, side: pinned}, request)
+            self.tickets.close(session, ticket.number)  # whoever presses Stop now is told that nothing runs
+            yield (*last, *_buttons(False))
         except LoraMixerError as error:
             yield (*self._refused(error), *_buttons(False))
         except Exception as error:
@@ -220,15 +222,9 @@ class CompareHandlers:
 
     def refused(self, request: gr.Request) -> tuple[Status, Any, Any]:
         """The queue did not take the run: give the buttons back."""
-        self.tickets.stop(_session(request))
+        self.tickets.stop(session_of(request))
         text = "The run did not start: too many visitors are waiting. Press Run again in a minute."
         return (status("error", text), *_buttons(False))
-
-    def stop(self, request: gr.Request) -> tuple[Status, Any]:
-        """Ask the run of this session to end; what it has written is kept."""
-        if self.tickets.stop(_session(request)):
-            return status("busy", "Stopping after this token …"), gr.Button(interactive=False)
-        return status("quiet"), gr.Button(interactive=False)
 
     # ------------------------------------------------------------------ addresses
 
@@ -302,7 +298,7 @@ class CompareHandlers:
         trace = self.recordings.trace(*key)
         if trace is None:
             raise TraceError(f"There is no recording '{recording_spec(key)}' here.")
-        return self._pin(self.traces.put(_session(request), trace), trace)
+        return self._pin(self.traces.put(session_of(request), trace), trace)
 
     def _pin(self, key: str, trace: RoutingTrace) -> Pinned:
         recording = self.recordings.key_of(trace)
@@ -314,7 +310,7 @@ class CompareHandlers:
         return {"key": key, "state": "finished", "spec": spec}
 
     def _show(self, sides: Sides, request: gr.Request) -> Shown:
-        session = _session(request)
+        session = session_of(request)
         found: dict[str, Side] = {}
         lost = []
         for side, pinned in sides.items():
@@ -368,7 +364,3 @@ def _only_status(kind: str, text: str) -> Shown:
 
 def _buttons(running: bool) -> tuple[Any, Any]:
     return gr.Button(interactive=not running), gr.Button(interactive=running)
-
-
-def _session(request: gr.Request | None) -> str:
-    return str(getattr(request, "session_hash", None) or "")

@@ -17,6 +17,7 @@ from explorer.registry import ModelSource
 from explorer.rooms.own.shelf import Shelf, Shelves
 from explorer.rooms.own.table import fit_table
 from explorer.rooms.own.uploads import unpack
+from explorer.sessions import session_of
 from explorer.settings import limits
 from loramixer.errors import ExpertError, LoraMixerError, MixerError
 from loramixer.experts import Expert
@@ -107,7 +108,7 @@ class OwnHandlers:
 
     def clear(self, backbone: str, request: gr.Request) -> View:
         """Free everything that this session brought."""
-        self.shelves.forget(_session(request))
+        self.shelves.forget(session_of(request))
         return self.check(backbone, [], request)
 
     # ------------------------------------------------------------------ using
@@ -116,7 +117,7 @@ class OwnHandlers:
         self, backbone: str, chosen: Sequence[str], routers: str, request: gr.Request
     ) -> tuple[Any, Any, Status]:
         """Make the mixture and go to Explore with it; only this session learns its name."""
-        session = _session(request)
+        session = session_of(request)
         try:
             name, title = self._mix(session, backbone, chosen, routers)
         except LoraMixerError as error:
@@ -126,7 +127,7 @@ class OwnHandlers:
 
     def train(self, backbone: str, chosen: Sequence[str], request: gr.Request) -> tuple[Any, Any, Status]:
         """Go to Train with the chosen experts."""
-        shelf = self.shelves.of(_session(request))
+        shelf = self.shelves.of(session_of(request))
         try:
             experts, checked = self._usable(shelf, backbone, chosen)
         except LoraMixerError as error:
@@ -136,7 +137,7 @@ class OwnHandlers:
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""
-        self.shelves.forget(_session(request))
+        self.shelves.forget(session_of(request))
 
     # ------------------------------------------------------------------ inside
 
@@ -213,7 +214,7 @@ class OwnHandlers:
     def _view(self, work: Callable[[Shelf], tuple[Checked, list[str]]], request: gr.Request) -> View:
         """What the components show after ``work``; an expected error leaves all but the status as it is."""
         try:
-            checked, chosen = work(self.shelves.of(_session(request)))
+            checked, chosen = work(self.shelves.of(session_of(request)))
         except LoraMixerError as error:
             return (gr.skip(), status("error", str(error)), *(gr.skip() for _ in range(4)))
         except Exception:
@@ -258,7 +259,3 @@ def without_paths(fit: Fit, folder: Path) -> Fit:
     """Reasons name files by where they lie; a visitor needs their own names only."""
     reasons = [reason.replace(f"{folder}/", "").replace(f"{ZOO}/", "") for reason in fit.reasons]
     return replace(fit, reasons=tuple(reasons))
-
-
-def _session(request: gr.Request | None) -> str:
-    return str(getattr(request, "session_hash", None) or "")

@@ -15,6 +15,7 @@ from explorer.page import Page
 from explorer.rooms.share import FORMATS as ALL_FORMATS
 from explorer.rooms.share import share_and_export
 from explorer.rooms.tradeoff.handlers import NO_REPLAY, NOT_INSTALLED, TradeoffHandlers
+from explorer.stopping import wire_stop
 
 ABOUT = (
     "Each router is one point. To the right: single tokens are **undecided**, every expert gets a share. Up: the "
@@ -86,6 +87,6 @@ def build(page: Page) -> None:
         **PRIVATE,
     )
     running.failure(handlers.refused, None, [room_status, *buttons], **AT_ONCE)
-    stop.click(handlers.stop, None, [room_status, stop], **AT_ONCE)
+    wire_stop(stop, room_status, handlers.tickets, "Stopping …")
     page.demo.load(handlers.open_link, None, [plane, view, replay, room_status], **AT_ONCE)
     page.demo.unload(handlers.leave)

@@ -28,7 +28,7 @@ from explorer.rooms.tradeoff.points import (
     logged_plane,
     measured_plane,
 )
-from explorer.sessions import Tickets
+from explorer.sessions import Tickets, session_of
 from explorer.settings import RunRequest
 from loramixer.errors import FigureError, LoraMixerError, MixerError
 from loramixer.mixers import MixerInfo
@@ -157,13 +157,13 @@ class TradeoffHandlers:
         if not self.source.mixers():
             line = status("error", "No trained router is installed, so nothing can be measured.")
             return 0, line, gr.skip(), gr.skip()
-        ticket = self.tickets.open(_session(request))
+        ticket = self.tickets.open(session_of(request))
         line = status("busy", "Waiting for the model …")
         return ticket.number, line, gr.Button(interactive=False), gr.Button(interactive=True)
 
     def measure(self, number: int, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """The second half, in the queue: streams plane, status and both buttons."""
-        ticket = self.tickets.find(_session(request), int(number or 0))
+        ticket = self.tickets.find(session_of(request), int(number or 0))
         if ticket is None:
             yield (gr.skip(),) * 4
             return
@@ -180,7 +180,10 @@ class TradeoffHandlers:
                 yield self._payload(done), line, gr.skip(), gr.skip()
             words = "Stopped" if ticket.stop.is_set() else "Measured"
             text = f"{words}: {len(done)} of {len(mixers)} routers on {len(EXAMPLES)} example prompts."
-            yield gr.skip(), status("note" if ticket.stop.is_set() else "quiet", text), *buttons
+            last = status("note" if ticket.stop.is_set() else "quiet", text)
+            # Whoever presses Stop now is told that nothing runs.
+            self.tickets.close(session_of(request), ticket.number)
+            yield gr.skip(), last, *buttons
         except LoraMixerError as error:
             yield gr.skip(), status("error", str(error)), *buttons
         except Exception as error:
@@ -188,7 +191,7 @@ class TradeoffHandlers:
             text = f"Measuring ended with an error inside the model ({type(error).__name__}); see the server's log."
             yield gr.skip(), status("error", text), *buttons
         finally:
-            self.tickets.close(_session(request), ticket.number)
+            self.tickets.close(session_of(request), ticket.number)
 
     def _measured(self, mixer: MixerInfo, stop: threading.Event) -> PlaneRouter | None:
         traces = []
@@ -201,18 +204,13 @@ class TradeoffHandlers:
 
     def refused(self, request: gr.Request) -> tuple[Status, Any, Any]:
         """The queue did not take it: give the buttons back."""
-        self.tickets.stop(_session(request))
+        self.tickets.stop(session_of(request))
         text = "Nothing was measured: too many visitors are waiting. Try again in a minute."
         return status("error", text), gr.Button(interactive=True), gr.Button(interactive=False)
 
-    def stop(self, request: gr.Request) -> tuple[Status, Any]:
-        """End after the prompt that is being routed."""
-        self.tickets.stop(_session(request))
-        return status("busy", "Stopping …"), gr.Button(interactive=False)
-
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""
-        self.tickets.stop(_session(request))
+        self.tickets.stop(session_of(request))
 
     # ------------------------------------------------------------------ links
 
@@ -237,7 +235,3 @@ class TradeoffHandlers:
             replay = NO_REPLAY
         line = status("note", " ".join(notes)) if notes else status("quiet")
         return self._payload([], values), values, replay, line
-
-
-def _session(request: gr.Request | None) -> str:
-    return str(getattr(request, "session_hash", None) or "")

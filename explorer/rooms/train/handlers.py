@@ -24,6 +24,7 @@ from explorer.rooms.train.choices import (
 )
 from explorer.rooms.train.estimate import estimate, logged_speed, speed_of
 from explorer.rooms.train.payload import probe_payload, progress_text, training_payload
+from explorer.sessions import session_of
 from explorer.settings import DEFAULT_K, check_prompt, limits
 from explorer.training_job import RUNNING, JobStatus, Probe, TrainingJob, logged_steps, trained_folder
 from explorer.trainings import Trainings
@@ -96,7 +97,7 @@ class TrainHandlers:
 
     def take_own(self, request: gr.Request) -> tuple[Any, Any, Status]:
         """Experts and domains of what the visitor brought, and the line."""
-        _, found = self.own_experts(_session(request))
+        _, found = self.own_experts(session_of(request))
         if len(found) < LEAST_EXPERTS:
             text = f"The room Your own holds {len(found)} experts of yours; bring at least {LEAST_EXPERTS} there."
             return gr.skip(), gr.skip(), status("note", text)
@@ -134,7 +135,7 @@ class TrainHandlers:
             return status("note", f"Choose at least {LEAST_EXPERTS} experts.")
         try:
             is_own = not set(experts) <= set(self.experts())
-            backbone = self.own_experts(_session(request))[0] if is_own else self.backbone()
+            backbone = self.own_experts(session_of(request))[0] if is_own else self.backbone()
             speed = self._speed_here(backbone) or logged_speed(self.source.mixers(), backbone)
             text = estimate(backbone, len(experts), int(examples or 0), speed).text
         except LoraMixerError as error:
@@ -166,7 +167,8 @@ class TrainHandlers:
             Key of the training, what the page has seen of it, status, and a timer.
         """
         try:
-            key = self.trainings.start(self.job(dict(zip((*NAMES, "probe"), values, strict=True)), _session(request)))
+            controls = dict(zip((*NAMES, "probe"), values, strict=True))
+            key = self.trainings.start(self.job(controls, session_of(request)))
         except LoraMixerError as error:
             return gr.skip(), gr.skip(), status("error", str(error)), gr.skip()
         return key, {}, status("busy", "The training process starts …"), gr.Timer(active=True)
@@ -342,7 +344,3 @@ class TrainHandlers:
 def _line(now: JobStatus) -> Status:
     kinds = {"finished": "ready", "stopped": "note", "failed": "error"}
     return status(kinds.get(now.state, "busy"), progress_text(now))
-
-
-def _session(request: gr.Request | None) -> str:
-    return str(getattr(request, "session_hash", None) or "")

@@ -15,6 +15,7 @@ from explorer.rooms.share import share_and_export
 from explorer.rooms.what_if.changes import KINDS, PLACES
 from explorer.rooms.what_if.handlers import NOTHING_YET, WhatIfHandlers
 from explorer.settings import default_gate, gate_choices
+from explorer.stopping import wire_stop
 
 LABEL = "What if"
 LEAST_SLIDERS = 8
@@ -85,7 +86,7 @@ def build(page: Page) -> None:
     )
     for running in (regenerating, intervening):
         running.failure(handlers.refused, None, [room_status, *buttons], **AT_ONCE)
-    stop.click(handlers.stop, None, [room_status, stop], **AT_ONCE)
+    wire_stop(stop, room_status, handlers.tickets)
     narrow = gr.Checkbox(visible=False)
     page.demo.load(
         lambda is_narrow: (gr.Accordion(open=not is_narrow), gr.Accordion(open=not is_narrow)),

@@ -21,7 +21,7 @@ from explorer.rooms.compare.link import parse_spec, recording_spec, run_spec
 from explorer.rooms.compare.ready_made import short_name
 from explorer.rooms.what_if.changes import CONTROL_LABEL, GateChange, ModelChange, chosen_biases
 from explorer.rooms.what_if.link import FIELDS, read_biases, read_names, write_biases
-from explorer.sessions import Tickets
+from explorer.sessions import Tickets, session_of
 from explorer.settings import (
     DEFAULT_NEW_TOKENS,
     GateMode,
@@ -91,7 +91,7 @@ class WhatIfHandlers:
         if not current:
             return (*(gr.skip(),) * 4, status("note", NOTHING_YET), *(gr.skip(),) * (4 + self.sliders))
         try:
-            trace = self.traces.get(_session(request), current)
+            trace = self.traces.get(session_of(request), current)
         except LoraMixerError as error:
             return (*(gr.skip(),) * 4, status("error", str(error)), *(gr.skip(),) * (4 + self.sliders))
         return self._open(current, trace, _unchanged(trace), request)
@@ -127,7 +127,7 @@ class WhatIfHandlers:
             check_prompt(prompt_text(self._trace(base, request)))
         except LoraMixerError as error:
             return 0, status("error", str(error)), gr.skip(), gr.skip(), gr.skip()
-        ticket = self.tickets.open(_session(request))
+        ticket = self.tickets.open(session_of(request))
         is_ready = self.source.status().kind == "ready"
         line = status("busy", "Waiting for the model …" if is_ready else "Waiting until the model is loaded …")
         return ticket.number, line, *_buttons(running=True)
@@ -180,15 +180,9 @@ class WhatIfHandlers:
 
     def refused(self, request: gr.Request) -> tuple[Status, Any, Any, Any]:
         """The queue did not take the run: give the buttons back."""
-        self.tickets.stop(_session(request))
+        self.tickets.stop(session_of(request))
         text = "The run did not start: too many visitors are waiting. Try again in a minute."
         return (status("error", text), *_buttons(running=False))
-
-    def stop(self, request: gr.Request) -> tuple[Status, Any]:
-        """Ask the run of this session to end; what it has written is shown."""
-        if self.tickets.stop(_session(request)):
-            return status("busy", "Stopping after this token …"), gr.Button(interactive=False)
-        return status("quiet"), gr.Button(interactive=False)
 
     # ------------------------------------------------------------------ addresses
 
@@ -205,14 +199,14 @@ class WhatIfHandlers:
         found = parse_spec(values["base"])
         key, trace = "", None
         if isinstance(found, tuple) and (trace := self.recordings.trace(*found)) is not None:
-            key = self.traces.put(_session(request), trace)
+            key = self.traces.put(session_of(request), trace)
         elif values["base"]:
             notes.append("The trace of this link is no recording, so the link's settings act on what Explore shows.")
         if trace is None:
             # The page may not have said yet what it opens with.
             key = current or self._first_recording(request)
             try:
-                trace = self.traces.get(_session(request), key)
+                trace = self.traces.get(session_of(request), key)
             except LoraMixerError:
                 return (*(gr.skip(),) * 4, status("note", NOTHING_YET), *(gr.skip(),) * (8 + self.sliders))
         usual = _unchanged(trace)
@@ -256,12 +250,12 @@ class WhatIfHandlers:
         """Key of the recording that Explore opens with; empty when there is none."""
         found = (self.recordings.trace(example.key) for example in EXAMPLES)
         trace = next((trace for trace in found if trace is not None), None)
-        return "" if trace is None else self.traces.put(_session(request), trace)
+        return "" if trace is None else self.traces.put(session_of(request), trace)
 
     def _trace(self, base: Base, request: gr.Request) -> RoutingTrace:
         if not base:
             raise TraceError(NOTHING_YET)
-        return self.traces.get(_session(request), base["key"])
+        return self.traces.get(session_of(request), base["key"])
 
     def _open(self, key: str, trace: RoutingTrace, change: GateChange, request: gr.Request) -> tuple[Any, ...]:
         recording = self.recordings.key_of(trace)
@@ -335,7 +329,7 @@ class WhatIfHandlers:
         return known
 
     def _run(self, base: Base, number: int, make_plan: Any, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-        session = _session(request)
+        session = session_of(request)
         ticket = self.tickets.find(session, int(number or 0))
         if ticket is None:
             yield (gr.skip(),) * 6
@@ -361,6 +355,7 @@ class WhatIfHandlers:
             result = {"key": key, "change": plan.words, "control": plan.control}
             view = self._beside(base, trace, written, state, plan, None)
             if plan.control is None or was_stopped:
+                self.tickets.close(session, ticket.number)  # whoever presses Stop now is told that nothing runs
                 yield view, result, plan.end(was_stopped), *done
                 return
             yield view, result, status("busy", "Now the random control …"), *(gr.skip(),) * 3
@@ -372,7 +367,9 @@ class WhatIfHandlers:
                 line = status("note", "The control was stopped, so nothing stands beside the numbers.")
                 yield gr.skip(), gr.skip(), line, *done
                 return
-            yield self._beside(base, trace, written, state, plan, control), result, plan.end(False), *done
+            view = self._beside(base, trace, written, state, plan, control)
+            self.tickets.close(session, ticket.number)
+            yield view, result, plan.end(False), *done
         except LoraMixerError as error:
             yield gr.skip(), gr.skip(), status("error", str(error)), *done
         except Exception as error:
@@ -485,7 +482,3 @@ def _spec_of_run(trace: RoutingTrace) -> str:
 
 def _buttons(running: bool) -> tuple[Any, Any, Any]:
     return (gr.Button(interactive=not running), gr.Button(interactive=not running), gr.Button(interactive=running))
-
-
-def _session(request: gr.Request | None) -> str:
-    return str(getattr(request, "session_hash", None) or "")
