@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from explorer.provenance import router_text
 from loramixer import viz
 from loramixer.errors import FigureError
 from loramixer.trace import RoutingTrace
@@ -80,7 +81,8 @@ class Exports:
         """
         if name not in viz.TRACE_FIGURES:
             raise FigureError(f"'{name}' is no view that can be saved; known are {', '.join(viz.TRACE_FIGURES)}.")
-        stem = "-".join([str(trace.provenance.get("mixer") or "trace").rpartition("/")[2], name, *_words(arguments)])
+        router = router_text(str(trace.provenance.get("mixer") or "trace")).rpartition("/")[2]
+        stem = "-".join([router, name, *_words(arguments)])
 
         def draw() -> Any:
             return getattr(viz, name)(trace, *([] if other is None else [other]), **arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from loramixer.kept_routers import kept_at
 from loramixer.trace import RoutingTrace
 
 OWN_PREFIX = "own/"
@@ -49,6 +50,8 @@ def _router_hint(trace: RoutingTrace) -> str:
     where = f"What chose the experts: {len(trace.sites)} routers in {len(trace.layers)} layers."
     if trace.provenance.get("mixer") in (None, "", "unnamed"):
         return f"{where} It has no name, so nothing says whether it was trained; its weights may be random."
+    if kept := kept_at(str(trace.provenance["mixer"])):
+        return f"{where} As they were after {kept[1]} steps of the training of {kept[0]}."
     return f"{where} A saved, trained mixture of this name."
 
 
@@ -89,10 +92,18 @@ def gate_text(facts: dict[str, Any], experts: int) -> str:
     return UNKNOWN
 
 
+def router_text(mixer: str) -> str:
+    """A router's name for people: one that was kept along a training is said by the training and the step."""
+    kept = kept_at(mixer)
+    return f"{kept[0]}, step {kept[1]}" if kept else mixer
+
+
 def _router_name(facts: dict[str, Any]) -> str | None:
     """The router's name; that of a visitor's own is a random one that says nothing, so its title stands for it."""
     name = facts.get("mixer")
-    return facts.get("title") or name if str(name).startswith(OWN_PREFIX) else name
+    if str(name).startswith(OWN_PREFIX):
+        return facts.get("title") or name
+    return router_text(str(name)) if name else None
 
 
 def _item(label: str, value: Any, hint: str) -> dict[str, str]:

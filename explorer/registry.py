@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from explorer.models import LoadedModels, ModelStatus
 from explorer.settings import DEFAULT_MIXER, MAX_PROMPT_TOKENS, RunRequest
 from loramixer.errors import LoraMixerError, MixerError
+from loramixer.kept_routers import kept_at, kept_info, kept_steps, routers_at
 from loramixer.mixers import MixerInfo, list_mixers, mixer_info
 from loramixer.trace import RoutingTrace, stream_trace
 
@@ -29,7 +31,10 @@ class ModelSource(Protocol):
         """The routers that everybody can choose; empty when none is installed."""
 
     def find(self, name: str) -> MixerInfo:
-        """A router by its name, also one that only its owner knows; MixerError when there is none."""
+        """A router by its name, also one of a training step, or that only its owner knows; else MixerError."""
+
+    def steps(self, mixer: str) -> Mapping[int, str]:
+        """The routers that were kept along the training of a router: step → name; empty for most."""
 
     def add(self, folder: Path, title: str) -> str:
         """Take a mixture from a folder, for whoever knows the name that is returned."""
@@ -69,7 +74,7 @@ class ModelRegistry:
         return sorted(list_mixers(), key=lambda mixer: (mixer.name != first, mixer.name.partition("/")[0] != own))
 
     def find(self, name: str) -> MixerInfo:
-        """A router of the zoo, or an added one.
+        """A router of the zoo, one of a step of its training, or an added one.
 
         Raises:
             MixerError: there is none of this name.
@@ -79,7 +84,13 @@ class ModelRegistry:
             return known[name]
         if name in self._added:
             return self._added[name][0]
+        if (kept := kept_at(name)) and name in self.steps(kept[0]).values():
+            return kept_info(name)
         raise MixerError(f"'{name}' is no known router; known are {', '.join(known) or 'none yet'}.")
+
+    def steps(self, mixer: str) -> dict[int, str]:
+        """The routers that were kept along the training of a router of the zoo."""
+        return kept_steps(mixer)
 
     def add(self, folder: Path, title: str) -> str:
         """Take a mixture from a folder. Its name cannot be guessed and is in no list, so that it stays private.
@@ -121,8 +132,7 @@ class ModelRegistry:
         import loramixer
 
         loaded = self._models.get(self.find(request.mixer).backbone)
-        with loaded.running:
-            self._activate(loaded.model, request.mixer)
+        with loaded.running, self._activated(loaded.model, request.mixer):
             loramixer.set_gate(loaded.model, request.gate, request.k, request.gate_temperature)
             yield from stream_trace(
                 loaded.model,
@@ -135,6 +145,12 @@ class ModelRegistry:
                 interventions=request.interventions,
                 stop=stop,
             )
+
+    def _activated(self, model: Any, name: str) -> AbstractContextManager[None]:
+        """The router of a run; that of a training step only for as long as the block runs."""
+        kept = None if name in self._added else kept_at(name)
+        self._activate(model, kept[0] if kept else name)
+        return routers_at(model, name) if kept else nullcontext()
 
     def _activate(self, model: Any, name: str) -> None:
         """Put a router on a loaded model, or only switch to it."""

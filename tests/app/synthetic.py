@@ -30,6 +30,8 @@ MIXERS = tuple(
         ("load-balance", "Load balance", "load-balance loss, invented for a test"),
     )
 )
+STEPS = {step: f"smollm2-135m/replay/rsl/step-{step:05}" for step in (0, 100)}
+"""Kept along the training of the first of them."""
 
 
 def split_words(text: str) -> list[tuple[int, int]]:
@@ -136,8 +138,14 @@ class FakeSource:
         """Two routers."""
         return list(MIXERS)
 
+    def steps(self, mixer: str) -> dict[int, str]:
+        """Kept steps of the first router only."""
+        return STEPS if mixer == MIXERS[0].name else {}
+
     def find(self, name: str) -> MixerInfo:
-        """One of the two, or an added one."""
+        """One of the two, one at a training step, or an added one."""
+        if name in STEPS.values():
+            return replace(MIXERS[0], name=name, title=f"{MIXERS[0].title}, step {name[-3:]}")
         for mixer in [*MIXERS, *self.added.values()]:
             if mixer.name == name:
                 return mixer

@@ -20,11 +20,12 @@ from explorer.rooms.compare.files import code_maker, file_maker
 from explorer.rooms.compare.handlers import CompareHandlers
 from explorer.rooms.compare.link import RunSpec, file_spec, parse_spec, recording_spec, run_spec
 from explorer.rooms.compare.ready_made import ready_made
+from explorer.rooms.compare.steps import TRAINED
 from explorer.sessions import Tickets
 from explorer.traces_in_memory import TraceStore
 from loramixer.errors import TraceError
 from loramixer.trace import RoutingTrace
-from tests.app.synthetic import FakeSource, make_trace
+from tests.app.synthetic import STEPS, FakeSource, make_trace
 from tests.app.synthetic_app import OTHER_ANSWER, PROMPTS, make_recordings
 
 RSL = "smollm2-135m/rsl"
@@ -52,11 +53,10 @@ def is_skip(value: Any) -> bool:
 def run(
     room: CompareHandlers, side: str, sides: dict[str, Any], prompt: str = "", **given: Any
 ) -> list[tuple[Any, ...]]:
-    asked = {"mixer": BALANCE, "gate": "1", "tokens": 8, **given}
+    asked = {"mixer": BALANCE, "step": TRAINED, "gate": "1", "tokens": 8, **given}
     number, *_ = room.announce(side, prompt, asked["tokens"], sides, session())  # type: ignore[arg-type]
-    return list(
-        room.run(side, prompt, asked["mixer"], asked["gate"], asked["tokens"], sides, number, session())  # type: ignore[arg-type]
-    )
+    controls = (asked[name] for name in ("mixer", "step", "gate", "tokens"))
+    return list(room.run(side, prompt, *controls, sides, number, session()))  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- what is compared
@@ -204,6 +204,8 @@ def test_a_run_without_any_prompt_is_refused(room: CompareHandlers) -> None:
     [
         ("TOO-LONG", {}, "4,012 tokens"),
         ("How many?", {"mixer": "nobody/knows"}, "no known router"),
+        ("How many?", {"mixer": RSL, "step": "7"}, "no training step 7; kept are 0, 100"),
+        ("How many?", {"step": "100"}, "none of its training was kept"),
         ("How many?", {"gate": "9"}, "choose a number from 1 to 4"),
         ("CRASH", {}, "RuntimeError"),
     ],
@@ -221,7 +223,7 @@ def test_a_failed_run_keeps_both_sides(room: CompareHandlers, prompt: str, given
 def test_stop_keeps_what_was_written(room: CompareHandlers) -> None:
     sides = room.choose_ready(0, session())[SIDES]
     number, *_ = room.announce("B", "How many?", 16, sides, session())
-    frames = room.run("B", "How many?", RSL, "3", 16, sides, number, session())
+    frames = room.run("B", "How many?", RSL, TRAINED, "3", 16, sides, number, session())
     next(frames)
     room.tickets.stop(session().session_hash)
     shown = list(frames)[-1]
@@ -241,6 +243,39 @@ def test_another_room_asks_for_a_router(room: CompareHandlers) -> None:
     assert room.choose_wanted({"room": "compare", "mixer": BALANCE}).value == BALANCE
 
 
+# ---------------------------------------------------------------------- training steps
+
+
+def test_a_router_with_kept_steps_offers_them_and_others_do_not(room: CompareHandlers) -> None:
+    _, steps, _ = room.choose_mixer(RSL, TRAINED, "3")
+    assert (steps.visible, steps.value) == (True, TRAINED)
+    assert [value for _, value in steps.choices] == [TRAINED, "0", "100"]
+    assert room.choose_mixer(RSL, "100", "3")[1].value == "100"
+    _, none, _ = room.choose_mixer(BALANCE, "100", "3")
+    assert (none.visible, none.value) == (False, TRAINED)
+
+
+def test_a_run_at_a_training_step_is_named_by_it_everywhere(room: CompareHandlers) -> None:
+    sides = room.take_recording("A", recording_spec(("math-medical", "")), {}, session())[SIDES]
+    shown = run(room, "B", sides, mixer=RSL, step="100", gate="3")[-1]
+    assert room.source.requests[-1].mixer == STEPS[100]  # type: ignore[attr-defined]
+    head = head_of(shown[VIEW])
+    assert (head["names"]["a"]["title"], head["names"]["b"]["title"]) == ("rsl", "rsl, step 100")
+    router = next(row for row in head["facts"] if row["label"] == "Router")
+    assert (router["a"], router["b"]) == (RSL, f"{RSL}, step 100")
+    assert shown[LINE_B]["text"].startswith("B: rsl, step 100, top 3, live")
+    assert dict(parse_qsl(shown[VIEW]["query"]))["b"] == run_spec(STEPS[100], "3", 8)
+    assert f"load_mixer({STEPS[100]!r})" in code_maker(room.traces_of)({}, "one", shown[SIDES])
+
+
+def test_an_address_of_a_run_at_a_training_step_opens_again(room: CompareHandlers) -> None:
+    shown = room.open_link(session(room="compare", a="rec~math-medical", b=run_spec(STEPS[100], "3", 24)))
+    _, mixer, step, gate, tokens = shown[6:]
+    assert (mixer, step.value, step.visible, gate.value, tokens) == (RSL, "100", True, "3", 24)
+    # The router control has changed too, and what it changes must keep the step.
+    assert room.choose_mixer(mixer, step.value, gate.value)[1].value == "100"
+
+
 # ---------------------------------------------------------------------- addresses
 
 
@@ -254,8 +289,8 @@ def test_an_address_shows_two_recordings(room: CompareHandlers) -> None:
 
 def test_an_address_of_a_run_fills_the_controls(room: CompareHandlers) -> None:
     shown = room.open_link(session(room="compare", a="rec~math-medical", b=run_spec(BALANCE, "1", 24), p="What?"))
-    prompt, mixer, gate, tokens = shown[6:]
-    assert (prompt, mixer, gate.value, tokens) == ("What?", BALANCE, "1", 24)
+    prompt, mixer, step, gate, tokens = shown[6:]
+    assert (prompt, mixer, step.value, gate.value, tokens) == ("What?", BALANCE, TRAINED, "1", 24)
     assert "press Run B" in shown[STATUS]["text"]
     assert set(shown[SIDES]) == {"A"}
 
@@ -267,6 +302,7 @@ def test_an_address_of_a_run_fills_the_controls(room: CompareHandlers) -> None:
         ("file~mine.npz", "trace file mine.npz"),
         ("nonsense", "names no trace"),
         ("run~nobody/knows~7~9999", "was a run"),
+        ("run~smollm2-135m/replay/rsl/step-00007~3~96", "was a run"),
     ],
 )
 def test_an_address_that_cannot_be_shown_says_so(room: CompareHandlers, given: str, words: str) -> None:

@@ -154,6 +154,26 @@ def test_pinning_in_explore_then_running_b(page: Any) -> None:
     assert "largest gate" in (page.text_content("#routing-view .legend") or "")
 
 
+def test_a_router_at_a_training_step_runs_and_its_address_opens_again(page: Any, synthetic_page_url: str) -> None:
+    open_room(page)
+    page.click("#compare-take")
+    wait_for_text(page, "#compare-run", "Run B")
+    page.click("#compare-step input")
+    page.click("ul[role=listbox] li:has-text('step 100')")
+    page.click("#compare-run")
+    page.wait_for_selector("#compare-view .token")
+    assert "smollm2-135m/rsl, step 100" in text_of(page, ".facts-table")
+    assert "B: rsl, step 100, top 3, live" in (page.text_content("#compare-B") or "")
+    page.wait_for_function("window.location.search.includes('step-00100')")
+    page.goto(page.url)
+    wait_for_text(page, "#compare-status", "press Run B")
+    page.wait_for_function("document.querySelector('#compare-step input').value === 'step 100'")
+    # A router of whose training nothing was kept has no such control.
+    page.click("#compare-mixer input")
+    page.click("ul[role=listbox] li:has-text('Load balance')")
+    page.wait_for_selector("#compare-step", state="hidden")
+
+
 def test_a_trace_file_is_compared_and_markup_in_it_stays_text(page: Any, tmp_path: Path) -> None:
     open_room(page)
     hostile = "<img src=x onerror=alert(1)> ${1+1} {{7*7}} 🦊 word"

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from explorer.models import LoadedModels
@@ -65,6 +66,39 @@ def test_a_removed_router_leaves_the_memory(saved: Path) -> None:
 def test_a_folder_without_a_mixture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MixerError):
         ModelRegistry().add(tmp_path, "Mine")
+
+
+def test_a_training_step_exchanges_the_routers_for_one_run_only(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zoo = saved.parent / "zoo"
+    experts = tiny.save_experts(zoo / "tiny/experts")
+    for place, seed in (("tiny/rsl", 1), ("tiny/replay/rsl/step-00005", 2)):
+        tiny.mixture(experts, seed).save_pretrained(zoo / place)
+    monkeypatch.setattr("loramixer.mixers.ZOO", zoo)
+    monkeypatch.setattr("loramixer.kept_routers.ZOO", zoo)
+    registry, model = registry_with_model(saved)
+    assert [mixer.name for mixer in registry.mixers()] == ["tiny/rsl"]
+    name = registry.steps("tiny/rsl")[5]
+    assert registry.find(name).title.endswith(", step 5")
+    trained = route(registry, "tiny/rsl")
+    adapters, weights = set(model.peft_config), sum(weight.numel() for weight in model.parameters())
+
+    early = route(registry, name)
+    assert early.provenance["mixer"] == name
+    assert early.provenance["router_sha256"] != trained.provenance["router_sha256"]
+    assert not np.allclose(early.gates, trained.gates)
+    again = route(registry, "tiny/rsl")
+    assert again.provenance["mixer"] == "tiny/rsl"
+    np.testing.assert_array_equal(again.gates, trained.gates)
+    assert (set(model.peft_config), sum(weight.numel() for weight in model.parameters())) == (adapters, weights)
+
+    # A visitor who leaves in the middle of a run ends its stream.
+    leaving = registry.stream(RunRequest("the dose", name, "soft", 3, 8), threading.Event())
+    next(leaving)
+    leaving.close()
+    np.testing.assert_array_equal(route(registry, "tiny/rsl").gates, trained.gates)
+    for wrong in ("tiny/replay/rsl/step-00006", "tiny/replay/../rsl/step-00005", "tiny/replay/rsl/step-5/.."):
+        with pytest.raises(MixerError, match="no known router"):
+            registry.find(wrong)
 
 
 def test_models_are_loaded_when_needed_and_two_stay() -> None:

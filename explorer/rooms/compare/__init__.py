@@ -14,6 +14,7 @@ from explorer.rooms.compare.files import COMPARISON_FORMATS, code_maker, file_ma
 from explorer.rooms.compare.handlers import FIRST_STEPS, CompareHandlers
 from explorer.rooms.compare.link import recording_spec
 from explorer.rooms.compare.ready_made import recording_choices
+from explorer.rooms.compare.steps import step_control
 from explorer.rooms.share import share_and_export
 from explorer.settings import DEFAULT_K, DEFAULT_NEW_TOKENS, default_gate, gate_choices, limits
 from explorer.stopping import wire_stop
@@ -69,10 +70,10 @@ def build(page: Page) -> None:
     swap.click(handlers.swap, sides, shown, **AT_ONCE)
     clear.click(handlers.clear, None, shown, **AT_ONCE)
 
-    prompt, mixer, gate, new_tokens, run, stop = run_controls
+    prompt, mixer, step, gate, new_tokens, run, stop = run_controls
     ticket = gr.State(0)
     side.change(lambda name: gr.Button(f"Run {name}"), side, run, **AT_ONCE)
-    mixer.change(handlers.choose_mixer, [mixer, gate], [mixer, gate], **AT_ONCE)
+    mixer.change(handlers.choose_mixer, [mixer, step, gate], [mixer, step, gate], **AT_ONCE)
     page.wanted.change(handlers.choose_wanted, page.wanted, mixer, **AT_ONCE)
     running = gr.on(
         [run.click, prompt.submit],
@@ -82,7 +83,7 @@ def build(page: Page) -> None:
         **AT_ONCE,
     ).then(
         handlers.run,
-        [side, prompt, mixer, gate, new_tokens, sides, ticket],
+        [side, prompt, mixer, step, gate, new_tokens, sides, ticket],
         [*shown, run, stop],
         concurrency_id="model",
         concurrency_limit=1,
@@ -99,7 +100,7 @@ def build(page: Page) -> None:
         js="() => [window.innerWidth < 700]",
         **AT_ONCE,
     )
-    page.demo.load(handlers.open_link, None, [*shown, prompt, mixer, gate, new_tokens], **AT_ONCE)
+    page.demo.load(handlers.open_link, None, [*shown, prompt, mixer, step, gate, new_tokens], **AT_ONCE)
 
 
 def _run_controls(page: Page) -> tuple[Any, ...]:
@@ -116,6 +117,12 @@ def _run_controls(page: Page) -> tuple[Any, ...]:
             label="Router",
             info=describe_mixer(first) if first else "No trained router is installed.",
             elem_id="compare-mixer",
+        )
+        step = step_control(
+            page.source.steps(first.name) if first else {},
+            label="Training step",
+            info="The same experts under the routers as they were at this step of their training.",
+            elem_id="compare-step",
         )
         gate = gr.Radio(
             gate_choices(experts),
@@ -134,4 +141,4 @@ def _run_controls(page: Page) -> tuple[Any, ...]:
         with gr.Row(elem_classes="buttons-in-row"):
             run = gr.Button("Run A", variant="primary", elem_id="compare-run", min_width=80)
             stop = gr.Button("Stop", interactive=False, elem_id="compare-stop", min_width=60)
-    return fold, prompt, mixer, gate, new_tokens, run, stop
+    return fold, prompt, mixer, step, gate, new_tokens, run, stop

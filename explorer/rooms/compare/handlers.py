@@ -17,6 +17,7 @@ from explorer.recordings import RecordingKey, Recordings
 from explorer.registry import ModelSource
 from explorer.rooms.compare.link import FIELDS, RunSpec, file_spec, parse_spec, recording_spec, run_spec
 from explorer.rooms.compare.ready_made import ready_made, short_name
+from explorer.rooms.compare.steps import at_step, split_step, step_control
 from explorer.sessions import Tickets, session_of
 from explorer.settings import (
     DEFAULT_NEW_TOKENS,
@@ -47,7 +48,7 @@ Sides = dict[str, Pinned]
 
 FIRST_STEPS = (
     "Press a ready-made comparison on the left, or choose A, then B: what Explore shows, a recording, a trace file, "
-    "or a new run with another prompt, router or gate."
+    "or a new run with another prompt, router, training step or gate."
 )
 
 logger = logging.getLogger(__name__)
@@ -135,15 +136,16 @@ class CompareHandlers:
 
     # ------------------------------------------------------------------ running one of them
 
-    def choose_mixer(self, name: str | None, gate: str) -> tuple[Any, Any]:
-        """The sentence about the router, and the choices of the gate."""
+    def choose_mixer(self, name: str | None, step: str | None, gate: str) -> tuple[Any, Any, Any]:
+        """The sentence about the router, and the choices of training step and gate; what both offer stays chosen."""
         try:
             mixer = self._find(name)
         except LoraMixerError:
-            return gr.skip(), gr.skip()
+            return gr.skip(), gr.skip(), gr.skip()
         choices = gate_choices(len(mixer.experts))
         kept = gate if gate in choices else default_gate(len(mixer.experts))
-        return gr.Dropdown(info=f"Trained with: {mixer.loss}"), gr.Radio(choices=choices, value=kept)
+        steps = step_control(self.source.steps(mixer.name), step or "")
+        return gr.Dropdown(info=f"Trained with: {mixer.loss}"), steps, gr.Radio(choices=choices, value=kept)
 
     def choose_wanted(self, wanted: dict[str, Any]) -> Any:
         """The router control after another room has asked to compare a router; one of no list joins the choices."""
@@ -174,6 +176,7 @@ class CompareHandlers:
         side: SideName,
         prompt: str,
         mixer: str | None,
+        step: str | None,
         gate: str,
         new_tokens: float,
         sides: Sides,
@@ -192,7 +195,7 @@ class CompareHandlers:
             if ticket.stop.is_set():
                 yield (*_only_status("note", "Stopped before the model began; nothing was lost."), *_buttons(False))
                 return
-            found = self._find(mixer)
+            found = at_step(self.source, mixer or "", step)
             mode, k = parse_gate(gate, len(found.experts))
             typed = self._prompt(side, prompt, sides, session)
             asked = RunRequest(typed, found.name, mode, k, check_new_tokens(int(new_tokens)))
@@ -232,14 +235,14 @@ class CompareHandlers:
         """What the address names: both sides if they are recordings, and the run controls of a side that was run.
 
         Returns:
-            As :meth:`_show`, then prompt, router, gate and number of new tokens.
+            As :meth:`_show`, then prompt, router, training step, gate and number of new tokens.
         """
         query = dict(request.query_params)
         if query.get("room") != ROOM:
-            return (gr.skip(),) * 10
+            return (gr.skip(),) * 11
         values, notes = parse(query, FIELDS)
         sides: Sides = {}
-        controls: tuple[Any, ...] = (gr.skip(),) * 4
+        controls: tuple[Any, ...] = (gr.skip(),) * 5
         for side, name in (("A", "a"), ("B", "b")):
             found = parse_spec(values[name])
             if isinstance(found, tuple):
@@ -284,15 +287,17 @@ class CompareHandlers:
         return self.source.find(name or "")
 
     def _controls_of(self, spec: RunSpec, prompt: str) -> tuple[Any, ...]:
-        """Prompt, router, gate and number of new tokens of a run in an address; what is unknown stays as it is."""
+        """Prompt, router, step, gate and new tokens of a run in an address; what is unknown stays as it is."""
+        name, step = split_step(spec.mixer)
         try:
-            mixer = self._find(spec.mixer)
+            mixer = self._find(name)
+            at_step(self.source, name, step)
             parse_gate(spec.gate, len(mixer.experts))
             tokens = check_new_tokens(int(spec.new_tokens))
         except ValueError:
-            return prompt or gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        choices = gate_choices(len(mixer.experts))
-        return prompt or gr.skip(), mixer.name, gr.Radio(choices=choices, value=spec.gate), tokens
+            return prompt or gr.skip(), *(gr.skip(),) * 4
+        gate = gr.Radio(choices=gate_choices(len(mixer.experts)), value=spec.gate)
+        return prompt or gr.skip(), name, step_control(self.source.steps(name), step), gate, tokens
 
     def _keep_recording(self, key: RecordingKey, request: gr.Request) -> Pinned:
         trace = self.recordings.trace(*key)

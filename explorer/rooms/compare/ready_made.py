@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from explorer.examples import EXAMPLES
+from explorer.provenance import router_text
 from explorer.recordings import RecordingKey, Recordings
 
 _PROMPT_PAIRS = (("math", "medical"), ("math-medical", "math-coding"))
@@ -47,5 +48,5 @@ def recording_choices(recordings: Recordings) -> list[tuple[str, RecordingKey]]:
 
 
 def short_name(mixer: str) -> str:
-    """The last part of a router's name."""
-    return mixer.rsplit("/", 1)[-1]
+    """The last part of a router's name, with the training step if it is of one."""
+    return router_text(mixer).rsplit("/", 1)[-1]
