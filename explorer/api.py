@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from explorer.gold import spans_of
 from explorer.registry import ModelSource
 from explorer.settings import (
     DEFAULT_MIXER,
@@ -115,7 +116,11 @@ class PublicApi:
         def difference() -> dict[str, Any]:
             a = self._run(prompt_a, mixer_a, k_a, max_new_tokens)
             b = self._run(prompt_b if (prompt_b or "").strip() else prompt_a, mixer_b, k_b, max_new_tokens)
-            return {"a": summarise(a), "b": summarise(b), **describe_comparison(compare(a, b))}
+            return {
+                "a": summarise(a),
+                "b": summarise(b),
+                **describe_comparison(compare(a, b, spans_of(a), spans_of(b))),
+            }
 
         return _answer(difference)
 

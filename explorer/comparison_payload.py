@@ -2,8 +2,9 @@
 
 ``head`` is JSON text, since the browser clones and compares a value leaf by leaf. It holds ``columns``, a list of
 ``[positions in A, positions in B]`` that covers both traces in order, where one side may be empty; ``names``, the
-letter and title of both; ``sentence``, how tokens were matched; ``facts`` and ``same``, what produced them; ``badge``
-and ``control``, for comparisons with a what-if. ``components/compare_view/pairs.js`` is the other end.
+letter and title of both; ``sentence``, how tokens were matched; ``spans``, the topics in A and B of each column that
+is a whole span, null for the others, and nothing where there are no spans; ``facts`` and ``same``, what produced
+them; ``badge`` and ``control``, for comparisons with a what-if. ``components/compare_view/pairs.js`` is the other end.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from explorer.gold import spans_of
 from explorer.payload import Payload, ViewState, encode_trace
 from explorer.provenance import provenance_items
 from explorer.summary import generated_text, prompt_text
-from loramixer.comparison import compare
+from loramixer.comparison import Comparison, compare
 from loramixer.trace import RoutingTrace
 
 NOTHING = "–"
@@ -65,7 +67,7 @@ def encode_comparison(
     Raises:
         TraceError: traces of other experts or other sites, which have no difference.
     """
-    comparison = compare(a.trace, b.trace)
+    comparison = compare(a.trace, b.trace, spans_of(a.trace), spans_of(b.trace))
     facts, same = _facts(a, b)
     differing = {row["label"] for row in facts}
     head = {
@@ -75,6 +77,7 @@ def encode_comparison(
             "b": {"letter": "B", "title": b.title or _title(b.trace, differing)},
         },
         "sentence": comparison.sentence,
+        "spans": _spans(comparison),
         "badge": badge,
         "facts": facts,
         "same": same,
@@ -108,6 +111,14 @@ def effect(a: RoutingTrace, b: RoutingTrace) -> dict[str, float | None]:
         "changed": float(changed.mean()) if changed.size else None,
         "answer": _answer_change(a, b),
     }
+
+
+def _spans(comparison: Comparison) -> list[tuple[str, str] | None]:
+    """The topics of each column that is a pair of spans; empty where tokens or words are compared."""
+    if not comparison.domains:
+        return []
+    topics = iter(comparison.domains)
+    return [next(topics) if first and second else None for first, second in comparison.columns]
 
 
 def _answer_change(a: RoutingTrace, b: RoutingTrace) -> float | None:

@@ -27,12 +27,14 @@ class ExamplePrompt:
         label: text of its button.
         prompt: the prompt itself.
         topics: its parts, in order, where it crosses domains.
+        expert: name of the expert that the whole prompt is about, where it does not.
     """
 
     key: str
     label: str
     prompt: str
     topics: tuple[Topic, ...] = ()
+    expert: str = ""
 
 
 EXAMPLES = (
@@ -68,30 +70,40 @@ EXAMPLES = (
         "Math",
         "A baker sells 48 loaves in the morning and half as many in the afternoon. Each loaf costs 3 dollars. "
         "How much money does the baker earn that day?",
+        expert="math",
     ),
-    ExamplePrompt("medical", "Medical", "What are the symptoms of iron deficiency anemia, and how is it treated?"),
+    ExamplePrompt(
+        "medical",
+        "Medical",
+        "What are the symptoms of iron deficiency anemia, and how is it treated?",
+        expert="medical",
+    ),
     ExamplePrompt(
         "code",
         "Code",
         "Write a Python function that returns the second largest number in a list, or None when there is none.",
+        expert="code",
     ),
     ExamplePrompt(
         "science",
         "Science",
         "Question: Which of these lets electricity pass most easily?\nOptions:\nA. dry wood\nB. window glass\n"
         "C. a copper wire\nD. a rubber band\nWhich option is correct?",
+        expert="science",
     ),
     ExamplePrompt(
         "acceptability",
         "Acceptability",
         "Is this sentence grammatically acceptable? Answer yes or no.\n"
         "Sentence: The committee have gave their answer before the meeting began.",
+        expert="acceptability",
     ),
     ExamplePrompt(
         "sentiment",
         "Sentiment",
         "Is the sentiment of this movie review text negative or positive?\n"
         "Text: the plot wanders, but the two leads are a joy to watch",
+        expert="sentiment",
     ),
 )
 """In the order of their buttons; the first is on the page when it opens."""

@@ -10,7 +10,9 @@ from loramixer.trace import RoutingTrace
 
 
 def gold_spans(example: ExamplePrompt) -> tuple[Span, ...]:
-    """The topics of an example as spans of its prompt; empty unless it crosses domains."""
+    """The topics of an example as spans of its prompt: one span where it has a single topic."""
+    if not example.topics:
+        return (Span(0, len(example.prompt), example.expert),) if example.expert else ()
     spans, start = [], 0
     for topic in example.topics:
         start = example.prompt.index(topic.text, start)
@@ -19,17 +21,22 @@ def gold_spans(example: ExamplePrompt) -> tuple[Span, ...]:
     return tuple(spans)
 
 
+def spans_of(trace: RoutingTrace) -> tuple[Span, ...]:
+    """The topics of a trace's prompt as spans of its whole text; only prompts of the examples have marked topics."""
+    prompt = prompt_text(trace).strip()
+    example = next((example for example in EXAMPLES if example.prompt.strip() == prompt), None)
+    return () if example is None else spans_in_trace(trace, example.prompt, gold_spans(example))
+
+
 def gold_experts(trace: RoutingTrace) -> list[int]:
     """For each token the index of the expert whose topic it is about, −1 for none.
 
-    Only prompts of the examples have marked topics, and only topics that are experts of the trace count. Empty when
-    there are none, or fewer than two, for a single topic has no border to follow.
+    Only topics that are experts of the trace count. Empty when there are none, or fewer than two, for a single topic
+    has no border to follow.
     """
-    prompt = prompt_text(trace).strip()
-    example = next((example for example in EXAMPLES if example.prompt.strip() == prompt), None)
-    spans = () if example is None else gold_spans(example)
-    if example is None or sum(span.domain in trace.experts for span in spans) < 2:
+    spans = spans_of(trace)
+    if sum(span.domain in trace.experts for span in spans) < 2:
         return []
     experts = [trace.experts.index(span.domain) if span.domain in trace.experts else -1 for span in spans]
-    found = tokens_of_spans(trace.tokens, spans_in_trace(trace, example.prompt, spans))
+    found = tokens_of_spans(trace.tokens, spans)
     return [experts[span] if span >= 0 else -1 for span in found.tolist()]

@@ -41,6 +41,7 @@ class Comparison:
             and all, and go on differently; else ``span`` or ``word``.
         columns: ``(positions in A, positions in B)``, which cover both traces in order; one side may be empty.
         sentence: how they were aligned, for people.
+        domains: of each pair the domain in A and in B, where pairs are spans; else empty.
     """
 
     a: RoutingTrace
@@ -48,6 +49,7 @@ class Comparison:
     alignment: Alignment
     columns: list[tuple[Positions, Positions]]
     sentence: str
+    domains: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def pairs(self) -> list[tuple[Positions, Positions]]:
@@ -56,7 +58,9 @@ class Comparison:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The text of each pair in A, P."""
+        """The text of each pair in A, P; of spans their domains."""
+        if self.domains:
+            return tuple(first if first == second else f"{first} | {second}" for first, second in self.domains)
         tokens = self.a.tokens
         return tuple(
             tokens.text[tokens.spans[first, 0].min() : tokens.spans[first, 1].max()] for first, _ in self.pairs
@@ -136,8 +140,9 @@ def compare(
     """Align two traces and take the difference B − A.
 
     Tokens are compared one by one only where they are the same tokens after the same tokens: throughout, or, with one
-    prompt and answers that part, up to there. Where the prompts differ, whole gold spans of the same domains are
-    compared if both sides have them, and else equal words in the same order; template and answer included.
+    prompt and answers that part, up to there. Where the prompts differ, whole gold spans are compared if both sides
+    have them: those of equal domains in their order, and between these, spans of different domains that stand
+    opposite each other. Else equal words in the same order are compared; template and answer included.
 
     Args:
         a: what is compared with.
@@ -165,13 +170,10 @@ def compare(
         columns += [([], [position]) for position in range(shared, len(second))]
         sentence = _prefix_sentence(unit, shared - prompts[0], shared, min(len(first), len(second)))
         return Comparison(a, b, "prefix", columns, sentence)
-    if spans_a and spans_b and [span.domain for span in spans_a] == [span.domain for span in spans_b]:
-        columns = _span_columns(a, b, spans_a, spans_b)
-        sentence = (
-            "The prompts differ, so whole spans are compared, the mean over the tokens of each: "
-            f"{', '.join(span.domain for span in spans_a)}; what lies outside them is not compared."
-        )
-        return Comparison(a, b, "span", columns, sentence)
+    if spans_a and spans_b and (found := _span_columns(a, b, spans_a, spans_b)):
+        columns, domains = found
+        sentence = _span_sentence([pair for pair in columns if pair[0] and pair[1]], domains)
+        return Comparison(a, b, "span", columns, sentence, domains)
     columns = _word_columns(a, b)
     paired = [(left, right) for left, right in columns if left and right]
     sentence = (
@@ -231,19 +233,52 @@ def _prefix_sentence(unit: str, answer: int, length: int, shorter: int) -> str:
 
 def _span_columns(
     a: RoutingTrace, b: RoutingTrace, spans_a: Sequence[Span], spans_b: Sequence[Span]
-) -> list[tuple[Positions, Positions]]:
-    first, second = tokens_of_spans(a.tokens, spans_a), tokens_of_spans(b.tokens, spans_b)
+) -> tuple[list[tuple[Positions, Positions]], tuple[tuple[str, str], ...]] | None:
+    """The columns, and the domains of those that are pairs; None where no two spans with tokens belong together."""
+    sides = _positions_of(a, spans_a), _positions_of(b, spans_b)
     columns: list[tuple[Positions, Positions]] = []
+    domains: list[tuple[str, str]] = []
     ends = [0, 0]
-    for index in range(len(spans_a)):
-        sides = [np.flatnonzero(found == index).tolist() for found in (first, second)]
-        starts = [side[0] if side else end for side, end in zip(sides, ends, strict=True)]
-        columns += _alone(ends, starts)
-        # A space between two words of a span has no words of its own, but lies in it.
-        sides = [list(range(side[0], side[-1] + 1)) if side else [] for side in sides]
-        columns.append((sides[0], sides[1]))
-        ends = [start + len(side) for start, side in zip(starts, sides, strict=True)]
-    return columns + _alone(ends, [len(first), len(second)])
+    for left, right in _span_pairs(spans_a, spans_b):
+        first, second = sides[0][left], sides[1][right]
+        if not first or not second:
+            continue  # its tokens stay outside, as those of a span without partner do
+        columns += _alone(ends, [first[0], second[0]])
+        columns.append((first, second))
+        domains.append((spans_a[left].domain, spans_b[right].domain))
+        ends = [first[-1] + 1, second[-1] + 1]
+    return (columns + _alone(ends, [len(a.tokens), len(b.tokens)]), tuple(domains)) if domains else None
+
+
+def _span_pairs(spans_a: Sequence[Span], spans_b: Sequence[Span]) -> list[tuple[int, int]]:
+    """Which spans belong together, by place: equal domains in order, and what stands opposite each other between."""
+    first, second = ([span.domain for span in spans] for spans in (spans_a, spans_b))
+    pairs: list[tuple[int, int]] = []
+    for operation, start_a, end_a, start_b, end_b in SequenceMatcher(
+        None, first, second, autojunk=False
+    ).get_opcodes():
+        if operation in ("equal", "replace"):
+            pairs += zip(range(start_a, end_a), range(start_b, end_b), strict=False)
+    return pairs
+
+
+def _positions_of(trace: RoutingTrace, spans: Sequence[Span]) -> list[Positions]:
+    """Positions from the first to the last token of each span: a space between two of its words lies in it too."""
+    numbers = tokens_of_spans(trace.tokens, spans)
+    found = [np.flatnonzero(numbers == number).tolist() for number in range(len(spans))]
+    return [list(range(places[0], places[-1] + 1)) if places else [] for places in found]
+
+
+def _span_sentence(pairs: Sequence[tuple[Positions, Positions]], domains: Sequence[tuple[str, str]]) -> str:
+    """How spans were compared, with the number of tokens on each side."""
+    said = [
+        f"{one if one == other else f'{one} in A with {other} in B'} ({len(left)} and {len(right)} tokens)"
+        for (left, right), (one, other) in zip(pairs, domains, strict=True)
+    ]
+    return (
+        "The prompts differ, so whole spans are compared, the mean over the tokens of each: "
+        f"{', '.join(said)}; what lies outside them is not compared."
+    )
 
 
 def _alone(starts: Sequence[int], ends: Sequence[int]) -> list[tuple[Positions, Positions]]:

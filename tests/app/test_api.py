@@ -12,6 +12,7 @@ import gradio as gr
 import pytest
 
 from explorer.api import PublicApi
+from explorer.examples import find_example
 from explorer.recordings import Recordings
 from loramixer.whatif import NOTE
 from tests.app.synthetic import EXPERTS, FakeSource, make_trace
@@ -70,6 +71,8 @@ def test_compare_says_how_it_aligned(api: PublicApi) -> None:
     other = api.compare("How many mg?", "How many grams of it?")
     assert other["alignment"] == "word"
     assert other["pairs"] > 0
+    topics = api.compare(find_example("math").prompt, find_example("medical").prompt)
+    assert (topics["alignment"], topics["pairs"]) == ("span", 1)
 
 
 def test_metrics_of_a_file_need_no_model(api: PublicApi, tmp_path: Path) -> None:

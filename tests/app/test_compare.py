@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from explorer.comparison_payload import Side, encode_comparison
-from explorer.examples import EXAMPLES
+from explorer.examples import EXAMPLES, find_example
 from explorer.exports import Exports
 from explorer.recordings import INDEX, Recordings
 from explorer.rooms.compare.files import code_maker, file_maker
@@ -90,6 +90,47 @@ def test_different_backbones_have_no_difference() -> None:
     a, b = make_trace(), make_trace(layers=12)
     with pytest.raises(TraceError):
         encode_comparison(Side(a, "recorded"), Side(b, "recorded"))
+
+
+# ---------------------------------------------------------------------- topics of two prompts
+
+
+def of_example(key: str, **given: Any) -> RoutingTrace:
+    return make_trace(find_example(key).prompt, **given)
+
+
+def columns_with_spans(head: dict[str, Any]) -> list[tuple[list[int], list[int], list[str]]]:
+    return [(*column, span) for column, span in zip(head["columns"], head["spans"], strict=True) if span]
+
+
+@pytest.mark.parametrize(("one", "other"), [("math", "medical"), ("medical", "code"), ("code", "math")])
+def test_prompts_of_two_topics_are_compared_as_wholes_and_it_is_said(one: str, other: str) -> None:
+    a, b = of_example(one), of_example(other, seed=3)
+    head = head_of(encode_comparison(Side(a, "recorded"), Side(b, "recorded")))
+    ((first, second, span),) = columns_with_spans(head)
+    assert span == [one, other]
+    for positions, trace in ((first, a), (second, b)):
+        assert positions == [place for place, role in enumerate(trace.tokens.roles) if role == "prompt"]
+    assert f"{one} in A with {other} in B ({len(first)} and {len(second)} tokens)" in head["sentence"]
+    assert head["sentence"].startswith("The prompts differ, so whole spans are compared")
+
+
+def test_topics_inside_prompts_find_each_other() -> None:
+    crossing, other = of_example("math-medical"), of_example("math-coding", seed=3)
+    head = head_of(encode_comparison(Side(crossing, "recorded"), Side(other, "recorded")))
+    assert [span for *_, span in columns_with_spans(head)] == [["math", "math"], ["medical", "code"]]
+    head = head_of(encode_comparison(Side(crossing, "recorded"), Side(of_example("medical"), "recorded")))
+    ((first, _, span),) = columns_with_spans(head)
+    assert span == ["medical", "medical"]
+    text = crossing.tokens.text[crossing.tokens.spans[first[0], 0] : crossing.tokens.spans[first[-1], 1]]
+    assert text.strip() == find_example("math-medical").topics[1].text
+
+
+def test_a_prompt_that_nobody_has_marked_is_compared_by_words() -> None:
+    a, b = of_example("math"), make_trace("How much money is 3 dollars?")
+    head = head_of(encode_comparison(Side(a, "recorded"), Side(b, "finished")))
+    assert head["spans"] == []
+    assert "equal words in the same order are compared" in head["sentence"]
 
 
 # ---------------------------------------------------------------------- choosing A and B

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from explorer.comparison_payload import effect
+from explorer.examples import find_example
 from loramixer.comparison import compare
-from loramixer.metrics import load, plane_point
+from loramixer.metrics import jensen_shannon, load, plane_point
 from tests.app.conftest import Watched
 from tests.app.synthetic import make_trace
 from tests.app.synthetic_app import OTHER_ANSWER, PROMPTS
@@ -172,6 +173,28 @@ def test_a_router_at_a_training_step_runs_and_its_address_opens_again(page: Any,
     page.click("#compare-mixer input")
     page.click("ul[role=listbox] li:has-text('Load balance')")
     page.wait_for_selector("#compare-step", state="hidden")
+
+
+def test_prompts_of_two_topics_are_compared_span_by_span(page: Any, tmp_path: Path) -> None:
+    open_room(page)
+    traces = [make_trace(find_example(key).prompt, seed=seed) for seed, key in enumerate(("math", "medical"))]
+    for side, trace in zip("AB", traces, strict=True):
+        page.set_input_files("#compare-controls input[type=file]", str(trace.save(tmp_path / f"{side}.npz")))
+        wait_for_text(page, f"#compare-{side}", "from a file")
+    page.wait_for_selector("#compare-view .token")
+    numbers = [trace.tokens.roles.count("prompt") for trace in traces]
+    said = f"math in A with medical in B ({numbers[0]} and {numbers[1]} tokens)"
+    assert said in text_of(page, ".aligned")
+    assert "; 1 span in both" in text_of(page, ".sums .caption")
+    # It opens at the only column that is compared, and the whole spans are marked in both texts.
+    assert text_of(page, ".card-token") == "math │ medical"
+    assert text_of(page, ".card-where") == f"tokens 4–{3 + numbers[0]} of A, tokens 4–{3 + numbers[1]} of B"
+    for side, number in zip("ab", numbers, strict=True):
+        assert page.locator(f"#compare-view .lane-{side} .token.active").count() == number
+        assert page.locator(f"#compare-view .lane-{side} .lane-block:first-child .token.only").count() == 0
+    means = [trace.gates[:, 3 : 3 + number].mean(axis=1) for trace, number in zip(traces, numbers, strict=True)]
+    jsd = (jensen_shannon(*means) / np.log(2)).mean()
+    assert numbers_of(page, ".sums-table table:last-child .number")[0] == pytest.approx(jsd, abs=0.002)
 
 
 def test_a_trace_file_is_compared_and_markup_in_it_stays_text(page: Any, tmp_path: Path) -> None:

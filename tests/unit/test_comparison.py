@@ -139,9 +139,27 @@ def test_gold_spans_come_before_words():
     assert found.alignment == "span"
     assert found.pairs == [([1, 2], [1, 2]), ([4, 5], [4])]
     assert "whole spans are compared" in found.sentence
-    assert "medical, math" in found.sentence
+    assert "medical (2 and 2 tokens), math (2 and 1 tokens)" in found.sentence
+    assert found.labels == ("medical", "math")
     assert covers(found)
-    assert compare(a, b, spans[0], spans[1][:1]).alignment == "word"
+    np.testing.assert_allclose(found.gates_b[:, 0], b.gates[:, 1:3].mean(axis=1), atol=1e-6)
+    assert compare(a, b, spans[0], []).alignment == "word"
+
+
+def test_spans_of_equal_domains_find_each_other_and_others_stand_opposite():
+    a = make_trace(["<s>", "two", " pills", ",", " sum", " it"])
+    b = make_trace(["<s>", "pi", "lls", ":", " add"], seed=1)
+    first, second = Span(3, 12, "medical"), Span(14, 20, "math")
+    alone = compare(a, b, [first, second], [Span(10, 13, "math")])
+    assert alone.pairs == [([4, 5], [4])]
+    assert alone.labels == ("math",)
+    opposite = compare(a, b, [first, second], [Span(3, 8, "medical"), Span(10, 13, "code")])
+    assert opposite.labels == ("medical", "math | code")
+    assert "math in A with code in B (2 and 1 tokens)" in opposite.sentence
+    assert covers(alone)
+    assert covers(opposite)
+    # A span of which no token is left is compared with nothing.
+    assert compare(a, b, [Span(0, 3, "math")], [Span(3, 8, "math")]).alignment == "word"
 
 
 def test_other_experts_and_other_sites_are_refused_by_name():

@@ -1,7 +1,6 @@
 // The token card: the gates of all experts in both, for one token in one layer, and the divergence in all layers.
 
 function comparisonSentence({ comparison, projection }, { layer, column }) {
-  const { a, b } = comparison.columns[column];
   const cell = cellsOf(comparison, column, projection)[layer];
   const where = `layer ${comparison.layers[layer]}, ${projectionWords(comparison, projection)}`;
   const best = (side) => {
@@ -9,10 +8,10 @@ function comparisonSentence({ comparison, projection }, { layer, column }) {
     return `${comparison.experts[winner].name} ${fixed(cell[side].gates[winner])}`;
   };
   const { a: first, b: second } = comparison.names;
-  if (!cell.b) return `${where}, ‘${wordsOf(comparison.a, a)}’, only in ${first.letter}: ${best('a')}`;
-  if (!cell.a) return `${where}, ‘${wordsOf(comparison.b, b)}’, only in ${second.letter}: ${best('b')}`;
-  const words = wordsOf(comparison.a, a);
-  const other = wordsOf(comparison.b, b);
+  if (!cell.b) return `${where}, ‘${nameOf(comparison, column, 'a')}’, only in ${first.letter}: ${best('a')}`;
+  if (!cell.a) return `${where}, ‘${nameOf(comparison, column, 'b')}’, only in ${second.letter}: ${best('b')}`;
+  const words = nameOf(comparison, column, 'a');
+  const other = nameOf(comparison, column, 'b');
   return `${where}, ‘${words}’${other === words ? '' : ` and ‘${other}’`}: in ${first.letter} ${best('a')}, `
     + `in ${second.letter} ${best('b')}, divergence ${cell.jsd === null ? '–' : fixed(cell.jsd)}`;
 }
@@ -81,12 +80,18 @@ function createCompareCard(root, store) {
   function drawHead(state, active) {
     const { comparison } = state;
     const { a, b } = comparison.columns[active.column];
-    const [first, second] = [a.length ? wordsOf(comparison.a, a) : null, b.length ? wordsOf(comparison.b, b) : null];
+    const [first, second] = [[a, 'a'], [b, 'b']].map(([positions, side]) => (
+      positions.length ? nameOf(comparison, active.column, side) : null));
     setText(parts.token, [...new Set([first, second])].filter((text) => text !== null).join(' │ '));
     const { letter: one } = comparison.names.a;
     const { letter: two } = comparison.names.b;
-    const place = (positions) => positions.map((position) => position + 1).join(', ');
-    setText(parts.where, [a.length ? `token ${place(a)} of ${one}` : `not in ${one}`, b.length ? `token ${place(b)} of ${two}` : `not in ${two}`].join(', '));
+    // The tokens of a column follow each other.
+    const place = (positions, letter) => {
+      if (positions.length === 0) return `not in ${letter}`;
+      const [from, to] = [positions[0] + 1, positions[positions.length - 1] + 1];
+      return from === to ? `token ${from} of ${letter}` : `tokens ${from}–${to} of ${letter}`;
+    };
+    setText(parts.where, [place(a, one), place(b, two)].join(', '));
     const sentence = comparisonSentence(state, active);
     setText(parts.sentence, sentence);
     if (state.announce) setText(parts.live, sentence);

@@ -23,13 +23,13 @@ function createLanes(root, store) {
     return { head, text, blocks, nodes: new Map() };
   }
 
-  // Column by position of the token, and whether the other side has something else there.
+  // Column by position of the token, and whether the other side has something else there; other words of a span do not count.
   function places(comparison, side) {
     const other = side === 'a' ? 'b' : 'a';
     const found = new Map();
     comparison.columns.forEach((column, index) => {
       const isOnly = column[other].length === 0
-        || wordsOf(comparison[side], column[side]) !== wordsOf(comparison[other], column[other]);
+        || (!comparison.spans[index] && nameOf(comparison, index, side) !== nameOf(comparison, index, other));
       column[side].forEach((position) => found.set(position, { column: index, isOnly }));
     });
     return found;

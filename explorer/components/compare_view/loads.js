@@ -65,7 +65,8 @@ function createSums(root) {
       ...(comparison.answer === null ? [] : effectRows(state, 'answer', 'words that differ', ANSWER_HINT, comparison.answer)),
     );
     table.replaceChildren(both, differences);
-    setText(caption, `${projectionWords(comparison, projection)}; ${changes.pairs} tokens or words in both`);
+    const unit = comparison.spans.length > 0 ? `span${changes.pairs === 1 ? '' : 's'}` : 'tokens or words';
+    setText(caption, `${projectionWords(comparison, projection)}; ${changes.pairs} ${unit} in both`);
   }
 
   return function draw(state) {

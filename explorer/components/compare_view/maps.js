@@ -109,10 +109,10 @@ function createMaps(root, store) {
   // The label of a column: − for what only the first has, + for what only the second has.
   function labelOf(comparison, column) {
     const { a, b } = comparison.columns[column];
-    if (b.length === 0) return `−${wordsOf(comparison.a, a)}`;
-    const second = wordsOf(comparison.b, b);
+    if (b.length === 0) return `−${nameOf(comparison, column, 'a')}`;
+    const second = nameOf(comparison, column, 'b');
     if (a.length === 0) return `+${second}`;
-    const first = wordsOf(comparison.a, a);
+    const first = nameOf(comparison, column, 'a');
     return first === second ? first : `${first}│${second}`;
   }
 

@@ -17,6 +17,12 @@ function measureWords(comparison, measure) {
   return measure === ENTROPY ? 'entropy' : `gate of ${comparison.experts[measure].name}`;
 }
 
+// What one side of a column is called: the topic where whole spans are compared, else its words.
+function nameOf(comparison, column, side) {
+  const span = comparison.spans[column];
+  return span ? span[side] : wordsOf(comparison[side], comparison.columns[column][side]);
+}
+
 // The text of some tokens as one visible string; parts of one character count once.
 function wordsOf(model, positions) {
   const tokens = positions.map((position) => model.tokens[position]);

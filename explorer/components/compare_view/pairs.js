@@ -18,6 +18,7 @@ function createComparisonDecoder() {
       columns: head.columns.map(([first, second]) => ({ a: first, b: second })),
       names: head.names,
       sentence: head.sentence,
+      spans: head.spans.map((pair) => pair && { a: pair[0], b: pair[1] }), // of each column { a, b }, the topics of whole spans, or null; empty without spans
       badge: head.badge,
       facts: head.facts,
       same: head.same,
