@@ -10,13 +10,12 @@ them; ``badge`` and ``control``, for comparisons with a what-if. ``components/co
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
-
-import numpy as np
 
 from explorer.gold import spans_of
 from explorer.payload import Payload, ViewState, encode_trace
@@ -99,18 +98,9 @@ def effect(a: RoutingTrace, b: RoutingTrace) -> dict[str, float | None]:
         ``jsd`` in bits, mean over routers and over the tokens in both that are no template; ``changed``, the share of
         these decisions with another expert ahead; ``answer``, the share of the words of both answers that differ.
     """
-    comparison = compare(a, b)
-    own = [
-        any(a.tokens.roles[position] != "template" and not a.tokens.special[position] for position in first)
-        for first, _ in comparison.pairs
-    ]
-    jsd, changed = comparison.jsd_share[:, own], comparison.leader_changed[:, own]
-    known = np.isfinite(jsd)
-    return {
-        "jsd": float(jsd[known].mean()) if known.any() else None,
-        "changed": float(changed.mean()) if changed.size else None,
-        "answer": _answer_change(a, b),
-    }
+    change = compare(a, b).change()
+    jsd, changed = (None if math.isnan(value) else value for value in (change.jsd_share, change.leader_changed))
+    return {"jsd": jsd, "changed": changed, "answer": _answer_change(a, b)}
 
 
 def _spans(comparison: Comparison) -> list[tuple[str, str] | None]:

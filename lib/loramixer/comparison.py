@@ -31,6 +31,19 @@ NAMED = 3
 
 
 @dataclass(frozen=True)
+class Change:
+    """How much B differs from A, means over routers and over the pairs that count; NaN where nothing is compared.
+
+    Attributes:
+        jsd_share: Jensen–Shannon divergence in bits, 0…1.
+        leader_changed: share of the decisions in which another expert has the largest gate, 0…1.
+    """
+
+    jsd_share: float
+    leader_changed: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What belongs together in two traces, and how differently it was routed.
 
@@ -106,6 +119,26 @@ class Comparison:
         """Whether another expert has the largest gate in B, bool ``[S, P]``; False where a side has no gates."""
         has_gates = (self.gates_a.max(axis=-1) > 0) & (self.gates_b.max(axis=-1) > 0)
         return has_gates & (self.gates_a.argmax(axis=-1) != self.gates_b.argmax(axis=-1))
+
+    def change(self, projection: str | None = None, template: bool = False) -> Change:
+        """How much B differs from A.
+
+        Args:
+            projection: routers of this projection only; None for all.
+            template: whether pairs of template and special tokens count too.
+        """
+        tokens = self.a.tokens
+        own = [
+            template or any(tokens.roles[place] != "template" and not tokens.special[place] for place in first)
+            for first, _ in self.pairs
+        ]
+        sites = [projection in (None, site.projection) for site in self.a.sites]
+        jsd, changed = (values[sites][:, own] for values in (self.jsd_share, self.leader_changed))
+        known = jsd[np.isfinite(jsd)]
+        nothing = float("nan")
+        return Change(
+            float(known.mean()) if known.size else nothing, float(changed.mean()) if changed.size else nothing
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """A tidy table with one row per site, pair and expert.

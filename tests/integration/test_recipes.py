@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import loramixer
 from loramixer import LoraMixerConfig, viz
+from loramixer.data.schema import Span
 from loramixer.errors import FigureError
 from loramixer.viz.recipes import prompt_of
 from loramixer.whatif import what_if
@@ -83,6 +84,24 @@ def test_what_cannot_be_written_down_is_refused():
         viz.recipe(trace, "token_map", {"x=1, y": 2})
     with pytest.raises(FigureError, match="does not say which mixture"):
         viz.recipe(dataclasses.replace(trace, provenance={}), "token_map")
+
+
+def test_of_two_traces_each_is_made_under_its_own_mask():
+    masked, whole = awkward_trace(masked=["math"]), awkward_trace()
+    for first, second in ((masked, whole), (whole, masked)):
+        script = viz.recipe(first, "difference_map", other=second, recorded=first)
+        assert script.count("loramixer.mask_experts(model, 'math')") == 1
+
+
+def test_spans_and_a_setting_that_is_off_are_written_down():
+    trace = awkward_trace()
+    spans = (Span(0, 3, "math"),)
+    script = viz.recipe(trace, "difference_map", {"spans_a": spans, "spans_b": spans}, other=trace)
+    compile(script, "recipe.py", "exec")
+    assert "from loramixer.data.schema import Span" in script
+    assert "compare(trace, other, spans_a=(Span(start=0, end=3, domain='math'),), spans_b=(Span(" in script
+    changed = what_if(trace, renormalize=False)
+    assert "what_if(trace, renormalize=False)" in viz.recipe(changed, "load_bars", recorded=trace)
 
 
 def test_masked_experts_are_masked_in_the_script():

@@ -203,6 +203,18 @@ def test_minus_is_b_less_a():
     np.testing.assert_array_equal((b - a).difference, compare(a, b).difference)
 
 
+def test_a_change_counts_no_template_and_one_projection_if_asked():
+    a, b = make_trace(PROMPT), make_trace(PROMPT, seed=1)
+    sites = (SITES[0], replace(SITES[1], projection="v_proj"))
+    found = compare(replace(a, sites=sites), replace(b, sites=sites))
+    assert found.change().jsd_share == pytest.approx(found.jsd_share[:, 1:].mean())
+    assert found.change().leader_changed == pytest.approx(found.leader_changed[:, 1:].mean())
+    assert found.change(template=True).jsd_share == pytest.approx(found.jsd_share.mean())
+    assert found.change("v_proj").jsd_share == pytest.approx(found.jsd_share[1, 1:].mean())
+    nothing = compare(a, make_trace(["<s>", "no", "ne"], seed=1)).change()
+    assert np.isnan([nothing.jsd_share, nothing.leader_changed]).all()
+
+
 def test_frame_is_tidy():
     a, b = make_trace(PROMPT), make_trace(PROMPT, seed=1)
     frame = (b - a).to_frame()

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from explorer.exports import Exports
+from explorer.gold import spans_of
 from explorer.rooms.share import FORMATS, ExportFormat, MakeCode, MakeFile
 from loramixer import viz
+from loramixer.comparison import compare
 from loramixer.trace import RoutingTrace
 
 FIGURE = "difference_map"
@@ -31,7 +33,7 @@ def file_maker(exports: Exports, traces: Traces) -> MakeFile:
         a, b = traces(*inputs, session)
         if kind in ("npz", TRACE_B):
             return exports.view(session, a if kind == "npz" else b, "token_map", {}, "npz")
-        return exports.view(session, a, FIGURE, figure_arguments(values, a), kind, other=b)
+        return exports.view(session, a, FIGURE, figure_arguments(values, a, b), kind, other=b)
 
     return make
 
@@ -41,13 +43,16 @@ def code_maker(traces: Traces) -> MakeCode:
 
     def make(values: dict[str, str], session: str, *inputs: Any) -> str:
         a, b = traces(*inputs, session)
-        return viz.recipe(a, FIGURE, figure_arguments(values, a), other=b, recorded=a)
+        return viz.recipe(a, FIGURE, figure_arguments(values, a, b), other=b, recorded=a)
 
     return make
 
 
-def figure_arguments(values: Mapping[str, str], trace: RoutingTrace) -> dict[str, Any]:
-    """What the figure is called with: the gate of the chosen expert, else the divergence; projection and template."""
+def figure_arguments(values: Mapping[str, str], trace: RoutingTrace, other: RoutingTrace) -> dict[str, Any]:
+    """What the figure is called with: the gate of the chosen expert, else the divergence; projection and template.
+
+    And the topics of both prompts, where whole topics are compared.
+    """
     measure = values.get("m", "")
     short = {name.removesuffix("_proj"): name for name in trace.projections}
     found: dict[str, Any] = {"measure": measure if measure in trace.experts else "jsd"}
@@ -55,4 +60,7 @@ def figure_arguments(values: Mapping[str, str], trace: RoutingTrace) -> dict[str
         found["projection"] = short[values["q"]]
     if values.get("tpl") == "1":
         found["template"] = True
+    spans = {"spans_a": spans_of(trace), "spans_b": spans_of(other)}
+    if compare(trace, other, **spans).alignment == "span":
+        found |= spans
     return found

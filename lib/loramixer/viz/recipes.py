@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loramixer import viz
+from loramixer.data.schema import Span
 from loramixer.errors import FigureError
 from loramixer.trace import RoutingTrace
 
@@ -24,12 +25,15 @@ def recipe(
 ) -> str:
     """A Python script that makes a view again, from the mixture to the saved figure.
 
+    With two traces it also prints how they were aligned and how much they differ, over the projection of the figure.
+
     The same versions, weights and settings give the same numbers, up to rounding on another processor.
 
     Args:
         trace: the trace that is shown; its provenance says how it was made.
         figure: name of a function of :mod:`loramixer.viz` that takes a trace, such as ``token_map``.
-        arguments: what it is called with besides the trace: texts, numbers, tuples, lists and mappings of them.
+        arguments: what it is called with besides the trace: texts, numbers, tuples, lists and mappings of them, and
+            tuples of gold spans.
         other: the second trace of figures that compare two.
         recorded: the trace that a what-if started from.
 
@@ -52,11 +56,13 @@ def recipe(
         "",
         "import loramixer",
         "from loramixer import viz",
+        *(["from loramixer.comparison import compare"] if other is not None else []),
+        *(["from loramixer.data.schema import Span"] if any(map(_is_spans, settings.values())) else []),
         "",
         *_steps(trace, "trace", recorded),
     ]
     if other is not None:
-        lines += ["", *_steps(other, "other", recorded)]
+        lines += ["", *_steps(other, "other", recorded), "", *_numbers(settings)]
     call = ", ".join(
         [
             "trace",
@@ -94,7 +100,7 @@ def _steps(trace: RoutingTrace, name: str, recorded: RoutingTrace | None) -> lis
     given = [f"{key}={value!r}" for key, value in gate.items() if value is not None]
     if facts.get("gate") in GATES:
         lines.append(f"loramixer.set_gate({', '.join(['model', repr(facts['gate']), *given])})")
-    if masked := (recorded or trace).provenance.get("masked"):
+    if masked := facts.get("masked"):
         lines.append(f"loramixer.mask_experts(model, {', '.join(repr(str(expert)) for expert in masked)})")
     options: dict[str, Any] = {
         "temperature": float(facts.get("temperature") or 0.0),
@@ -114,10 +120,25 @@ def _steps(trace: RoutingTrace, name: str, recorded: RoutingTrace | None) -> lis
         ")",
     ]
     if changed:
-        kept = {key: value for key, value in changed.items() if key != "note" and value}
+        kept = {key: value for key, value in changed.items() if key != "note" and value not in ([], {}, ())}
         written = ", ".join(f"{key}={value!r}" for key, value in kept.items())
         lines += ["from loramixer.whatif import what_if", "", f"{name} = what_if({name}, {written})"]
     return lines
+
+
+def _numbers(settings: Mapping[str, Any]) -> list[str]:
+    """What is printed of two traces."""
+    spans = "".join(f", {name}={value!r}" for name, value in settings.items() if _is_spans(value))
+    part = {name: settings[name] for name in ("projection", "template") if name in settings}
+    if part.get("projection") == "mean":
+        del part["projection"]  # the figure's word for all of them
+    return [
+        f"comparison = compare(trace, other{spans})",
+        f"change = comparison.change({', '.join(f'{name}={value!r}' for name, value in part.items())})",
+        "print(comparison.sentence)",
+        'print(f"mean divergence {change.jsd_share:.3f} bits")',
+        'print(f"another expert ahead in {change.leader_changed:.1%} of the decisions")',
+    ]
 
 
 def _interventions(described: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -129,7 +150,13 @@ def _interventions(described: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"    interventions=[{', '.join(calls)}],"] if calls else []
 
 
+def _is_spans(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(isinstance(part, Span) for part in value)
+
+
 def _is_plain(value: Any) -> bool:
+    if _is_spans(value):
+        return True
     try:
         return ast.literal_eval(repr(value)) == value
     except (ValueError, SyntaxError):
