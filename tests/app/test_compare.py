@@ -23,7 +23,7 @@ from explorer.rooms.compare.ready_made import ready_made
 from explorer.rooms.compare.steps import TRAINED
 from explorer.sessions import Tickets
 from explorer.traces_in_memory import TraceStore
-from loramixer.errors import TraceError
+from loramixer.errors import FigureError, TraceError
 from loramixer.trace import RoutingTrace
 from tests.app.synthetic import STEPS, FakeSource, make_trace
 from tests.app.synthetic_app import OTHER_ANSWER, PROMPTS, make_recordings
@@ -417,3 +417,12 @@ def test_the_script_makes_both_traces(room: CompareHandlers) -> None:
     assert f"load_mixer({RSL!r})" in script
     assert f"load_mixer({BALANCE!r})" in script
     assert "viz.difference_map(trace, other, measure='code', template=True)" in script
+
+
+def test_no_script_is_given_for_a_router_that_it_could_not_load(room: CompareHandlers) -> None:
+    sides = room.choose_ready(0, session())[SIDES]
+    own = make_trace(mixer="own/0123")
+    own.provenance["title"] = "Mine"
+    sides["B"] = {**sides["B"], "key": room.traces.put("one", own)}
+    with pytest.raises(FigureError, match="'Mine' is only in this page's memory"):
+        code_maker(room.traces_of)({}, "one", sides)
