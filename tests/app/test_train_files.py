@@ -144,7 +144,7 @@ def test_what_is_not_there_is_one_sentence(make: Any, tmp_path: Path) -> None:
 
 
 def test_python_is_that_of_the_training(tmp_path: Path) -> None:
-    folder = write(tmp_path / "training")
+    folder = write(tmp_path / "training", steps=[])
     code = code_maker({"key": folder}.__getitem__)({}, "one", "key")
     assert 'entropy="sharpen"' in code
     assert "secret" not in code

@@ -34,10 +34,12 @@ def build(page: Page) -> None:
             answer = gr.HTML("", elem_id="lesson-answer", css_template=CSS, apply_default_css=False)
 
     at_once: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+    # Of what is typed while an answer is under way, Gradio would otherwise drop the last.
+    typed = {**at_once, "trigger_mode": "always_last"}
     opened = [text, prediction, guess, reveal, answer]
     # Not on change, which the address causes too: a second opening would take away what was just typed.
-    lesson.input(handlers.open, lesson, opened, **at_once)
+    lesson.input(handlers.open, lesson, opened, **typed)
     predicted = [lesson, prediction, guess]
-    gr.on([prediction.input, guess.input], handlers.predict, predicted, [reveal, answer], **at_once)
+    gr.on([prediction.input, guess.input], handlers.predict, predicted, [reveal, answer], **typed)
     reveal.click(handlers.reveal, predicted, answer, **at_once)
     page.demo.load(handlers.start, None, [lesson, *opened], **at_once)

@@ -86,7 +86,9 @@ def build(page: Page) -> None:
         estimate,
         **AT_ONCE,
     )
-    gr.on([control.input for control in controls], handlers.query, controls, query, **AT_ONCE).then(
+    # Of changes while one is under way, Gradio would otherwise drop the last.
+    typed = {**AT_ONCE, "trigger_mode": "always_last"}
+    gr.on([control.input for control in controls], handlers.query, controls, query, **typed).then(
         None, query, None, js=WRITE, **AT_ONCE
     )
 

@@ -55,10 +55,7 @@ class Record:
         Raises:
             FigureError: no step has been logged yet.
         """
-        try:
-            job = TrainingJob.load(folder)
-        except (OSError, ValueError) as error:
-            raise FigureError("This training can no longer be read; train again.") from error
+        job = _job(folder)
         if not (steps := logged_steps(folder)):
             raise FigureError("No step has been logged yet, so there is nothing to export; wait for the first curves.")
         return cls(job, JobStatus.load(folder), steps, Probe.load(folder))
@@ -68,7 +65,7 @@ def file_maker(exports: Exports, folder: Folder) -> MakeFile:
     """Writes files of the training whose key is the only input."""
 
     def make(kind: Any, values: dict[str, str], session: str, key: str) -> str:
-        record = _record(folder, key)
+        record = Record.load(_folder(folder, key))
         if kind == "html":
             title = f"LoRA-Mixer: {record.job.title}"
             return exports.page(session, figures_of(record), "training", title, facts_of(record))
@@ -81,7 +78,7 @@ def file_maker(exports: Exports, folder: Folder) -> MakeFile:
 
 def code_maker(folder: Folder) -> MakeCode:
     """Writes Python that trains the same router."""
-    return lambda values, session, key: python_of(_record(folder, key).job)
+    return lambda values, session, key: python_of(_job(_folder(folder, key)))
 
 
 def figures_of(record: Record) -> list[Any]:
@@ -123,10 +120,17 @@ def table_of(steps: Sequence[Mapping[str, Any]]) -> Any:
     return pd.DataFrame(rows)
 
 
-def _record(folder: Folder, key: str) -> Record:
+def _folder(folder: Folder, key: str) -> Path:
     if not key:
         raise FigureError("There is no training to export yet; press Train first.")
-    return Record.load(folder(key))
+    return folder(key)
+
+
+def _job(folder: Path) -> TrainingJob:
+    try:
+        return TrainingJob.load(folder)
+    except (OSError, ValueError) as error:
+        raise FigureError("This training can no longer be read; train again.") from error
 
 
 def _plane(record: Record) -> list[Any]:
