@@ -1,6 +1,8 @@
 """The public endpoints: what programs call, by ``gradio_client`` or as MCP tools. All other events are private.
 
 Names, parameters and docstrings here are what a caller sees, so they change only with the version of the package.
+Gradio reads the docstrings line by line: what stands under Args and Returns must fit on one line each, or a model that
+calls the tools is shown half of it.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class PublicApi:
             gr.api(endpoint, api_name=endpoint.__name__, **model)
         # Not by gr.api, which would open whatever path of the server a caller names; gr.File takes uploads only.
         inputs = [
-            gr.Textbox(label="prompt", visible=False),
+            gr.Textbox("", label="prompt", visible=False),
             gr.File(label="trace", visible=False),
             gr.Textbox(DEFAULT_MIXER, label="mixer", visible=False),
             gr.Number(0, label="k", precision=0, visible=False),
@@ -55,17 +57,18 @@ class PublicApi:
         gr.Button(visible=False).click(self.metrics, inputs, gr.JSON(visible=False), api_name="metrics", **model)
 
     def route(self, prompt: str, mixer: str = DEFAULT_MIXER, k: int = 0) -> dict:
-        """Route a prompt through a router without generating anything.
+        """Say which LoRA experts a router would use for each token of a prompt, without generating anything.
+
+        Undecided, balanced and specialised are from 0 to 1: how evenly single tokens spread over the experts, how
+        evenly all of them together do, and the second less the first.
 
         Args:
             prompt: plain text; the chat template of the backbone is added. At most 512 tokens with it.
-            mixer: name of the router, such as smollm2-135m/rsl.
-            k: how many experts a router may mix for one token, from 1 to the number of experts; 0 for the router's
-                own number.
+            mixer: name of the router, such as smollm2-135m/rsl; the error about a wrong name lists all of them.
+            k: how many experts are mixed for one token, from 1 to all of them; 0 for the router's own number.
 
         Returns:
-            The load of each expert, how undecided, balanced and specialised the router was, and for each token the
-            expert with the largest mean gate.
+            The load of each expert, undecided, balanced, specialised, and the first expert of each token.
         """
         return _answer(lambda: summarise(self._run(prompt, mixer, k, 0)))
 
@@ -76,9 +79,8 @@ class PublicApi:
 
         Args:
             prompt: plain text; the chat template of the backbone is added. At most 512 tokens with it.
-            mixer: name of the router, such as smollm2-135m/rsl.
-            k: how many experts a router may mix for one token, from 1 to the number of experts; 0 for the router's
-                own number.
+            mixer: name of the router, such as smollm2-135m/rsl; the error about a wrong name lists all of them.
+            k: how many experts are mixed for one token, from 1 to all of them; 0 for the router's own number.
             max_new_tokens: longest answer in tokens, at most 256 (128 on a public server).
 
         Returns:
@@ -98,6 +100,9 @@ class PublicApi:
     ) -> dict:
         """Run two prompts, or one prompt through two routers, and say how differently they were routed (B less A).
 
+        Tokens are compared in pairs that belong together, and the answer says how these were found. The divergence of
+        Jensen and Shannon is in nats, from 0 to 0.69.
+
         Args:
             prompt_a: plain text; the chat template of the backbone is added. At most 512 tokens with it.
             prompt_b: the other text; empty for the same one.
@@ -108,9 +113,7 @@ class PublicApi:
             max_new_tokens: how long an answer both runs write; 0 routes the prompts only.
 
         Returns:
-            The numbers of both runs; how tokens were aligned (alignment and sentence); and over the pairs of tokens
-            that belong together, the mean change of each expert's gate, the share of decisions whose first expert
-            changed, and the mean Jensen-Shannon divergence in nats, 0 to 0.69.
+            Both runs, the change of each expert's mean gate, the share of changed decisions, and the divergence.
         """
 
         def difference() -> dict[str, Any]:
@@ -137,9 +140,12 @@ class PublicApi:
     ) -> dict:
         """Ask what the routers would have chosen under other gate settings: routing only, text not regenerated.
 
+        A decision is changed where another expert comes first. The divergence of Jensen and Shannon is in nats, from
+        0 to 0.69.
+
         Args:
             prompt: plain text; the chat template of the backbone is added. At most 512 tokens with it.
-            mixer: name of the router, such as smollm2-135m/rsl.
+            mixer: name of the router, such as smollm2-135m/rsl; the error about a wrong name lists all of them.
             k: experts per token of the run itself; 0 for the router's own number.
             max_new_tokens: how long an answer the run writes first; 0 routes the prompt only.
             temperature: divides the router's logits; below 1 sharpens, above 1 flattens.
@@ -148,8 +154,7 @@ class PublicApi:
             bias: expert name to what is added to its logits, in nats; 0.69 doubles its odds.
 
         Returns:
-            The numbers of the run before and after the change, the share of decisions whose first expert changed, and
-            the mean Jensen-Shannon divergence in nats, 0 to 0.69.
+            The numbers before and after the change, the share of changed decisions, and the mean divergence.
         """
 
         def change() -> dict[str, Any]:
@@ -167,15 +172,16 @@ class PublicApi:
     def metrics(self, prompt: str = "", trace: str | None = None, mixer: str = DEFAULT_MIXER, k: int = 0) -> dict:
         """Give the numbers of a routing trace: of a trace file, or of a prompt that is routed now.
 
+        The tokens of the chat template are left out. Undecided, balanced and specialised are from 0 to 1.
+
         Args:
             prompt: plain text that is routed, without generating; leave it empty when a file is given.
-            trace: a trace file (.npz) that the explorer or the library has saved; no model is needed for it.
+            trace: a saved trace file (.npz); tools give a public https: address, or the bytes as a data: address.
             mixer: name of the router that reads the prompt, such as smollm2-135m/rsl.
             k: experts per token for the prompt; 0 for the router's own number.
 
         Returns:
-            The load of each expert, how undecided, balanced and specialised the routers were (all from 0 to 1), for
-            the whole trace and for every layer and projection by itself, without the tokens of the chat template.
+            Load, undecided, balanced and specialised, of the whole trace and of every layer and projection.
         """
 
         def numbers() -> dict[str, Any]:
@@ -205,4 +211,5 @@ def _answer(compute: Any) -> dict[str, Any]:
         answer: dict[str, Any] = compute()
         return answer
     except LoraMixerError as error:
-        raise gr.Error(str(error)) from error
+        # The caller's fault and told to the caller; a stack in the server's log would only hide real faults.
+        raise gr.Error(str(error), print_exception=False) from error

@@ -5,8 +5,8 @@ A room keeps one :class:`Exports` for the page and asks it for a file when a but
     button.click(lambda request: exports.view(session, trace, "token_map", {"measure": "top"}, "png"), …)
 
 ``view`` makes files of the figures of one or two traces; ``figure`` of any figure of :mod:`loramixer.viz`, such as the
-plane. Both return a path for a ``gr.DownloadButton``. Files lie in a folder of the session below the temp folder; the
-oldest go when there are many, and all go when the session leaves.
+plane; ``page`` of several, ``table`` of a data frame. All return a path for a ``gr.DownloadButton``. Files lie in a
+folder of the session below the temp folder; the oldest go when there are many, and all go when the session leaves.
 """
 
 from __future__ import annotations
@@ -130,6 +130,26 @@ class Exports:
         if kind in ("csv", "parquet"):
             return self._numbers(session, stem, kind, figure)
         raise FigureError(f"A figure alone has no {kind} file; choose png, svg, html, csv or parquet.")
+
+    def page(self, session: str, figures: list[Any], stem: str, title: str, provenance: Mapping[str, Any]) -> str:
+        """One HTML file of several figures with their numbers; opens without a network.
+
+        Args:
+            session: whose file it is.
+            figures: figures of ``loramixer.viz``, in order.
+            stem: beginning of the file's name.
+            title: of the page.
+            provenance: what produced the numbers.
+
+        Returns:
+            The path of the file.
+        """
+        text = viz.to_html(figures, title, provenance)
+        return self._write(session, f"{stem}.html", lambda path: path.write_text(text, encoding="utf-8"))
+
+    def table(self, session: str, frame: Any, stem: str, kind: Format) -> str:
+        """A data frame as ``csv`` or ``parquet``; returns the path of the file."""
+        return self._frame(session, stem, kind, frame)
 
     def forget(self, session: str) -> None:
         """Remove the files of a session that has left."""

@@ -104,6 +104,10 @@ class LoadedModels:
             self._status = ModelStatus("ready", "Model ready.")
             return found
 
+    def get_unlocked(self, backbone: str) -> LoadedModel:
+        """Like :meth:`get`, for a forked process: no other thread is there, but a lock may be held for ever."""
+        return self._models.get(backbone) or self.hold(backbone, *self._load(backbone, logger.info))
+
     def _make_room(self) -> None:
         """Let go of the model that was not used for longest, once its run has ended."""
         while len(self._models) >= MOST:

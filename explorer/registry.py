@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from explorer.models import LoadedModels, ModelStatus
+from explorer.models import LoadedModel, LoadedModels, ModelStatus
 from explorer.settings import DEFAULT_MIXER, MAX_PROMPT_TOKENS, RunRequest
+from explorer.zero_gpu import is_zero_gpu, on_zero_gpu, results_until
 from loramixer.errors import LoraMixerError, MixerError
 from loramixer.kept_routers import kept_at, kept_info, kept_steps, routers_at
 from loramixer.mixers import MixerInfo, list_mixers, mixer_info
@@ -60,6 +61,7 @@ class ModelRegistry:
         self._first_mixer = mixer
         self._models = LoadedModels(self._load, lambda backbone: backbone not in self.backbones())
         self._added: dict[str, tuple[MixerInfo, Path]] = {}
+        self._run_on_gpu = on_zero_gpu(self._run_in_worker, _seconds_on_gpu)
 
     def backbones(self) -> list[str]:
         """The backbones that have a router, the default one first; without any router, those of the catalogue."""
@@ -129,28 +131,42 @@ class ModelRegistry:
         Raises:
             LoraMixerError: unknown router, impossible gate, unusable prompt, or a model that cannot be loaded.
         """
+        loaded = self._models.get(self.find(request.mixer).backbone)
+        with loaded.running:
+            if is_zero_gpu():
+                yield from results_until(stop, self._run_on_gpu(request, self._added.get(request.mixer)))
+            else:
+                with self._prepared(loaded.model, request):
+                    yield from _traces(loaded, request, stop)
+
+    def _run_in_worker(
+        self, request: RunRequest, added: tuple[MixerInfo, Path] | None
+    ) -> Generator[RoutingTrace | LoraMixerError]:
+        """A run in a process of ZeroGPU; see `explorer.zero_gpu` for why it takes no lock and returns its errors."""
+        import torch
+
+        # The threads that computed before the fork are not in this process, and would be waited for.
+        torch.set_num_threads(1)
+        if added is not None:
+            self._added[request.mixer] = added
+        try:
+            loaded = self._models.get_unlocked(self.find(request.mixer).backbone)
+            with self._prepared(loaded.model, request):
+                loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+                yield from _traces(loaded, request, threading.Event())
+        except LoraMixerError as error:
+            yield error
+
+    @contextmanager
+    def _prepared(self, model: Any, request: RunRequest) -> Iterator[None]:
+        """Router and gate of a request; the router of a training step only for as long as the block runs."""
         import loramixer
 
-        loaded = self._models.get(self.find(request.mixer).backbone)
-        with loaded.running, self._activated(loaded.model, request.mixer):
-            loramixer.set_gate(loaded.model, request.gate, request.k, request.gate_temperature)
-            yield from stream_trace(
-                loaded.model,
-                loaded.tokenizer,
-                request.prompt,
-                request.max_new_tokens,
-                seed=request.seed,
-                max_prompt_tokens=MAX_PROMPT_TOKENS,
-                contributions=request.contributions,
-                interventions=request.interventions,
-                stop=stop,
-            )
-
-    def _activated(self, model: Any, name: str) -> AbstractContextManager[None]:
-        """The router of a run; that of a training step only for as long as the block runs."""
-        kept = None if name in self._added else kept_at(name)
-        self._activate(model, kept[0] if kept else name)
-        return routers_at(model, name) if kept else nullcontext()
+        kept = None if request.mixer in self._added else kept_at(request.mixer)
+        self._activate(model, kept[0] if kept else request.mixer)
+        with routers_at(model, request.mixer) if kept else nullcontext():
+            loramixer.set_gate(model, request.gate, request.k, request.gate_temperature)
+            yield
 
     def _activate(self, model: Any, name: str) -> None:
         """Put a router on a loaded model, or only switch to it."""
@@ -185,3 +201,23 @@ class ModelRegistry:
         if not routers and not added:
             raise MixerError(f"No router is known for the backbone {backbone}.")
         return loramixer.load_mixer([*routers, *added][0], notify=note)
+
+
+def _traces(loaded: LoadedModel, request: RunRequest, stop: threading.Event) -> Iterator[RoutingTrace]:
+    """The growing trace of a run on a prepared model."""
+    return stream_trace(
+        loaded.model,
+        loaded.tokenizer,
+        request.prompt,
+        request.max_new_tokens,
+        seed=request.seed,
+        max_prompt_tokens=MAX_PROMPT_TOKENS,
+        contributions=request.contributions,
+        interventions=request.interventions,
+        stop=stop,
+    )
+
+
+def _seconds_on_gpu(request: RunRequest, added: Any) -> float:
+    """For ZeroGPU, which takes it off the visitor's daily share: a start with the weights, then every token."""
+    return 20 + 0.25 * request.max_new_tokens

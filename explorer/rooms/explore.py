@@ -100,10 +100,10 @@ def build(page: Page) -> None:
             **at_once,
         )
     opened.upload(handlers.open_file, opened, [view, shown, page.current, run_status], **at_once)
-    backbone.input(handlers.choose_backbone, backbone, mixer, **at_once)
+    backbone.input(handlers.choose_backbone, backbone, mixer, trigger_mode="always_last", **at_once)
     mixer.change(handlers.choose_mixer, [mixer, gate, shown], [mixer, gate, run_status], **at_once)
     mixer.change(handlers.backbone_of, mixer, backbone, **at_once)
-    gate.input(handlers.settings_note, [mixer, gate, shown], run_status, **at_once)
+    gate.input(handlers.settings_note, [mixer, gate, shown], run_status, trigger_mode="always_last", **at_once)
 
     page.wanted.change(handlers.choose_wanted, page.wanted, mixer, **at_once)
 

@@ -86,6 +86,10 @@ def test_a_training_moves_survives_a_reload_and_opens_in_explore(
     with page.expect_download() as download:
         page.click("#train-download")
     assert download.value.suggested_filename == "router.zip"
+    page.click("#train-share > button")
+    with page.expect_download() as download:
+        page.click("#train-export-html")
+    assert download.value.suggested_filename == "training.html"
     page.click("#train-explore")
     page.wait_for_selector("#mixer input", state="visible")
     page.wait_for_function("document.querySelector('#mixer input').value === 'RSL (this paper), trained here'")

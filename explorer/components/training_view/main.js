@@ -46,17 +46,11 @@ function buildSwitches() {
   });
 }
 
-function csvRows() {
-  const names = [...new Set(model.rows.flatMap((row) => Object.keys(row)))];
-  return [names, ...model.rows.map((row) => names.map((name) => row[name]))];
-}
-
 function buildSaving() {
   if (savedFor === `${model.key}${model.python}`) return;
   savedFor = `${model.key}${model.python}`;
   root.querySelector('.saving').replaceChildren(
     saveButton('Save plane as SVG', () => saveBlob(new Blob([pictureText(svg, root)], { type: 'image/svg+xml' }), 'training-plane.svg')),
-    saveButton('Save curves as CSV', () => saveBlob(new Blob([csvText(csvRows())], { type: 'text/csv' }), 'training.csv')),
     pythonBlock(model.python),
   );
 }

@@ -29,12 +29,17 @@ def build(page: Page) -> None:
         with gr.Column(elem_id="lesson-page", elem_classes="view"):
             text = gr.HTML(page_html(first), elem_id="lesson-text", css_template=CSS, apply_default_css=False)
             prediction = gr.Radio([], label=first.question, elem_id="lesson-prediction")
+            guess = gr.Number(None, label=first.number_question, visible=False, elem_id="lesson-guess")
             reveal = gr.Button("Reveal what was measured", interactive=False, elem_id="lesson-reveal")
             answer = gr.HTML("", elem_id="lesson-answer", css_template=CSS, apply_default_css=False)
 
     at_once: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-    opened = [text, prediction, reveal, answer]
-    lesson.change(handlers.open, lesson, opened, **at_once)
-    prediction.input(handlers.predict, prediction, reveal, **at_once)
-    reveal.click(handlers.reveal, [lesson, prediction], answer, **at_once)
-    page.demo.load(handlers.start, None, lesson, **at_once).then(handlers.open, lesson, opened, **at_once)
+    # Of what is typed while an answer is under way, Gradio would otherwise drop the last.
+    typed = {**at_once, "trigger_mode": "always_last"}
+    opened = [text, prediction, guess, reveal, answer]
+    # Not on change, which the address causes too: a second opening would take away what was just typed.
+    lesson.input(handlers.open, lesson, opened, **typed)
+    predicted = [lesson, prediction, guess]
+    gr.on([prediction.input, guess.input], handlers.predict, predicted, [reveal, answer], **typed)
+    reveal.click(handlers.reveal, predicted, answer, **at_once)
+    page.demo.load(handlers.start, None, [lesson, *opened], **at_once)

@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from explorer.examples import find_example
 from explorer.recordings import Recordings
-from explorer.rooms.tradeoff.points import RESULTS, measured_plane
+from explorer.rooms.tradeoff.points import RESULTS, PlaneRouter, measured_plane
 from loramixer.data.schema import Span
 from loramixer.errors import LoraMixerError
 from loramixer.evaluation.csv_files import read_csv
@@ -27,16 +27,51 @@ SAME = 0.02
 
 
 @dataclass(frozen=True)
+class Number:
+    """A measured number that is guessed before it is shown; both lie between 0 and ``high``.
+
+    Attributes:
+        value: what was measured.
+        high: largest that it could be.
+        unit: ``%`` for shares, which are then given from 0 to 100; empty for a number without one.
+    """
+
+    value: float
+    high: float
+    unit: Literal["%", ""] = ""
+
+    def allows(self, guess: float | None) -> bool:
+        """Whether a guess could be right."""
+        return guess is not None and 0 <= guess <= self.high
+
+    def text(self, value: float) -> str:
+        """A value as people read it, rounded as in the table."""
+        return f"{value:.0f}%" if self.unit else _number(value)
+
+    def verdict(self, guess: float) -> str:
+        """How far a guess is from what was measured, both as they are shown."""
+        digits = 0 if self.unit else 2
+        apart = round(round(guess, digits) - round(self.value, digits), digits)
+        if not apart:
+            return "as measured"
+        size = (
+            f"{abs(apart):.0f} percentage point{'' if abs(apart) == 1 else 's'}" if self.unit else _number(abs(apart))
+        )
+        return f"{size} too {'high' if apart > 0 else 'low'}"
+
+
+@dataclass(frozen=True)
 class Answer:
     """What was measured.
 
     Attributes:
-        choices: what can be predicted; empty for a number.
-        right: the measured choice, or the measured number as text.
+        choices: what can be predicted.
+        right: the measured choice.
         sentence: what was measured, in one sentence.
         columns: head of the table of numbers.
         rows: the table.
         source: file that the numbers are from, as it lies in the repository.
+        number: to be guessed as well; None where the lesson asks for none.
     """
 
     choices: tuple[str, ...]
@@ -45,6 +80,7 @@ class Answer:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     source: str
+    number: Number | None = None
 
 
 Measure = Callable[[Recordings, Path], Answer | None]
@@ -64,46 +100,39 @@ def router_sees(recordings: Recordings, results: Path) -> Answer | None:
         trace.experts,
         trace.experts[order[0]],
         f"Over the {int(kept.sum())} tokens of the prompt and {len(trace.sites)} routers, "
-        f"{trace.experts[order[0]]} got the largest mean weight.",
+        f"{trace.experts[order[0]]} got the largest mean weight. An even share would be {_share(1 / len(order))}.",
         ("Expert", "Mean weight"),
         tuple((trace.experts[place], _share(shares[place])) for place in order),
         source,
+        Number(100 * float(shares[order[0]]), 100, "%"),
     )
 
 
 def balanced_is_not_good(recordings: Recordings, results: Path) -> Answer | None:
     """Two routers with an even load: which one tells domains apart."""
     choices = ("RSL", "Plain balance loss", "About the same")
-    routers = {router.title.replace("-", "_"): router for router in measured_plane(results, []).routers}
-    rsl = next((router for key, router in routers.items() if key in ("rsl", "sharpen", "rsl_sharpen")), None)
-    plain = next((router for key, router in routers.items() if key == "load_balance"), None)
-    if rsl is not None and plain is not None:
-        rows = [(router.balanced.value, router.balanced.value - router.undecided.value) for router in (rsl, plain)]
-        return Answer(
-            choices,
-            choices[_larger(rows[0][1], rows[1][1])],
-            "Both loads are measured against even; specialisation is what a token says about its expert.",
-            ("Router", "Balanced (1 = even)", "Specialised (0 to 1)"),
-            tuple((name, _number(row[0]), _number(row[1])) for name, row in zip(choices, rows, strict=False)),
-            _name(results / "plane.csv"),
-        )
-    files = [results / f"evaluate-{name}.json" for name in ("rsl", "load-balance")]
-    if not all(file.is_file() for file in files):
+    routers = measured_plane(results, []).routers
+    pairs = [
+        (rsl, plain)
+        for rsl in routers
+        for plain in routers
+        if rsl.sign == "sharpen" and plain.title.startswith("load balance") and _examples(rsl) == _examples(plain)
+    ]
+    if not pairs:
         return None
-    own, even = [], []
-    for file in files:
-        domains = _json(file)["domains"]
-        own.append(float(np.mean([row["own_expert_share"] for row in domains])))
-        shares = np.mean([list(row["shares"].values()) for row in domains], axis=0)
-        even.append(float(-(shares * np.log(shares)).sum() / np.log(len(shares))))
+    balanced = [router.balanced.value for router in pairs[0]]
+    specialised = [router.balanced.value - router.undecided.value for router in pairs[0]]
     return Answer(
         choices,
-        choices[_larger(own[0], own[1])],
-        "On test text of each domain: the evenness of the load over all domains, and the share of the update that "
-        "came from the domain's own expert, mean over the domains.",
-        ("Router", "Balanced (1 = even)", "Share of the own expert"),
-        tuple((name, _number(even[at]), _share(own[at])) for at, name in enumerate(choices[:2])),
-        ", ".join(map(_name, files)),
+        choices[_larger(specialised[0], specialised[1])],
+        "Both loads are measured against even; specialisation is what a token says about its expert.",
+        ("Router", "Balanced (1 = even)", "Specialised (0 to 1)"),
+        tuple(
+            (name, _number(even), _number(told))
+            for name, even, told in zip(choices, balanced, specialised, strict=False)
+        ),
+        _name(results / "plane.csv"),
+        Number(balanced[0], 1.0),
     )
 
 
@@ -146,15 +175,19 @@ def math_medical(recordings: Recordings, results: Path) -> Answer | None:
         place = tokens_of_spans(trace.tokens, spans_in_trace(trace, example.prompt, spans))
     except LoraMixerError:
         return None  # the recording is of an earlier wording of this example
+    if spans[-1].domain not in trace.experts:
+        return None
     means = [trace.gates[:, place == number].mean(axis=(0, 1)) for number in range(len(spans))]
     last = means[-1]
     return Answer(
         trace.experts,
         trace.experts[int(last.argmax())],
-        f"Mean weight in each part of the prompt, over {len(trace.sites)} routers.",
+        f"Mean weight in each part of the prompt, over {len(trace.sites)} routers. An even share would be "
+        f"{_share(1 / len(trace.experts))}.",
         ("Expert", *(span.domain.capitalize() + " part" for span in spans)),
         tuple((name, *(_share(mean[index]) for mean in means)) for index, name in enumerate(trace.experts)),
         source,
+        Number(100 * float(last[trace.experts.index(spans[-1].domain)]), 100, "%"),
     )
 
 
@@ -184,6 +217,11 @@ def does_not_matter(recordings: Recordings, results: Path) -> Answer | None:
         ),
         source,
     )
+
+
+def _examples(router: PlaneRouter) -> str:
+    """Rows that a router was trained on."""
+    return router.key.rpartition(" · ")[2]
 
 
 def _expert_losses(results: Path) -> tuple[dict[str, dict[str, float]], str] | None:

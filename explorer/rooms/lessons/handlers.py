@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from explorer.recordings import Recordings
-from explorer.rooms.lessons.answers import Answer
+from explorer.rooms.lessons.answers import Answer, Number
 from explorer.rooms.lessons.texts import LESSONS, Lesson, find_lesson
 from explorer.rooms.tradeoff.points import RESULTS
 
@@ -28,33 +28,46 @@ class LessonHandlers:
         self.recordings = recordings
         self.results = results
 
-    def open(self, key: str) -> tuple[str, Any, Any, str]:
-        """Page, choices of the prediction, the reveal button, and an empty answer."""
+    def open(self, key: str) -> tuple[str, Any, Any, Any, str]:
+        """Page, choices of the prediction, the number to guess, the reveal button, and an empty answer."""
         lesson = find_lesson(key)
         answer = self._answer(lesson)
         choices = list(answer.choices) if answer else []
+        number = answer.number if answer else None
         return (
             page_html(lesson),
             gr.Radio(choices=choices, value=None, label=lesson.question, visible=answer is not None),
+            gr.Number(
+                value=None,
+                label=lesson.number_question,
+                info=_range(number),
+                visible=number is not None,
+                step=_step(number),
+            ),
             gr.Button(interactive=False, visible=answer is not None),
             "" if answer else f"<p class='lesson-note'>{NOT_MEASURED}</p>",
         )
 
-    def predict(self, choice: str | None) -> Any:
-        """A prediction unlocks the answer."""
-        return gr.Button(interactive=bool(choice))
+    def predict(self, key: str, choice: str | None, guess: float | None) -> tuple[Any, str]:
+        """A whole prediction unlocks the answer, and a changed one hides it; a number that cannot be is told."""
+        answer = self._answer(find_lesson(key))
+        missing = _missing(answer, choice, guess)
+        told = missing if guess is not None and answer and answer.number and not answer.number.allows(guess) else ""
+        return gr.Button(interactive=not missing), _note(told) if told else ""
 
-    def reveal(self, key: str, choice: str | None) -> str:
+    def reveal(self, key: str, choice: str | None, guess: float | None) -> str:
         """What was measured, beside what was predicted."""
         lesson = find_lesson(key)
         answer = self._answer(lesson)
-        if answer is None or not choice:
-            return f"<p class='lesson-note'>{'Predict first.' if answer else NOT_MEASURED}</p>"
-        return answer_html(lesson, answer, choice)
+        missing = _missing(answer, choice, guess)
+        if answer is None or choice is None or missing:
+            return _note(missing)
+        return answer_html(lesson, answer, choice, guess)
 
-    def start(self, request: gr.Request) -> str:
-        """The lesson that the address names."""
-        return find_lesson(dict(request.query_params).get("lesson", "")).key
+    def start(self, request: gr.Request) -> tuple[Any, ...]:
+        """The lesson that the address names, and what opening it shows."""
+        key = find_lesson(dict(request.query_params).get("lesson", "")).key
+        return key, *self.open(key)
 
     def _answer(self, lesson: Lesson) -> Answer | None:
         return lesson.measure(self.recordings, self.results)
@@ -71,7 +84,33 @@ def page_html(lesson: Lesson) -> str:
     )
 
 
-def answer_html(lesson: Lesson, answer: Answer, choice: str) -> str:
+def _missing(answer: Answer | None, choice: str | None, guess: float | None) -> str:
+    """What stands between a visitor and the answer; empty when nothing does."""
+    if answer is None:
+        return NOT_MEASURED
+    number = answer.number
+    if guess is not None and number is not None and not number.allows(guess):
+        return f"{guess:g} cannot be it: give a number from {_range(number)}."
+    if not choice or (number is not None and guess is None):
+        return "Predict first."
+    return ""
+
+
+def _note(text: str) -> str:
+    return f"<p class='lesson-note'>{escape(text)}</p>"
+
+
+def _range(number: Number | None) -> str | None:
+    """What can be guessed."""
+    return None if number is None else f"0 to {number.high:g}{number.unit}"
+
+
+def _step(number: Number | None) -> float:
+    """One press of an arrow key."""
+    return 0.05 if number is not None and number.high <= 1 else 1
+
+
+def answer_html(lesson: Lesson, answer: Answer, choice: str, guess: float | None = None) -> str:
     """The measured answer with its table and source."""
     verdict = "As you predicted" if choice == answer.right else "Not as you predicted"
     head = "".join(f"<th scope='col'>{escape(column)}</th>" for column in answer.columns)
@@ -81,8 +120,25 @@ def answer_html(lesson: Lesson, answer: Answer, choice: str) -> str:
     )
     return (
         f"<section class='lesson lesson-answer'><p class='lesson-verdict'>{verdict}: you said "
-        f"<b>{escape(choice)}</b>, measured is <b>{escape(answer.right)}</b>.</p><p>{escape(answer.sentence)}</p>"
+        f"<b>{escape(choice)}</b>, measured is <b>{escape(answer.right)}</b>.</p>"
+        f"{'' if answer.number is None or guess is None else _number_html(answer.number, guess)}"
+        f"<p>{escape(answer.sentence)}</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         f"<p class='lesson-source'>Source: <code>{escape(answer.source)}</code></p>"
         f"<p>{escape(lesson.afterwards)}</p></section>"
+    )
+
+
+def _number_html(number: Number, guess: float) -> str:
+    """Guess and measured number in words, and on a scale that only repeats them."""
+    marks = "".join(
+        f"<span class='lesson-{name}' style='left:{100 * value / number.high:.1f}%'></span>"
+        for name, value in (("guess", guess), ("measured", number.value))
+    )
+    return (
+        f"<p class='lesson-number-verdict'>Your number: <b>{number.text(guess)}</b>, measured is "
+        f"<b>{number.text(number.value)}</b>; your guess is {number.verdict(guess)}.</p>"
+        f"<div class='lesson-scale' aria-hidden='true'>{marks}</div>"
+        f"<p class='lesson-scale-ends' aria-hidden='true'><span>0</span><span>○ you ● measured</span>"
+        f"<span>{escape(number.text(number.high))}</span></p>"
     )

@@ -36,6 +36,7 @@ class Lesson:
         afterwards: what the answer means.
         measure: gives the answer.
         views: where to look.
+        number_question: asks for a number too; empty where there is none to guess.
     """
 
     key: str
@@ -45,6 +46,7 @@ class Lesson:
     afterwards: str
     measure: Measure
     views: tuple[View, ...]
+    number_question: str = ""
 
 
 def explore(label: str, hide: str = "", **values: object) -> View:
@@ -73,6 +75,7 @@ LESSONS = (
             explore("Only the map and the text, for a class", hide="controls,share,sections", example="math"),
             explore("Where routers are undecided", example="math", measure="entropy"),
         ),
+        "How large is that mean weight, as a share of all experts together?",
     ),
     Lesson(
         "balanced",
@@ -94,6 +97,7 @@ LESSONS = (
             View("See the routers on the plane", to_query("tradeoff", {}, ())),
             explore("Look at the balance loss at work", mixer="smollm2-135m/load-balance", example="math-medical"),
         ),
+        "How balanced is the load of the router that was trained with RSL, from one expert alone to even?",
     ),
     Lesson(
         "sign",
@@ -129,6 +133,7 @@ LESSONS = (
             explore("Look at the prompt word by word", example="math-medical", unit="word"),
             explore("The medical expert alone", example="math-medical", measure="medical"),
         ),
+        "Which share of the weight in the medical part goes to the medical expert?",
     ),
     Lesson(
         "no-matter",

@@ -22,6 +22,7 @@ from explorer.rooms.train.choices import (
     describe_data,
     domains_of,
 )
+from explorer.rooms.train.files import TRAIN_FORMATS, code_maker, file_maker
 from explorer.rooms.train.handlers import TrainHandlers
 from explorer.settings import DEFAULT_K, limits
 from loramixer.data import RECIPES
@@ -58,8 +59,15 @@ def build(page: Page) -> None:
                 loss, balance, entropy, sign, scale = _loss_controls()
             with gr.Accordion("Probe prompt, seed and gate", open=False, elem_id="train-more"):
                 probe, seed, k = _other_controls(len(handlers.experts()))
-            with gr.Accordion("Share", open=False, elem_id="train-share", elem_classes="share-fold"):
-                share_and_export("train", prompt_from=None)
+            with gr.Accordion("Share and export", open=False, elem_id="train-share", elem_classes="share-fold"):
+                folder = handlers.trainings.folder
+                share_and_export(
+                    "train",
+                    formats=TRAIN_FORMATS,
+                    make_file=file_maker(page.exports, folder),
+                    make_code=code_maker(folder),
+                    inputs=[key],
+                )
         with gr.Column(elem_classes="view", min_width=0):
             view = TrainingView(None, elem_id="training-view")
             frames = ReplayView(None, elem_id="train-frames")
@@ -78,7 +86,9 @@ def build(page: Page) -> None:
         estimate,
         **AT_ONCE,
     )
-    gr.on([control.input for control in controls], handlers.query, controls, query, **AT_ONCE).then(
+    # Of changes while one is under way, Gradio would otherwise drop the last.
+    typed = {**AT_ONCE, "trigger_mode": "always_last"}
+    gr.on([control.input for control in controls], handlers.query, controls, query, **typed).then(
         None, query, None, js=WRITE, **AT_ONCE
     )
 

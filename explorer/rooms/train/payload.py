@@ -67,7 +67,6 @@ def training_payload(key: str, job: TrainingJob, status: JobStatus, steps: Seque
         "colour": COLOUR,
         "curves": curves_of(shown, list(job.experts)),
         "path": [[round(float(x), 4), round(float(y), 4)] for x, y in log_path(shown, len(job.experts))],
-        "rows": [{name: value for name, value in row.items() if not isinstance(value, dict)} for row in shown],
         "python": python_of(job),
     }
 
