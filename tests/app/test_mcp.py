@@ -6,6 +6,7 @@ import asyncio
 import base64
 import inspect
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,9 @@ def _ask(server: str, *calls: tuple[str, dict[str, Any]]) -> tuple[list[Any], li
             tools = (await client.list_tools()).tools
             return tools, [await client.call_tool(name, arguments) for name, arguments in calls]
 
-    return asyncio.run(asyncio.wait_for(session(), LONGEST_REPLY))
+    # In a thread of its own: the browser of other tests leaves a running event loop in this one.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(asyncio.wait_for(session(), LONGEST_REPLY))).result()
 
 
 def test_the_tools_are_the_public_endpoints(server: str) -> None:
