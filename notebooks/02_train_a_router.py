@@ -31,7 +31,7 @@ if "google.colab" in sys.modules:
 import os
 
 FAST = os.environ.get("FAST") == "1"
-EXAMPLES = 48 if FAST else 2000  # training rows
+EXAMPLES = 24 if FAST else 2000  # training rows
 TEST_ROWS = 2 if FAST else 20  # held-out rows of each domain
 SOURCE = "generated" if FAST else None  # None: LORAMIXER_DATA, else the Hub, else generated
 LOG_STEPS = 1 if FAST else 5  # optimiser steps between two points of the curves

@@ -14,6 +14,15 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for the whole suite, and none more for a part of it, which starts sooner and can be debugged."""
+    if config.args_source != pytest.Config.ArgsSource.TESTPATHS:
+        return 0
+    # Two processes with two threads each wait for one another most of the time, in small tensors even more.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return 2
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data sets."""

@@ -136,9 +136,9 @@ def test_switching_routers_and_k_on_one_backbone(shipped):
 
 def test_each_expert_beats_the_backbone_on_its_own_domain(embedded_backbone, real_data):
     model, tokenizer = load_backbone("smollm2-135m")
-    rows = {domain: held_out_examples(domain, 6, seed=1) for domain in DEFAULT_DOMAINS}
+    rows = {domain: held_out_examples(domain, 4, seed=1) for domain in DEFAULT_DOMAINS}
     before = {
-        domain: evaluate(model, tokenizer, rows[domain], routing=False, max_answer=96)[0].loss
+        domain: evaluate(model, tokenizer, rows[domain], routing=False, max_answer=48)[0].loss
         for domain in DEFAULT_DOMAINS
     }
     peft_model = None
@@ -149,14 +149,14 @@ def test_each_expert_beats_the_backbone_on_its_own_domain(embedded_backbone, rea
         else:
             peft_model.load_adapter(folder, adapter_name=domain)
         peft_model.set_adapter(domain)
-        after = evaluate(peft_model, tokenizer, rows[domain], routing=False, max_answer=96)[0].loss
+        after = evaluate(peft_model, tokenizer, rows[domain], routing=False, max_answer=48)[0].loss
         assert after < 0.95 * before[domain], domain
 
 
 def test_the_rsl_router_gives_every_domain_its_own_expert_more_than_uniform(shipped, real_data):
     model, tokenizer = shipped
     for domain in DEFAULT_DOMAINS:
-        (result,) = evaluate(model, tokenizer, held_out_examples(domain, 6, seed=1), max_answer=96)
+        (result,) = evaluate(model, tokenizer, held_out_examples(domain, 4, seed=1), max_answer=48)
         assert result.own_expert_share_low > 1 / len(DEFAULT_DOMAINS), domain
 
 
