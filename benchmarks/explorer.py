@@ -51,6 +51,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--chromium", default="/usr/bin/chromium", help="path of the browser")
     parser.add_argument("--output", type=Path, help="JSON file for the result")
     options = parser.parse_args(words)
+    # This file has the name of the package, and its folder comes first.
+    sys.path.insert(0, str(ROOT))
     before = os.getloadavg()
     rows: list[dict[str, Any]] = []
     with running_app() as (url, process):
@@ -58,6 +60,7 @@ def main(words: Sequence[str] | None = None) -> None:
             rows += view_rows(page, url, options.rounds)
         rows.append(clients_row(url, options.clients))
         rows.append(memory_row(url, process, options.runs))
+        rows.append(session_row(url, process))
     rows.append(streaming_row(options.rounds, options.tokens))
     settings = {name: value for name, value in vars(options).items() if name not in ("output", "chromium")}
     # Said with the result: times on a machine that does other work too are upper bounds.
@@ -189,9 +192,12 @@ def random_trace() -> Any:
     )
 
 
-def call(url: str, endpoint: str, values: list[Any]) -> str:
-    """One call of a public endpoint by plain HTTP; returns how it ended: ``complete`` or ``error``."""
-    data = json.dumps({"data": values}).encode()
+def call(url: str, endpoint: str, values: list[Any], session: str | None = None) -> str:
+    """One call of a public endpoint by plain HTTP; returns how it ended: ``complete`` or ``error``.
+
+    Without ``session`` the server begins a new session for the call.
+    """
+    data = json.dumps({"data": values, "session_hash": session}).encode()
     address = f"{url}/gradio_api/call/{endpoint}"
     request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=600) as response:
@@ -219,15 +225,31 @@ def clients_row(url: str, clients: int) -> dict[str, Any]:
 
 
 def memory_row(url: str, process: subprocess.Popen[bytes], runs: int) -> dict[str, Any]:
-    """Growth of the server's resident memory over many runs, after ten to warm up."""
+    """Growth of the server's resident memory over many runs of one visitor, after ten to warm up.
+
+    Other visitors cost memory too, see :func:`session_row`.
+    """
     values = []
     for number in range(10 + runs):
-        call(url, "route", [f"{number} patients take {number} mg. How many mg is that?", ROUTER, 0])
+        prompt = f"{number} patients take {number} mg. How many mg is that?"
+        call(url, "route", [prompt, ROUTER, 0], session="benchmark")
         if number >= 10 - 1 and (number - 9) % max(1, runs // 8) == 0:
             values.append(resident_megabytes(process.pid))
     growth = values[-1] / values[0] - 1
     note = f"{values[0]:.0f} MB after 10 runs, {values[-1]:.0f} MB after {10 + runs}"
     return row(f"memory growth over {runs} runs", growth, "share", 0.05, note, values)
+
+
+def session_row(url: str, process: subprocess.Popen[bytes], visitors: int = 40) -> dict[str, Any]:
+    """Memory of all the sessions that the server keeps: that of some visitors, times how many it keeps at most."""
+    from explorer.layout import KEPT_SESSIONS
+
+    before = resident_megabytes(process.pid)
+    for number in range(visitors):
+        call(url, "route", [f"Visitor {number} takes {number} mg.", ROUTER, 0])
+    each = (resident_megabytes(process.pid) - before) / visitors
+    note = f"{each:.2f} MB for each of {visitors} new sessions; {KEPT_SESSIONS} are kept"
+    return row("memory of all sessions that are kept", each * KEPT_SESSIONS, "MB", 2000, note)
 
 
 def resident_megabytes(pid: int) -> float:
@@ -240,8 +262,6 @@ def resident_megabytes(pid: int) -> float:
 
 def streaming_row(rounds: int, tokens: int) -> dict[str, Any]:
     """Time of a streamed run, encoded for the browser, over that of plain ``generate``; both in every round."""
-    # This file has the name of the package, and its folder comes first.
-    sys.path.insert(0, str(ROOT))
     import torch
 
     import loramixer

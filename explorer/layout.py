@@ -28,6 +28,11 @@ _SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
 
 
+KEPT_SESSIONS = 300
+"""Gradio keeps the settings of every component of every session, about 1 MB, until there are more sessions than this.
+Whoever comes back after 300 others finds the page as it was at first."""
+
+
 def build(source: ModelSource, recordings: Recordings) -> gr.Blocks:
     """The page over a source of models and a folder of recordings."""
     traces = TraceStore()
@@ -71,7 +76,7 @@ def launch_options() -> dict[str, Any]:
         "ssr_mode": False,
         "footer_links": ["api", "settings"],
         "max_file_size": limits().upload_bytes,
-        "state_session_capacity": 1000,
+        "state_session_capacity": KEPT_SESSIONS,
         "mcp_server": wants_mcp(),
         # Skips Gradio's look at its own page, which ends the app where that takes longer than three seconds, as it may
         # on a busy machine while the model loads. It asks for nothing else.

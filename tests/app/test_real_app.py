@@ -71,7 +71,7 @@ def test_a_real_router_chooses_while_the_model_writes(watched: Watched, real_url
     page.wait_for_selector(".token", timeout=5_000)
     assert page.text_content(".strip-item:first-child .strip-value") == "Recorded"
 
-    page.fill("#new-tokens input[type=number]", "64")
+    page.fill("#new-tokens input[type=number]", "200")  # long enough that Stop comes before its end
     page.fill("#prompt textarea", PROMPT)
     page.click("#generate")
     writing = "[data-state=generating] .lane-block:last-child .token"

@@ -53,6 +53,19 @@ def test_every_logged_row_tells_speed_terms_and_shares(experts, tmp_path, capsys
     assert "the backbone alone, forward and backward, takes" in printed
 
 
+class StopAtStep(TrainerCallback):
+    """Ends a training before its last step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 5
+
+
+def test_a_run_that_ends_early_counts_only_what_it_trained_on(experts, tmp_path):
+    log = run(training_mixture(experts), tmp_path, callbacks=[StopAtStep()], measure_speed=False)
+    assert log.summary["tokens"] == 5 * 32
+    assert log.summary["tokens_per_second"] == pytest.approx(160 / log.summary["seconds"], rel=0.01)
+
+
 def test_the_padding_of_backbones_that_need_it_is_counted(tmp_path):
     lengths = [4, 8] * 4
     given = [{"input_ids": list(range(3, 3 + n)), "labels": list(range(3, 3 + n))} for n in lengths]

@@ -89,7 +89,10 @@ def run_training(
     in_line = attention_row_by_row(backbone) if collator.in_line else nullcontext()
     with survivable(checkpoints), in_line, scan_by_hand(backbone):
         trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
-        log.summary = trainer.summary(int(sum(len(row["input_ids"]) for row in rows) * settings.epochs))
+        is_whole = trainer.state.global_step >= trainer.state.max_steps
+        # Not the trainer's own count: a resumed run takes it from the last logged step, which may lie further back.
+        in_all = int(sum(len(row["input_ids"]) for row in rows) * settings.epochs)
+        log.summary = trainer.summary(in_all if is_whole else trainer.tokens)
         if is_adapted and measure_speed:
             log.summary |= measure_backbone(model, trainer.get_train_dataloader())
         log.save(folder)
