@@ -41,6 +41,9 @@ def loads_of(page: Any) -> np.ndarray:
 def test_gates_change_at_once_and_say_that_the_text_does_not(page: Any) -> None:
     wait_for_text(page, "#what-if-base", "rsl, top 3, “A patient weighs")
     assert page.text_content("#what-if-view .routing-only") == NOTE
+    numbers = page.eval_on_selector_all("#what-if-view td", "cells => cells.map((cell) => cell.textContent)")
+    assert "0.00" in numbers  # no difference has no sign
+    assert not {"+0.00", "−0.00"} & set(numbers)
     page.click("#what-if-mask label:has-text('medical')")
     wait_for_text(page, "#what-if-view .lane-b .lane-head", "without medical")
     page.click("#what-if-gate label:first-of-type")

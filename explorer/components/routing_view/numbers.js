@@ -221,8 +221,11 @@ function fixed(value, digits = 2) {
   return Number.isFinite(value) ? value.toFixed(digits) : '–';
 }
 
+// With its sign; what rounds to nothing has none.
 function signed(value) {
-  return value < 0 ? `\u2212${fixed(-value)}` : `+${fixed(value)}`;
+  const text = fixed(Math.abs(value));
+  if (!(Number(text) > 0)) return text;
+  return value < 0 ? `\u2212${text}` : `+${text}`;
 }
 
 function percent(value, digits = 1) {
