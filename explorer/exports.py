@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from explorer.provenance import router_text
+from explorer.provenance import check_loadable, router_text
 from loramixer import viz
 from loramixer.errors import FigureError
 from loramixer.trace import RoutingTrace
@@ -92,6 +92,7 @@ class Exports:
         if kind == "npz":
             return self._write(session, f"{stem}.npz", trace.save)
         if kind == "py":
+            check_loadable(*(found for found in (recorded or trace, other) if found is not None))
             script = viz.recipe(trace, name, arguments, other=other, recorded=recorded)
             return self._write(session, f"{stem}.py", lambda path: path.write_text(script, encoding="utf-8"))
         if other is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from loramixer.errors import FigureError
 from loramixer.kept_routers import kept_at
 from loramixer.trace import RoutingTrace
 
@@ -96,6 +97,20 @@ def router_text(mixer: str) -> str:
     """A router's name for people: one that was kept along a training is said by the training and the step."""
     kept = kept_at(mixer)
     return f"{kept[0]}, step {kept[1]}" if kept else mixer
+
+
+def check_loadable(*traces: RoutingTrace) -> None:
+    """Refuse a script that nobody could run.
+
+    Raises:
+        FigureError: the router of one of the traces is a visitor's own.
+    """
+    for trace in traces:
+        if str(trace.provenance.get("mixer")).startswith(OWN_PREFIX):
+            raise FigureError(
+                f"The router '{trace.provenance.get('title') or 'of your own'}' is only in this page's memory, so no "
+                "script can load it; save the trace instead."
+            )
 
 
 def _router_name(facts: dict[str, Any]) -> str | None:

@@ -12,6 +12,7 @@ from explorer.examples import EXAMPLES
 from explorer.exported_view import VIEWS, figure_arguments
 from explorer.handlers import describe_backbone, describe_mixer
 from explorer.page import Page
+from explorer.provenance import check_loadable
 from explorer.registry import ModelSource
 from explorer.rooms.share import FORMATS, MakeCode, MakeFile, share_and_export
 from explorer.settings import DEFAULT_K, DEFAULT_NEW_TOKENS, default_gate, gate_choices, limits
@@ -143,6 +144,7 @@ def _code_maker(page: Page) -> MakeCode:
 
     def make(values: dict[str, str], session: str, current: str, figure: str) -> str:
         trace = _on_screen(page, session, current)
+        check_loadable(trace)
         return viz.recipe(trace, figure, figure_arguments(figure, values, trace))
 
     return make

@@ -65,6 +65,14 @@ def test_a_what_if_is_scripted_from_its_recording(exports):
     assert "what_if(trace, bias={'math':" in Path(path).read_text(encoding="utf-8")
 
 
+def test_a_router_that_no_script_can_load_gets_none(exports):
+    own = awkward_trace()
+    own.provenance |= {"mixer": "own/0123", "title": "Mine"}
+    with pytest.raises(FigureError, match="'Mine' is only in this page's memory"):
+        exports.view("me", own, "load_bars", {}, "py")
+    assert Path(exports.view("me", own, "load_bars", {}, "npz")).is_file()
+
+
 def test_files_of_sessions_are_apart_bounded_and_forgotten(exports, monkeypatch):
     monkeypatch.setattr(module, "FILES_PER_SESSION", 3)
     monkeypatch.setattr(module, "SESSIONS", 2)

@@ -7,11 +7,10 @@ from typing import Any
 
 from explorer.exports import Exports
 from explorer.gold import spans_of
-from explorer.provenance import OWN_PREFIX
+from explorer.provenance import check_loadable
 from explorer.rooms.share import FORMATS, ExportFormat, MakeCode, MakeFile
 from loramixer import viz
 from loramixer.comparison import compare
-from loramixer.errors import FigureError
 from loramixer.trace import RoutingTrace
 
 FIGURE = "difference_map"
@@ -45,20 +44,10 @@ def code_maker(traces: Traces) -> MakeCode:
 
     def make(values: dict[str, str], session: str, *inputs: Any) -> str:
         a, b = traces(*inputs, session)
-        _check_loadable(a, b)
+        check_loadable(a, b)
         return viz.recipe(a, FIGURE, figure_arguments(values, a, b), other=b, recorded=a)
 
     return make
-
-
-def _check_loadable(*traces: RoutingTrace) -> None:
-    """Refuse a script that nobody could run."""
-    for trace in traces:
-        if str(trace.provenance.get("mixer")).startswith(OWN_PREFIX):
-            raise FigureError(
-                f"The router '{trace.provenance.get('title') or 'of your own'}' is only in this page's memory, so no "
-                "script can load it; save Trace A and Trace B instead."
-            )
 
 
 def figure_arguments(values: Mapping[str, str], trace: RoutingTrace, other: RoutingTrace) -> dict[str, Any]:
