@@ -66,8 +66,7 @@ def test_a_what_if_is_scripted_from_its_recording(exports):
 
 
 def test_a_router_that_no_script_can_load_gets_none(exports):
-    own = awkward_trace()
-    own.provenance |= {"mixer": "own/0123", "title": "Mine"}
+    own = awkward_trace(mixer="own/0123", title="Mine")
     with pytest.raises(FigureError, match="'Mine' is only in this page's memory"):
         exports.view("me", own, "load_bars", {}, "py")
     assert Path(exports.view("me", own, "load_bars", {}, "npz")).is_file()

@@ -47,7 +47,7 @@ Sides = dict[str, Pinned]
 """``{"A": …, "B": …}``; a side that is not chosen yet is missing."""
 
 FIRST_STEPS = (
-    "Press a ready-made comparison on the left, or choose A, then B: what Explore shows, a recording, a trace file, "
+    "Press a ready-made comparison, or choose A, then B: what Explore shows, a recording, a trace file, "
     "or a new run with another prompt, router, training step or gate."
 )
 
@@ -252,9 +252,9 @@ class CompareHandlers:
                     notes.append(str(error))
             elif isinstance(found, RunSpec):
                 controls = self._controls_of(found, values["prompt"])
-                notes.append(f"{side} of this link was a run; its settings are on the left, press Run {side}.")
+                notes.append(f"{side} of this link was a run; its settings are filled in, press Run {side}.")
             elif isinstance(found, str):
-                notes.append(f"{side} of this link was the trace file {clip(found, 40)}; open it on the left.")
+                notes.append(f"{side} of this link was the trace file {clip(found, 40)}; open it again.")
             elif values[name]:
                 notes.append(f"The link's {side} is {clip(values[name], 40)!r}, which names no trace.")
         shown = self._show(sides, request)

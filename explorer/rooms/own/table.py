@@ -9,7 +9,7 @@ from loramixer.fitting import BackboneOutline, Fit, mixture_bytes
 from loramixer.viz.palette import expert_styles
 
 EMPTY = (
-    "<p class='own-empty'>No expert yet. Add some on the left; what fits is shown here before anything is loaded.</p>"
+    "<p class='own-empty'>No expert yet. Add some; what fits is shown here before anything is loaded.</p>"
 )
 
 
