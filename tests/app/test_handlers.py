@@ -142,6 +142,13 @@ def test_stop_while_waiting_never_starts(handlers: Handlers) -> None:
     assert handlers.source.requests == []  # type: ignore[attr-defined]
 
 
+def test_who_waits_is_told_the_place(handlers: Handlers) -> None:
+    texts = [handlers.announce("How many mg?", 4, session(f"visitor {number}"))[1]["text"] for number in range(3)]
+    assert "asked for before" not in texts[0]
+    assert texts[1].endswith("1 run was asked for before yours.")
+    assert texts[2].endswith("2 runs were asked for before yours.")
+
+
 def test_stop_reaches_only_its_own_session(handlers: Handlers) -> None:
     number, *_ = handlers.announce("How many mg?", 4, session("one"))
     handlers.tickets.stop("two")
