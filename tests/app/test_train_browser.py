@@ -103,6 +103,10 @@ def test_settings_are_in_the_address_and_faults_are_sentences(training_page: tup
     page.wait_for_selector("#train-sign", state="hidden")
     page.wait_for_function("new URL(location).searchParams.get('loss') === 'supervised'")
     page.click("#train-more button")
+    page.wait_for_selector("#train-probe textarea")
+    page.wait_for_timeout(500)  # controls of a fold that was just opened take their first values once more
     page.fill("#train-probe textarea", " ")
+    page.wait_for_timeout(500)
+    assert page.input_value("#train-probe textarea") == " "
     page.click("#train-start")
     page.wait_for_function("document.querySelector('#train-status .text').textContent.includes('prompt is empty')")

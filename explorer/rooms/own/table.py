@@ -8,9 +8,7 @@ from html import escape
 from loramixer.fitting import BackboneOutline, Fit, mixture_bytes
 from loramixer.viz.palette import expert_styles
 
-EMPTY = (
-    "<p class='own-empty'>No expert yet. Add some; what fits is shown here before anything is loaded.</p>"
-)
+EMPTY = "<p class='own-empty'>No expert yet. Add some; what fits is shown here before anything is loaded.</p>"
 
 
 def fit_table(backbone: BackboneOutline, fits: Sequence[Fit], chosen: Sequence[str]) -> str:
