@@ -181,12 +181,17 @@ def test_an_address_opens_its_lesson(handlers: LessonHandlers) -> None:
     assert handlers.start(request)[0] == LESSONS[0].key
 
 
-@pytest.mark.browser
-def test_a_prediction_comes_before_the_answer(watched: Watched, synthetic_page_url: str) -> None:
+def open_on_a_phone(watched: Watched, url: str) -> Any:
     page: Any = watched.page
     page.set_default_timeout(60_000)
     page.set_viewport_size({"width": 390, "height": 844})
-    page.goto(f"{synthetic_page_url}?v=1&room=lessons&lesson=sign")
+    page.goto(url)
+    return page
+
+
+@pytest.mark.browser
+def test_a_prediction_comes_before_the_answer(watched: Watched, synthetic_page_url: str) -> None:
+    page = open_on_a_phone(watched, f"{synthetic_page_url}?v=1&room=lessons&lesson=sign")
     page.wait_for_selector("#lesson-text h2:has-text('The sign of')")
     page.wait_for_selector("#lesson-prediction input[type=radio]")
     assert page.locator("#lesson-reveal").is_disabled()
@@ -205,10 +210,7 @@ def test_a_prediction_comes_before_the_answer(watched: Watched, synthetic_page_u
 
 @pytest.mark.browser
 def test_a_number_is_guessed_with_the_keyboard(watched: Watched, synthetic_page_url: str) -> None:
-    page: Any = watched.page
-    page.set_default_timeout(60_000)
-    page.set_viewport_size({"width": 390, "height": 844})
-    page.goto(f"{synthetic_page_url}?v=1&room=lessons&lesson=balanced")
+    page = open_on_a_phone(watched, f"{synthetic_page_url}?v=1&room=lessons&lesson=balanced")
     page.wait_for_selector("#lesson-guess input")
     page.focus("#lesson-prediction input[type=radio]")
     page.keyboard.press("Space")
