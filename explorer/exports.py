@@ -98,7 +98,7 @@ class Exports:
         if other is not None:
             return self._numbers(session, stem, kind, draw())
         part = {key: value for key, value in arguments.items() if key in PART}
-        return self._frame(session, stem, kind, viz.trace_table(trace, **part))
+        return self.table(session, viz.trace_table(trace, **part), stem, kind)
 
     def figure(
         self,
@@ -148,9 +148,17 @@ class Exports:
         text = viz.to_html(figures, title, provenance)
         return self._write(session, f"{stem}.html", lambda path: path.write_text(text, encoding="utf-8"))
 
-    def table(self, session: str, frame: Any, stem: str, kind: Format) -> str:
-        """A data frame as ``csv`` or ``parquet``; returns the path of the file."""
-        return self._frame(session, stem, kind, frame)
+    def table(self, session: str, frame: Any, stem: str, kind: str) -> str:
+        """A data frame as ``csv`` or ``parquet``; returns the path of the file.
+
+        Raises:
+            FigureError: another kind.
+        """
+        if kind == "parquet":
+            return self._write(session, f"{stem}.parquet", lambda path: frame.to_parquet(path, index=False))
+        if kind == "csv":
+            return self._write(session, f"{stem}.csv", lambda path: frame.to_csv(path, index=False))
+        raise FigureError(f"There is no '{kind}' file of a view; choose {', '.join(FORMATS)}.")
 
     def forget(self, session: str) -> None:
         """Remove the files of a session that has left."""
@@ -186,14 +194,7 @@ class Exports:
             for row in table.rows
             for column, cell in zip(table.columns[1:], row[1:], strict=True)
         ]
-        return self._frame(session, stem, kind, pd.DataFrame(rows, columns=["table", "row", "column", "value"]))
-
-    def _frame(self, session: str, stem: str, kind: str, frame: Any) -> str:
-        if kind == "parquet":
-            return self._write(session, f"{stem}.parquet", lambda path: frame.to_parquet(path, index=False))
-        if kind == "csv":
-            return self._write(session, f"{stem}.csv", lambda path: frame.to_csv(path, index=False))
-        raise FigureError(f"There is no '{kind}' file of a view; choose {', '.join(FORMATS)}.")
+        return self.table(session, pd.DataFrame(rows, columns=["table", "row", "column", "value"]), stem, kind)
 
     def _write(self, session: str, name: str, write: Callable[[Path], Any]) -> str:
         path = self._folder(session) / re.sub(r"[^\w.+-]+", "_", name)
