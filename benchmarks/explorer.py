@@ -33,10 +33,23 @@ PROMPT = (
     "A child weighs 20 kg and needs 12 mg of ibuprofen per kg of body weight, given three times a day. How many mg is "
     "one dose, how many mg are given in a day, and what are the side effects that parents should watch for at home?"
 )
-"""About 60 tokens with the template."""
+"""About 60 tokens, and 87 with the chat template."""
 
 ROUTER = "smollm2-135m/rsl"
 SITES, TOKENS = 120, 256
+TIME_FIRST_COLUMN = """() => { window.firstColumn = new Promise(done => {
+  let pressed;
+  document.addEventListener('click', event => { pressed = event.timeStamp; }, { capture: true, once: true });
+  const seen = new MutationObserver(() => {
+    if (!document.querySelector('[data-state=generating] .token')) return;
+    seen.disconnect();
+    requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - pressed)));
+  });
+  seen.observe(document.body, { subtree: true, childList: true, attributes: true });
+}); }"""
+"""Milliseconds from the click to the second frame after the first column is there. In the page itself, since a driver
+that asks again and again takes time from the model that it waits for."""
+
 PATIENCE = 300_000
 """Milliseconds until a browser gives up."""
 
@@ -140,10 +153,9 @@ def view_rows(page: Any, url: str, rounds: int) -> list[dict[str, Any]]:
     page.eval_on_selector(".routing-view", "view => { window.firstView = view; }")
     for _ in range(rounds):
         page.wait_for_function("!document.querySelector('#generate').disabled")
-        started = time.perf_counter()
+        page.evaluate(TIME_FIRST_COLUMN)
         page.click("#generate")
-        page.wait_for_selector("[data-state=generating] .token")
-        seconds.append(time.perf_counter() - started)
+        seconds.append(page.evaluate("window.firstColumn") / 1000)
         page.wait_for_function("document.querySelector('#run-status .text').textContent.startsWith('Done')")
         remounts += not page.evaluate("window.firstView.isConnected")
     rows.append(row("first column after Generate", median(seconds), "s", 1, values=seconds))
@@ -269,7 +281,8 @@ def streaming_row(rounds: int, tokens: int) -> dict[str, Any]:
     from loramixer.data import encode_prompt
     from loramixer.trace import stream_trace
 
-    model, tokenizer = loramixer.load_mixer(ROUTER)
+    # As in the app, no thread but those of the runs computes: a second team of PyTorch's threads slows the first.
+    model, tokenizer = _in_thread(lambda: loramixer.load_mixer(ROUTER))
     ids = torch.tensor([encode_prompt(tokenizer, PROMPT).ids])
 
     def streamed() -> int:
@@ -294,10 +307,15 @@ def streaming_row(rounds: int, tokens: int) -> dict[str, Any]:
         work()
         return time.perf_counter() - started
 
-    plain()
-    ratios = [timed(streamed) / timed(plain) for _ in range(rounds)]
+    _in_thread(plain)
+    ratios = [timed(streamed) / timed(lambda: _in_thread(plain)) for _ in range(rounds)]
     note = f"{written} tokens"
     return row("streamed over plain generation", median(ratios), "ratio", 1.10, note, ratios)
+
+
+def _in_thread(work: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class Room:
 
 ROOMS = (
     Room("explore", "Explore", explore.build),
-    Room("compare", "Compare", compare.build),
+    Room("compare", compare.LABEL, compare.build),
     Room("tradeoff", "Trade-off", tradeoff.build),
     Room("what_if", what_if.LABEL, what_if.build),
     Room("train", "Train", train.build),

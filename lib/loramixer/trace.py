@@ -335,8 +335,9 @@ def stream_trace(
         args=(model, tokenizer, encoded, settings, contributions, acting, stop, steps),
         daemon=True,
     )
-    worker.start()
+    # Described first: beside the first forward pass, it would take the interpreter from it at every layer.
     assembly = _Assembly(model, tokenizer, encoded, settings)
+    worker.start()
     try:
         while (step := steps.get()) is not None:
             if isinstance(step, BaseException):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 __version__ = "0.1.0"
@@ -9,10 +10,13 @@ __version__ = "0.1.0"
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that can change a number: torch, transformers, peft and this package."""
-    found = {"loramixer": __version__}
-    for name in ("torch", "transformers", "peft"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
-    return found
+    return {"loramixer": __version__, **{name: _installed(name) for name in ("torch", "transformers", "peft")}}
+
+
+@cache
+def _installed(name: str) -> str:
+    """Read once: every trace states it, and a lookup takes milliseconds."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"

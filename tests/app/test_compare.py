@@ -168,6 +168,45 @@ def test_what_explore_shows_becomes_a_then_a_recording_b(room: CompareHandlers) 
     assert is_skip(shown[NEXT])
 
 
+def test_the_room_opens_with_a_ready_made_comparison_once(room: CompareHandlers) -> None:
+    shown = room.enter({}, False, session())
+    assert head_of(shown[VIEW]) == head_of(room.choose_ready(0, session())[VIEW])
+    assert shown[STATUS]["text"].startswith("A ready-made comparison to begin with")
+    assert is_skip(room.enter({}, True, session())[SIDES])
+    assert is_skip(room.enter(room.choose_ready(0, session())[SIDES], False, session())[SIDES])
+    assert is_skip(room.enter({}, False, session(room="compare", a="run~mine~3~8"))[SIDES])
+
+
+def test_the_room_opens_empty_where_nothing_is_recorded(tmp_path: Path) -> None:
+    room = CompareHandlers(FakeSource(), Recordings(tmp_path), TraceStore(), Tickets())
+    assert all(is_skip(value) for value in room.enter({}, False, session()))
+
+
+def test_an_own_choice_replaces_what_the_room_opened_with(room: CompareHandlers) -> None:
+    """The experts of the two need not even be the same."""
+    opened = room.enter({}, False, session())[SIDES]
+    key = room.traces.put("one", make_trace(experts=("law", "math"), k=1))
+    shown = room.take_current("A", key, opened, session())
+    assert set(shown[SIDES]) == {"A"}
+    assert shown[NEXT] == "B"
+    assert shown[STATUS]["text"] == ""
+
+
+def test_whoever_works_with_what_the_room_opened_with_keeps_it(room: CompareHandlers) -> None:
+    opened = room.enter({}, False, session())[SIDES]
+    sides = run(room, "B", opened)[-1][SIDES]
+    assert sides["A"]["spec"] == opened["A"]["spec"]
+    swapped = room.swap(opened, session())[SIDES]
+    for chosen in (sides, swapped):
+        shown = room.take_recording("B", recording_spec(("math-coding", "")), chosen, session())
+        assert set(shown[SIDES]) == {"A", "B"}
+
+
+def test_an_address_without_traces_opens_with_a_ready_made_comparison(room: CompareHandlers) -> None:
+    assert "head" in room.open_link(session(room="compare"))[VIEW]
+    assert "waiting" in room.open_link(session(room="compare", a="nothing"))[VIEW]
+
+
 def test_pinning_in_explore_chooses_a(room: CompareHandlers) -> None:
     key = room.traces.put("one", make_trace())
     assert room.take_pinned({"key": key, "number": 1}, {}, session())[SIDES]["A"]["key"] == key

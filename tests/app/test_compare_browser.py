@@ -57,7 +57,9 @@ def numbers_of(page: Any, selector: str) -> list[float]:
 
 def test_a_ready_made_comparison_is_one_press_and_its_numbers_are_those_of_the_library(page: Any) -> None:
     open_room(page)
-    assert "Press a ready-made comparison" in text_of(page, ".empty p")
+    wait_for_text(page, "#compare-status", "A ready-made comparison to begin with")
+    page.click("#compare-clear")
+    wait_for_text(page, "#compare-view .empty p", "Press a ready-made comparison")
     page.click(READY)
     page.wait_for_selector("#compare-view .token")
     a = make_trace(PROMPTS[0], seed=0)

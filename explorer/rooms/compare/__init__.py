@@ -19,6 +19,9 @@ from explorer.rooms.share import share_and_export
 from explorer.settings import DEFAULT_K, DEFAULT_NEW_TOKENS, default_gate, gate_choices, limits
 from explorer.stopping import wire_stop
 
+LABEL = "Compare"
+"""On the tab of the room."""
+
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
 
@@ -26,7 +29,7 @@ AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
 def build(page: Page) -> None:
     """Components and wiring of the room."""
     handlers = CompareHandlers(page.source, page.recordings, page.traces, page.handlers.tickets)
-    sides = gr.State({})
+    sides, entered = gr.State({}), gr.State(False)
     with gr.Row(elem_classes="room"):
         with gr.Column(elem_id="compare-controls", elem_classes="controls", scale=0, min_width=300):
             with gr.Row(elem_classes="buttons-in-row", visible=bool(handlers.ready)):
@@ -63,6 +66,7 @@ def build(page: Page) -> None:
     shown = [sides, view, *lines, side, room_status]
     for index, button in enumerate(ready_buttons):
         button.click(handlers.choose_ready, gr.State(index), shown, **AT_ONCE)
+    page.tabs.select(_entering(handlers), [sides, entered], [*shown, entered], **AT_ONCE)
     take.click(handlers.take_current, [side, page.current, sides], shown, **AT_ONCE)
     page.pinned.change(handlers.take_pinned, [page.pinned, sides], shown, **AT_ONCE)
     recording.input(handlers.take_recording, [side, recording, sides], shown, **AT_ONCE)
@@ -101,6 +105,15 @@ def build(page: Page) -> None:
         **AT_ONCE,
     )
     page.demo.load(handlers.open_link, None, [*shown, prompt, mixer, step, gate, new_tokens], **AT_ONCE)
+
+
+def _entering(handlers: CompareHandlers) -> Any:
+    def enter(sides: Any, entered: bool, event: gr.SelectData, request: gr.Request) -> tuple[Any, ...]:
+        if event.value != LABEL:
+            return (gr.skip(),) * 7
+        return *handlers.enter(sides, entered, request), True
+
+    return enter
 
 
 def _run_controls(page: Page) -> tuple[Any, ...]:

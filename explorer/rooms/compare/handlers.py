@@ -41,7 +41,8 @@ SECONDS_BETWEEN_LINES = 0.25
 
 SideName = Literal["A", "B"]
 Pinned = dict[str, str]
-"""A trace that is A or B: ``key`` in the store, ``state`` as in a payload, ``spec`` as in an address."""
+"""A trace that is A or B: ``key`` in the store, ``state`` as in a payload, ``spec`` as in an address; and ``example``
+if nobody chose it, but the room opened with it."""
 
 Sides = dict[str, Pinned]
 """``{"A": …, "B": …}``; a side that is not chosen yet is missing."""
@@ -78,12 +79,23 @@ class CompareHandlers:
 
     def choose_ready(self, index: int, request: gr.Request) -> Shown:
         """Both sides from recordings, by place in ``ready``."""
-        entry = self.ready[index]
         try:
-            sides = {"A": self._keep_recording(entry.a, request), "B": self._keep_recording(entry.b, request)}
+            return self._show(self._ready_sides(index, request), request)
         except LoraMixerError as error:
             return self._refused(error)
-        return self._show(sides, request)
+
+    def enter(self, sides: Sides, entered: bool, request: gr.Request) -> Shown:
+        """The room is opened: the first time, and while nothing is chosen, with the first ready-made comparison."""
+        asked = {"a", "b"} & set(request.query_params)
+        if entered or sides or asked or not self.ready:
+            return (gr.skip(),) * 6
+        try:
+            found = self._ready_sides(0, request)
+        except LoraMixerError as error:
+            return self._refused(error)
+        example = {side: {**pinned, "example": "yes"} for side, pinned in found.items()}
+        line = status("quiet", "A ready-made comparison to begin with; what you choose takes its place.")
+        return (*self._show(example, request)[:5], line)
 
     def take_current(self, side: SideName, current: str, sides: Sides, request: gr.Request) -> Shown:
         """The trace on screen in Explore becomes A or B."""
@@ -93,7 +105,7 @@ class CompareHandlers:
             trace = self.traces.get(session_of(request), current)
         except LoraMixerError as error:
             return self._refused(error)
-        return self._show({**sides, side: self._pin(current, trace)}, request)
+        return self._show(_chosen(sides, side, self._pin(current, trace)), request)
 
     def take_pinned(self, pinned: dict[str, Any], sides: Sides, request: gr.Request) -> Shown:
         """Pinned in Explore, with its button or the key c: becomes A."""
@@ -105,7 +117,7 @@ class CompareHandlers:
         if not isinstance(found, tuple):
             return self._refused(TraceError("Choose one of the recordings."))
         try:
-            return self._show({**sides, side: self._keep_recording(found, request)}, request)
+            return self._show(_chosen(sides, side, self._keep_recording(found, request)), request)
         except LoraMixerError as error:
             return self._refused(error)
 
@@ -122,13 +134,13 @@ class CompareHandlers:
             return self._refused(TraceError(str(error).replace("This file", name, 1)))
         key = self.traces.put(session_of(request), trace)
         pinned = {"key": key, "state": "opened", "spec": file_spec(name)}
-        return self._show({**sides, side: pinned}, request)
+        return self._show(_chosen(sides, side, pinned), request)
 
     def swap(self, sides: Sides, request: gr.Request) -> Shown:
         """A becomes B and B becomes A."""
         if not sides:
             return self._refused(TraceError("There is nothing to swap yet."))
-        return self._show({{"A": "B", "B": "A"}[side]: pinned for side, pinned in sides.items()}, request)
+        return self._show({{"A": "B", "B": "A"}[side]: pinned for side, pinned in _accepted(sides).items()}, request)
 
     def clear(self, request: gr.Request) -> Shown:
         """Neither A nor B."""
@@ -211,7 +223,7 @@ class CompareHandlers:
             key = self.traces.put(session, trace)
             spec = run_spec(found.name, gate, asked.max_new_tokens)
             pinned = {"key": key, "state": "stopped" if was_stopped else "finished", "spec": spec}
-            last = self._show({**sides, side: pinned}, request)
+            last = self._show({**_accepted(sides), side: pinned}, request)
             self.tickets.close(session, ticket.number)  # whoever presses Stop now is told that nothing runs
             yield (*last, *_buttons(False))
         except LoraMixerError as error:
@@ -257,7 +269,7 @@ class CompareHandlers:
                 notes.append(f"{side} of this link was the trace file {clip(found, 40)}; open it again.")
             elif values[name]:
                 notes.append(f"The link's {side} is {clip(values[name], 40)!r}, which names no trace.")
-        shown = self._show(sides, request)
+        shown = self._show(sides, request) if sides or notes else self.enter({}, False, request)
         line = status("note", " ".join(notes)) if notes else shown[5]
         return (*shown[:5], line, *controls)
 
@@ -298,6 +310,10 @@ class CompareHandlers:
             return prompt or gr.skip(), *(gr.skip(),) * 4
         gate = gr.Radio(choices=gate_choices(len(mixer.experts)), value=spec.gate)
         return prompt or gr.skip(), name, step_control(self.source.steps(name), step), gate, tokens
+
+    def _ready_sides(self, index: int, request: gr.Request) -> Sides:
+        entry = self.ready[index]
+        return {"A": self._keep_recording(entry.a, request), "B": self._keep_recording(entry.b, request)}
 
     def _keep_recording(self, key: RecordingKey, request: gr.Request) -> Pinned:
         trace = self.recordings.trace(*key)
@@ -340,6 +356,18 @@ class CompareHandlers:
 
     def _refused(self, error: LoraMixerError) -> Shown:
         return _only_status("error", str(error))
+
+
+def _chosen(sides: Sides, side: SideName, pinned: Pinned) -> Sides:
+    """The sides after a choice: what was only there to begin with makes room, it may not even fit."""
+    return {**{name: other for name, other in sides.items() if "example" not in other}, side: pinned}
+
+
+def _accepted(sides: Sides) -> Sides:
+    """The sides of somebody who works with what was only there to begin with: now it is chosen."""
+    return {
+        side: {name: value for name, value in pinned.items() if name != "example"} for side, pinned in sides.items()
+    }
 
 
 def _next_step(found: dict[str, Side]) -> str:
