@@ -24,6 +24,9 @@ from loramixer.training.speed import measure_backbone
 REPORTERS = ("trackio", "tensorboard")
 """Where metrics can go besides the run log."""
 
+SECONDS_BETWEEN_LINES = 10.0
+"""The run log has every logged step; what is printed is for people, who read no faster than this."""
+
 Statistics = Callable[[], dict[str, float]]
 """Gives what was seen since it was last asked, under names whose parts are divided by ``/``."""
 
@@ -172,6 +175,7 @@ class _WatchedTrainer(Trainer):
         self.tokens = self.padded_tokens = 0
         self.rows_of_step: list[int] = []
         self.former_log = (0.0, 0)
+        self.next_line = 0.0
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Of the parameters that were to train when the run was set up, in the types that they had then.
@@ -235,11 +239,13 @@ class _WatchedTrainer(Trainer):
                 "seconds_left": round(seconds / max(step, 1) * (self.state.max_steps - step), 1),
             }
             self.former_log = (seconds, self.tokens)
-            print(
-                f"step {step}/{self.state.max_steps} · loss {logs['loss']:.4f} · {speed:.0f} tokens/s · "
-                f"{_duration(logs['seconds_left'])} left",
-                flush=True,
-            )
+            if seconds >= self.next_line or step == self.state.max_steps:
+                self.next_line = seconds + SECONDS_BETWEEN_LINES
+                print(
+                    f"step {step}/{self.state.max_steps} · loss {logs['loss']:.4f} · {speed:.0f} tokens/s · "
+                    f"{_duration(logs['seconds_left'])} left",
+                    flush=True,
+                )
         super().log(logs, start_time)
 
     def summary(self, tokens: int) -> dict[str, Any]:
