@@ -24,6 +24,10 @@ HIDE = """() => {
 }"""
 """``?hide=controls,share``: what a teacher's link leaves out; ``page.css`` says what can be named."""
 
+NO_LONE_DOT = "<style>@media (max-width: 640px) { footer .divider.divider { display: none; } }</style>"
+"""Gradio hides a link of its foot line on phones and leaves the dot behind it. What is in ``page.css`` does not reach
+the foot line."""
+
 _SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
 
@@ -73,6 +77,7 @@ def launch_options() -> dict[str, Any]:
     return {
         "theme": _theme(),
         "css_paths": [Path(__file__).parent / "page.css"],
+        "head": NO_LONE_DOT,
         "ssr_mode": False,
         "footer_links": ["api", "settings"],
         "max_file_size": limits().upload_bytes,

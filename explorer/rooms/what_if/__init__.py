@@ -137,7 +137,7 @@ def _gate_controls(experts: list[str], slots: int) -> tuple[Any, ...]:
             )
             for place in range(slots)
         ]  # fmt: skip
-    regenerate = gr.Button("Regenerate with these gates", elem_id="what-if-regenerate")
+    regenerate = gr.Button("Regenerate with these gates", size="md", elem_id="what-if-regenerate")
     return temperature, gate, mask, biases, regenerate
 
 
