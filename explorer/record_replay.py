@@ -37,25 +37,25 @@ def record(model: Any, tokenizer: Any, steps: list[Path], mixer: str, prompt: st
     """Route a prompt through every kept router with soft gates.
 
     Args:
-        model: a backbone that carries any mixture.
+        model: a backbone whose active mixture has the same experts; its gate stays soft.
         tokenizer: of the backbone.
         steps: folders of the kept routers.
         mixer: name of the router that the training ended with.
         prompt: the fixed prompt.
     """
     import loramixer
+    from loramixer.kept_routers import routers_at
     from loramixer.mixers import mixer_folder, mixer_info
 
+    loramixer.set_gate(model, mode="soft")
     frames, points, trace = [], [], None
     tokens: tuple[str, ...] = ()
     for folder in steps:
-        adapter = loramixer.add_mixer(model, folder)
-        loramixer.set_gate(model, mode="soft")
-        trace = loramixer.trace(model, tokenizer, prompt)
+        with routers_at(model, folder):
+            trace = loramixer.trace(model, tokenizer, prompt)
         gates, point, tokens = frame_of(trace)
         frames.append(gates)
         points.append(point)
-        model.delete_adapter(adapter)
     assert trace is not None
     info = mixer_info(mixer_folder(mixer), mixer)
     log = json.loads((mixer_folder(mixer) / "run_log.json").read_text(encoding="utf-8"))

@@ -86,7 +86,7 @@ class ModelRegistry:
             return known[name]
         if name in self._added:
             return self._added[name][0]
-        if (kept := kept_at(name)) and name in self.steps(kept[0]).values():
+        if kept_at(name):
             return kept_info(name)
         raise MixerError(f"'{name}' is no known router; known are {', '.join(known) or 'none yet'}.")
 

@@ -15,6 +15,8 @@ from explorer.rooms.tradeoff.points import RESULTS
 
 NOT_MEASURED = "This has not been measured yet in this copy of the project, so there is nothing to reveal."
 
+PREDICT_FIRST = "Predict first."
+
 
 class LessonHandlers:
     """The events of the room; they need no model.
@@ -50,10 +52,8 @@ class LessonHandlers:
 
     def predict(self, key: str, choice: str | None, guess: float | None) -> tuple[Any, str]:
         """A whole prediction unlocks the answer, and a changed one hides it; a number that cannot be is told."""
-        answer = self._answer(find_lesson(key))
-        missing = _missing(answer, choice, guess)
-        told = missing if guess is not None and answer and answer.number and not answer.number.allows(guess) else ""
-        return gr.Button(interactive=not missing), _note(told) if told else ""
+        missing = _missing(self._answer(find_lesson(key)), choice, guess)
+        return gr.Button(interactive=not missing), "" if missing in ("", PREDICT_FIRST) else _note(missing)
 
     def reveal(self, key: str, choice: str | None, guess: float | None) -> str:
         """What was measured, beside what was predicted."""
@@ -92,7 +92,7 @@ def _missing(answer: Answer | None, choice: str | None, guess: float | None) -> 
     if guess is not None and number is not None and not number.allows(guess):
         return f"{guess:g} cannot be it: give a number from {_range(number)}."
     if not choice or (number is not None and guess is None):
-        return "Predict first."
+        return PREDICT_FIRST
     return ""
 
 
