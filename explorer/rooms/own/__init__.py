@@ -76,7 +76,8 @@ def build(page: Page) -> None:
     gr.on([add.click, named.submit], handlers.add_named, [named, backbone, chosen], [*view, named], **slow)
     files.upload(handlers.add_files, [files, backbone, chosen], [*view, files], **slow)
     shipped.input(handlers.add_shipped, [shipped, backbone, chosen], [*view, shipped], **slow)
-    gr.on([backbone.input, chosen.input], handlers.check, [backbone, chosen], view, **slow)
+    # Of several quick changes the last one counts.
+    gr.on([backbone.input, chosen.input], handlers.check, [backbone, chosen], view, trigger_mode="always_last", **slow)
     clear.click(handlers.clear, backbone, view, **slow)
     went = [page.wanted, page.tabs, line]
     explore.click(handlers.explore, [backbone, chosen, routers], went, **slow)
