@@ -54,16 +54,16 @@ class Estimate:
 
 
 def logged_speed(mixers: Sequence[MixerInfo], backbone: str) -> Speed | None:
-    """The speed of the newest shipped router of a backbone, from its run log."""
+    """The speed of the fastest shipped router of a backbone, from the run logs: the others had company meanwhile."""
+    found = []
     for mixer in mixers:
         if mixer.backbone != backbone:
             continue
         try:
-            if found := speed_of(asdict(RunLog.load(mixer_folder(mixer.name))), here=False):
-                return found
+            found.append(speed_of(asdict(RunLog.load(mixer_folder(mixer.name))), here=False))
         except (LoraMixerError, OSError, ValueError, KeyError):
             continue
-    return None
+    return max(filter(None, found), key=lambda speed: speed.tokens_per_second, default=None)
 
 
 def speed_of(log: dict[str, Any], here: bool) -> Speed | None:
@@ -91,7 +91,9 @@ def estimate(backbone: str, experts: int, examples: int, speed: Speed | None) ->
     if speed is not None:
         tokens = examples * speed.tokens_per_row
         seconds = tokens / speed.tokens_per_second
-        where = "the last training here" if speed.here else "the shipped router, on the machine that trained it"
+        where = (
+            "the last training here" if speed.here else "the fastest shipped router, on the machine that trained it"
+        )
         sentences.append(
             f"About {duration(seconds)}: {tokens:,.0f} tokens, at the {speed.tokens_per_second:.0f} tokens/s of "
             f"{where}."
