@@ -102,8 +102,8 @@ table
 # `benchmarks/overhead.py` times a mixture against its own backbone on the same weights: both sides back to back in
 # random order, so that whatever else the machine does falls on both; the ratio of every round, then the median with
 # a 95 % bootstrap interval. Weights are random, since time does not depend on them. *All experts, no routing* is the
-# floor: the products of all experts and nothing else. With `FAST=1` a tiny shape is timed: such a ratio is all overhead
-# and says nothing of a real model.
+# floor: the products of all experts and nothing else. With `FAST=1` a tiny shape is timed: such a ratio is all
+# overhead and says nothing of a real model.
 
 # %%
 sys.path.insert(0, str(Path("..", "benchmarks").resolve()))

@@ -91,7 +91,7 @@ def test_the_sign_of_lambda_is_named(handlers: TradeoffHandlers) -> None:
         ("RSL sharpen 1 / 0.3", "RSL sharpen: 1 · K Σ p̄ f̄ + 0.3 · E[H(p)]"),
         ("RSL flatten 4 / 0.05", "RSL flatten: 4 · K Σ p̄ f̄ − 0.05 · E[H(p)]"),
         ("load balance 0.1", "load balance: 0.1 · K Σ p̄ f̄"),
-        ("ds moe 1", "DS-MoE mutual information: 1 · (E[H(p)] − H(p̄))"),
+        ("DS-MoE 1", "DS-MoE mutual information: 1 · (E[H(p)] − H(p̄))"),
         ("none", "task loss only"),
         ("something else", "something else"),
     ],

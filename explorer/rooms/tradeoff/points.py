@@ -195,6 +195,7 @@ def sign_of(loss_text: str) -> str:
 
 def loss_text_of(setting: str) -> str:
     """The routing loss in one line, of a setting of the experiments; one of another kind comes back as it is."""
+    from loramixer.evaluation.experiments.plan import loss_named
     from loramixer.tuner import LoraMixerConfig
 
     found = re.fullmatch(r"RSL (sharpen|flatten) (\S+) / (\S+)", setting)
@@ -209,7 +210,7 @@ def loss_text_of(setting: str) -> str:
             }
         else:
             name, weight = re.fullmatch(r"(.*?)(?: ([\d.e-]+))?", setting).groups()  # type: ignore[union-attr]
-            fields = {"routing_loss": name.replace(" ", "_")} | ({"balance_weight": float(weight)} if weight else {})
+            fields = {"routing_loss": loss_named(name)} | ({"balance_weight": float(weight)} if weight else {})
         return LoraMixerConfig(experts={"any": ""}, **fields).loss_text
     except (LoraMixerError, ValueError):
         return setting

@@ -91,9 +91,7 @@ def estimate(backbone: str, experts: int, examples: int, speed: Speed | None) ->
     if speed is not None:
         tokens = examples * speed.tokens_per_row
         seconds = tokens / speed.tokens_per_second
-        where = (
-            "the last training here" if speed.here else "the fastest shipped router, where it was trained"
-        )
+        where = "the last training here" if speed.here else "the fastest shipped router, where it was trained"
         sentences.append(
             f"About {duration(seconds)}: {tokens:,.0f} tokens, at the {speed.tokens_per_second:.0f} tokens/s of "
             f"{where}."

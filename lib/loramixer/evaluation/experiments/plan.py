@@ -17,6 +17,14 @@ BASE_GATES = ("off", "uniform", "domain")
 """Gates that ask no router, so that one measurement serves all runs: the backbone alone, the mean of all experts, and
 the oracle that gives every row to the expert of its domain."""
 
+PAPER_NAMES = {"ds_moe": "DS-MoE", "gmoe": "GMoE", "aesl": "AESL"}
+"""Losses that are known by a name of their own."""
+
+
+def loss_named(name: str) -> str:
+    """The routing loss that settings call by a name."""
+    return next((loss for loss, known in PAPER_NAMES.items() if known == name), name.replace(" ", "_"))
+
 
 @dataclass(frozen=True)
 class Run:
@@ -50,7 +58,8 @@ class Run:
         """What runs of several seeds share, in words; tables and figures show it."""
         if self.loss == "rsl":
             return f"RSL {self.entropy} {self.balance_weight:g} / {self.entropy_weight:g}"
-        return self.loss.replace("_", " ") + (f" {self.balance_weight:g}" if self.balance_weight else "")
+        name = PAPER_NAMES.get(self.loss) or self.loss.replace("_", " ")
+        return name + (f" {self.balance_weight:g}" if self.balance_weight else "")
 
     def _loss_slug(self) -> str:
         if self.loss == "rsl":
