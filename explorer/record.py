@@ -18,7 +18,7 @@ from explorer.registry import ModelRegistry, ModelSource  # noqa: E402
 from explorer.settings import DEFAULT_K, DEFAULT_MIXER, DEFAULT_NEW_TOKENS, RunRequest  # noqa: E402
 from loramixer.trace import RoutingTrace  # noqa: E402
 
-OTHER_ROUTERS = (("math-medical", "smollm2-135m/load-balance"), ("math-medical", "smollm2-135m/none"))
+OTHER_ROUTERS = tuple(("math-medical", f"smollm2-135m/{name}") for name in ("load-balance", "none", "supervised"))
 """Examples that are recorded with other routers too, for the ready-made comparisons; routers that are not installed
 are left out."""
 
