@@ -6,7 +6,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,7 +87,8 @@ class ModelRegistry:
         if name in self._added:
             return self._added[name][0]
         if kept_at(name):
-            return kept_info(name)
+            with suppress(MixerError):  # what is not known is said below
+                return kept_info(name)
         raise MixerError(f"'{name}' is no known router; known are {', '.join(known) or 'none yet'}.")
 
     def steps(self, mixer: str) -> dict[int, str]:

@@ -97,7 +97,7 @@ def test_a_training_step_exchanges_the_routers_for_one_run_only(saved: Path, mon
     leaving.close()
     np.testing.assert_array_equal(route(registry, "tiny/rsl").gates, trained.gates)
     for wrong in ("tiny/replay/rsl/step-00006", "tiny/replay/../rsl/step-00005", "tiny/replay/rsl/step-5/.."):
-        with pytest.raises(MixerError, match=r"is no (known )?router"):
+        with pytest.raises(MixerError, match="no known router"):
             registry.find(wrong)
 
 
