@@ -55,15 +55,21 @@ class Estimate:
 
 def logged_speed(mixers: Sequence[MixerInfo], backbone: str) -> Speed | None:
     """The speed of the fastest shipped router of a backbone, from the run logs: the others had company meanwhile."""
-    found = []
-    for mixer in mixers:
-        if mixer.backbone != backbone:
-            continue
-        try:
-            found.append(speed_of(asdict(RunLog.load(mixer_folder(mixer.name))), here=False))
-        except (LoraMixerError, OSError, ValueError, KeyError):
-            continue
+    found = [_shipped_speed(mixer.name) for mixer in mixers if mixer.backbone == backbone]
     return max(filter(None, found), key=lambda speed: speed.tokens_per_second, default=None)
+
+
+def _shipped_speed(mixer: str) -> Speed | None:
+    try:
+        return _speed_in(mixer_folder(mixer))
+    except (LoraMixerError, OSError, ValueError, KeyError):
+        return None
+
+
+@functools.cache
+def _speed_in(folder: Path) -> Speed | None:
+    """From the log of a shipped router, which does not change; asked for with every setting that is moved."""
+    return speed_of(asdict(RunLog.load(folder)), here=False)
 
 
 def speed_of(log: dict[str, Any], here: bool) -> Speed | None:
