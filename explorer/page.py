@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,21 @@ class Page:
     def forget_exports(self, request: gr.Request) -> None:
         """The session of this event has left: its files go."""
         self.exports.forget(str(request.session_hash))
+
+
+def entering(label: str, enter: Callable[[Any, Any, gr.Request], tuple[Any, ...]], outputs: int) -> Any:
+    """The handler of ``Page.tabs.select`` for one room; every room hears of every tab that is pressed.
+
+    Args:
+        label: on the tab of the room.
+        enter: takes two inputs and the request.
+        outputs: how many values it returns; so many stay as they are when another room is opened.
+    """
+
+    def selected(first: Any, second: Any, event: gr.SelectData, request: gr.Request) -> tuple[Any, ...]:
+        return enter(first, second, request) if event.value == label else (gr.skip(),) * outputs
+
+    return selected
 
 
 def want(room: str, mixer: str, title: str = "") -> dict[str, Any]:

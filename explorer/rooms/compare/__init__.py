@@ -9,7 +9,7 @@ import gradio as gr
 from explorer.components.compare_view import CompareView
 from explorer.components.status_line import StatusLine
 from explorer.handlers import describe_mixer, status
-from explorer.page import Page
+from explorer.page import Page, entering
 from explorer.rooms.compare.files import COMPARISON_FORMATS, code_maker, file_maker
 from explorer.rooms.compare.handlers import FIRST_STEPS, CompareHandlers
 from explorer.rooms.compare.link import recording_spec
@@ -66,7 +66,8 @@ def build(page: Page) -> None:
     shown = [sides, view, *lines, side, room_status]
     for index, button in enumerate(ready_buttons):
         button.click(handlers.choose_ready, gr.State(index), shown, **AT_ONCE)
-    page.tabs.select(_entering(handlers), [sides, entered], [*shown, entered], **AT_ONCE)
+    enter = entering(LABEL, lambda *values: (*handlers.enter(*values), True), len(shown) + 1)
+    page.tabs.select(enter, [sides, entered], [*shown, entered], **AT_ONCE)
     take.click(handlers.take_current, [side, page.current, sides], shown, **AT_ONCE)
     page.pinned.change(handlers.take_pinned, [page.pinned, sides], shown, **AT_ONCE)
     recording.input(handlers.take_recording, [side, recording, sides], shown, **AT_ONCE)
@@ -105,15 +106,6 @@ def build(page: Page) -> None:
         **AT_ONCE,
     )
     page.demo.load(handlers.open_link, None, [*shown, prompt, mixer, step, gate, new_tokens], **AT_ONCE)
-
-
-def _entering(handlers: CompareHandlers) -> Any:
-    def enter(sides: Any, entered: bool, event: gr.SelectData, request: gr.Request) -> tuple[Any, ...]:
-        if event.value != LABEL:
-            return (gr.skip(),) * 7
-        return *handlers.enter(sides, entered, request), True
-
-    return enter
 
 
 def _run_controls(page: Page) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import gradio as gr
 from explorer.components.compare_view import CompareView
 from explorer.components.status_line import StatusLine
 from explorer.handlers import status
-from explorer.page import Page
+from explorer.page import Page, entering
 from explorer.rooms.compare.files import COMPARISON_FORMATS, code_maker, file_maker
 from explorer.rooms.share import share_and_export
 from explorer.rooms.what_if.changes import KINDS, PLACES
@@ -61,7 +61,7 @@ def build(page: Page) -> None:
     opened = [base, line, view, result, room_status, gate, temperature, mask, chosen, *biases]
     gates = [base, gate, temperature, mask, *biases]
     take.click(handlers.take, page.current, opened, **AT_ONCE)
-    page.tabs.select(_entering(handlers, slots), [page.current, base], opened, **AT_ONCE)
+    page.tabs.select(entering(LABEL, handlers.enter, len(opened)), [page.current, base], opened, **AT_ONCE)
     gr.on(
         [temperature.input, gate.input, mask.input, *(slider.input for slider in biases)],
         handlers.recompute,
@@ -95,15 +95,6 @@ def build(page: Page) -> None:
         js="() => [window.innerWidth < 700]",
         **AT_ONCE,
     ).then(handlers.open_link, page.current, [*opened, kind, where, text, seed], **AT_ONCE)
-
-
-def _entering(handlers: WhatIfHandlers, slots: int) -> Any:
-    def enter(current: str, base: dict[str, str], event: gr.SelectData, request: gr.Request) -> tuple[Any, ...]:
-        if event.value != LABEL:
-            return (gr.skip(),) * (9 + slots)
-        return handlers.enter(current, base, request)
-
-    return enter
 
 
 def _mark(event: gr.EventData) -> tuple[str, Any]:
