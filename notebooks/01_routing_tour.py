@@ -193,7 +193,8 @@ trace.to_frame().head()
 # %% [markdown]
 # ## What was learnt
 #
-# - Routing is per token **and** per projection **and** per layer; every view but the last is a way of averaging that.
+# - Routing is per token **and** per projection **and** per layer; the token card and the table show it as it is, every
+#   other view is a way of averaging.
 # - The largest gate is not the largest effect; contributions say what was really added.
 # - Gates can be recomputed from stored logits; texts cannot.
 #

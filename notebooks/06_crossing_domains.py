@@ -12,7 +12,7 @@
 # # 6 · Crossing domains: does every word find its expert, and does it matter?
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/loramixer/loramixer/blob/main/notebooks/06_crossing_domains.ipynb)
-# [Open the explorer](https://huggingface.co/spaces/loramixer/explorer?room=what-if)
+# [Open the explorer](https://huggingface.co/spaces/loramixer/explorer?room=what_if)
 #
 # The case for routing tokens, and not whole prompts, is the prompt that needs two experts at once. Here such prompts
 # are generated, with exact answers and with gold spans that say which words belong to which domain. Three questions:
@@ -163,6 +163,13 @@ differences = pd.DataFrame(
 ).pivot(index="change", columns="set", values="Δ")
 assert len(found) == len(changes) * len(sets)
 differences.loc[list(changes)]
+
+# %%
+for row in found:
+    if row.change == "uniform":
+        _, low, high = row.difference
+        said = "a lower loss" if high < 0 else "a higher loss" if low > 0 else "not clearly another loss"
+        print(f"{row.domain} (n = {row.n}): with even gates the gold answers have {said} than with this router.")
 
 # %% [markdown]
 # ## Does it change what is written?

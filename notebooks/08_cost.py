@@ -173,7 +173,7 @@ assert largest < most / 6
 # %% [markdown]
 # Ratios are against six experts. All experts of a site lie in one matrix behind each other, so more of them make two
 # products wider and no step more numerous; that is why time grows so much slower than their number. What `k` changes
-# is which gates are zero, not what is multiplied, as long as there are few experts; from a few dozen on, only the
+# is which gates are zero, not what is multiplied, as long as there are few experts; from about a dozen on, only the
 # chosen ones are read.
 #
 # ## What was learnt
@@ -185,5 +185,5 @@ assert largest < most / 6
 # ## Exercise
 #
 # 1. Count the mixture with `targets=("q_proj", "v_proj")`. What is saved, and what does the paper's Table 3 use?
-# 2. Run `overhead.main(["--only", "decode", "--only", "arrow", "--only", "xlora", "--rounds", "3"])`: which peer has
+# 2. Run `overhead.main(["--only", "decode", "--only", "arrow", "--only", "x-lora", "--rounds", "3"])`: which peer has
 #    no usable cache, and how can you tell?

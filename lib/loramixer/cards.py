@@ -135,7 +135,7 @@ def write_backbone_card(folder: Path, log: RunLog) -> Path:
         "",
         f"`{run['command']}`",
         "",
-        f"- steps: {log.steps[-1]['step'] if log.steps else 0} of {run['batch_size']} pieces of {run['max_length']} "
+        f"- steps: {log.step_count} of {run['batch_size']} pieces of {run['max_length']} "
         f"tokens, {run['epochs']} epoch(s), learning rate {run['learning_rate']} (cosine), {run['dtype']}; saved in "
         "bfloat16",
         f"- time: {summary['seconds']} s for {summary['tokens']} tokens, whatever else the machine was doing",
@@ -350,7 +350,7 @@ def _run_facts(log: RunLog) -> list[str]:
     share = summary.get("backbone_share")
     backbone = f"; the backbone alone takes {share:.0%} of a step" if share is not None else ""
     return [
-        f"- steps: {log.steps[-1]['step'] if log.steps else 0} of {run['batch_size']} × {run['accumulation']} rows, "
+        f"- steps: {log.step_count} of {run['batch_size']} × {run['accumulation']} rows, "
         f"{preset}{run['epochs']} epoch(s), learning rate {run['learning_rate']} (cosine), frozen backbone in "
         f"{run['dtype']}",
         *cut,

@@ -1,4 +1,4 @@
-"""Sums over the processes of a data-parallel run, with gradient.
+"""Data-parallel runs: which process this one is, and sums over all of them, with gradient.
 
 The balance term is a product of means (p̄ · f̄), which differs between a batch and the average over its parts, so
 data-parallel training needs the means of the whole batch (Qiu et al., 2025, arXiv 2501.11873, on f̄). The loss of
@@ -7,6 +7,7 @@ Transformers' own mixtures takes the means of each process alone.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -16,6 +17,43 @@ from torch import distributed
 def process_count() -> int:
     """Processes that train together; 1 without an initialised process group."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def launched_processes() -> int:
+    """Processes that `accelerate launch` or `torchrun` started for this run, before they know each other too."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that speaks and writes files."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(text: str) -> None:
+    """Print a line, once for all processes."""
+    if is_main_process():
+        print(text, flush=True)
+
+
+def wait_for_processes() -> None:
+    """Go on when every process has come here."""
+    if process_count() > 1:
+        distributed.barrier()
+
+
+def mean_over_processes(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of a number over all processes, without gradient; every process must call it.
+
+    Args:
+        value: any shape; ignored where ``weight`` is 0, and may be NaN there.
+        weight: how much of the mean this process holds, of the shape of ``value``; NaN where it is 0 everywhere.
+    """
+    if process_count() == 1:
+        return value.detach()
+    weight = weight.to(torch.float32)
+    sums = torch.stack([torch.where(weight > 0, value.detach().float() * weight, 0.0), weight])
+    total, weights = _summed(sums)
+    return total / weights
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:

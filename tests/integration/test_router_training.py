@@ -220,6 +220,14 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path):
     assert last_whole_checkpoint(tmp_path / "nothing") is None
 
 
+def test_steps_of_a_run_are_counted_to_its_end():
+    last = {"step": 245, "epoch": 245 / 249}
+    assert RunLog({"epochs": 1}, [last]).step_count == 249
+    assert RunLog({"epochs": 0.6}, [{"step": 440, "epoch": 440 / 764}]).step_count == 459
+    assert RunLog({"epochs": 1}, [{"step": 3}]).step_count == 3
+    assert RunLog({"epochs": 1}).step_count == 0
+
+
 def test_run_log_file_is_whole_and_readable(tmp_path):
     log = RunLog({"seed": 1}, [{"step": 1, "loss": 2.0}], {"seconds": 3})
     path = log.save(tmp_path)

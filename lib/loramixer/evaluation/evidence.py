@@ -7,6 +7,7 @@ from pathlib import Path
 
 from loramixer.evaluation import verdicts
 from loramixer.evaluation.csv_files import Row, read_csv
+from loramixer.evaluation.experiments import data_size
 from loramixer.evaluation.markdown import table
 from loramixer.evaluation.verdicts import Verdict, find, printed, shipped_gate
 
@@ -35,10 +36,11 @@ def losses_table(folder: Path) -> str:
 
 
 def losses_domains_table(folder: Path) -> str:
-    """Loss of every domain under the shipped gate, and the own expert's share on soft gates."""
+    """Loss and accuracy of every domain under the shipped gate, and the own expert's share on soft gates."""
     rows = read_csv(folder / "losses-summary.csv")
-    domains = _parts(rows, "loss_")
-    columns = [(f"loss_{name}", shipped_gate(rows), f"loss, {name}") for name in domains]
+    gate = shipped_gate(rows)
+    columns = [(f"loss_{name}", gate, f"loss, {name}") for name in _parts(rows, "loss_")]
+    columns += [(f"accuracy_{name}", gate, f"accuracy, {name}") for name in _parts(rows, "accuracy_")]
     columns += [(f"own_share_{name}", "soft", f"own share, {name}") for name in _parts(rows, "own_share_")]
     return _settings(rows, columns)
 
@@ -199,8 +201,8 @@ def _figure(stem: str, text: str) -> Maker:
     return make
 
 
-def _state(name: str) -> Maker:
-    """One sentence: how much of an experiment has been measured."""
+def _state(name: str, all_sizes: Sequence[int] = ()) -> Maker:
+    """One sentence: how much of an experiment has been measured, and which numbers of training rows are missing."""
 
     def make(folder: Path) -> str:
         path = folder / f"{name}.csv"
@@ -209,17 +211,20 @@ def _state(name: str) -> Maker:
         rows = read_csv(path)
         settings, seeds = (sorted({row[field] for row in rows}) for field in ("setting", "seed"))
         several = "s" * (len(settings) > 1)
+        missing = [f"{size:,}" for size in all_sizes if size not in {row["examples"] for row in rows}]
         return (
             f"Measured so far: {len(settings)} setting{several}, {len(rows)} routers in all, training "
             f"seed{'s' * (len(seeds) > 1)} {', '.join(f'{seed:.0f}' for seed in seeds)}; "
             f"{rows[0]['test_rows']:.0f} test rows, {rows[0]['data']} data."
+            + (f" Not measured yet: {', '.join(missing)} training rows." if missing else "")
         )
 
     return make
 
 
 EVIDENCE: dict[str, Maker] = {
-    **{f"{name}-state": _state(name) for name in ("losses", "choice", "grid", "data-size", "top-k", "oracle")},
+    **{f"{name}-state": _state(name) for name in ("losses", "choice", "grid", "top-k", "oracle")},
+    "data-size-state": _state("data-size", data_size.ALL_SIZES),
     "losses": losses_table,
     "losses-domains": losses_domains_table,
     "token-shares": token_shares_table,

@@ -64,9 +64,9 @@ def above(row: Row, bound: float = 0.0) -> Status:
 
 
 def printed(row: Row, scale: float = 1.0) -> str:
-    """``0.123 [0.100, 0.150]``."""
+    """``0.123 [0.100, 0.150]``, or ``0.123`` of a number without an interval."""
     value, low, high = (row[name] / scale for name in ("value", "low", "high"))
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{value:.3f}" if row.get("covers") == "nothing" else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def sizes(row: Row) -> str:

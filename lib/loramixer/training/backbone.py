@@ -30,6 +30,7 @@ from loramixer.data import (
     task_licenses,
     token_counter,
 )
+from loramixer.distributed import is_main_process, say, wait_for_processes
 from loramixer.evaluation.texts import frequency_scores, model_scores, text_losses
 from loramixer.training.checkpoints import survivable
 from loramixer.training.loop import run_training
@@ -126,7 +127,7 @@ def train_backbone(
     """
     folder = Path(output)
     if (folder / WEIGHTS_FILE).is_file():
-        print(f"{folder} holds a finished backbone; delete it to train it again.")
+        say(f"{folder} holds a finished backbone; delete it to train it again.")
         return folder
     shape, shares = shape or BackboneShape(), dict(shares or SHARES)
     examples = backbone_examples(rows, seed, shares, shape.vocabulary)
@@ -152,21 +153,22 @@ def train_backbone(
             "versions": library_versions(),
         }
     )
-    print(
+    say(
         f"Training a Falcon-Mamba of {model.num_parameters():,} parameters on {len(pieces)} pieces of "
-        f"{settings.max_length} tokens from {len(examples)} rows ({data_origin()} data) …",
-        flush=True,
+        f"{settings.max_length} tokens from {len(examples)} rows ({data_origin()} data) …"
     )
     run_training(model, tokenizer, pieces, folder, settings, log)
-    model.to(torch.bfloat16)
-    model.config.use_cache = True  # the Trainer turns it off
-    log.summary["held_out"] = held_out_table(model, tokenizer, pieces, list(shares), test_rows, seed)
-    log.save(folder)
-    with survivable(folder / "checkpoints"):
-        write_backbone_card(folder, log)
-        tokenizer.save_pretrained(folder)
-        model.save_pretrained(folder)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if is_main_process():
+        model.to(torch.bfloat16)
+        model.config.use_cache = True  # the Trainer turns it off
+        log.summary["held_out"] = held_out_table(model, tokenizer, pieces, list(shares), test_rows, seed)
+        log.save(folder)
+        with survivable(folder / "checkpoints"):
+            write_backbone_card(folder, log)
+            tokenizer.save_pretrained(folder)
+            model.save_pretrained(folder)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    wait_for_processes()
     return folder
 
 

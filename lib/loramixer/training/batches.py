@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from loramixer.data import IGNORED_LABEL
 
@@ -78,6 +79,35 @@ class RowCollator:
         if self.in_line and "expert_index" in batch:
             batch["expert_index"] = batch["expert_index"].repeat_interleave(torch.tensor(lengths))
         return batch
+
+
+class SpreadRows(BatchRebalanceSampler):
+    """The batches that one process would see, each spread over the processes so that they hold equally many tokens.
+
+    Rows of a batch go one by one, the longest first, to the process with the fewest tokens so far. The Trainer's own
+    rule (``train_sampling_strategy="batch_rebalance"``) reckons with padding, sets all accumulated forwards of a step
+    together, and shuffles with one seed for all runs.
+
+    Args:
+        lengths: tokens of every row.
+        batch_size: rows of a forward pass, of all processes together.
+        processes: how many there are.
+        rank: which of them this is.
+        seed: of the order, which is that of a single process with this seed.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, processes: int, rank: int, seed: int) -> None:
+        super().__init__(lengths, batch_size, processes, grad_accum=1, seed=seed, rank=rank, drop_last=False)
+
+    def _assign(self, indices: Sequence[int], lengths: Sequence[int]) -> list[list[list[int]]]:
+        """Process → its forward passes → rows."""
+        parts: list[list[int]] = [[] for _ in range(self.dp_size)]
+        tokens = [0] * self.dp_size
+        for length, index in sorted(zip(lengths, indices, strict=True), reverse=True):
+            rank = tokens.index(min(tokens))  # so that every process gets a row: the others would wait for it
+            parts[rank].append(index)
+            tokens[rank] += length
+        return [[part] for part in parts]
 
 
 def _without_first(labels: torch.Tensor) -> torch.Tensor:

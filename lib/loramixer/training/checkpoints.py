@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from loramixer.distributed import say
 from loramixer.errors import LoraMixerError, MixerError
 
 FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -54,7 +55,7 @@ def survivable(checkpoints: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"Stopped; {last_good_checkpoint_text(checkpoints)}.", flush=True)
+        say(f"Stopped; {last_good_checkpoint_text(checkpoints)}.")
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
         if not _is_lack_of_room(error):

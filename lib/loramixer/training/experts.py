@@ -24,6 +24,7 @@ from loramixer.data import (
     rows_per_task,
     task_licenses,
 )
+from loramixer.distributed import is_main_process, say, wait_for_processes
 from loramixer.errors import ExpertError
 from loramixer.training.checkpoints import survivable
 from loramixer.training.expert_optimizer import ExpertAdamW
@@ -141,14 +142,14 @@ def train_experts(
 
 def _train_one(folder: Path, domain: str, run: _Run) -> Path:
     if (folder / WEIGHTS_FILE).is_file():
-        print(f"{folder} holds a finished expert; delete it to train it again.")
+        say(f"{folder} holds a finished expert; delete it to train it again.")
         return folder
     torch.manual_seed(run.settings.seed)
     model, tokenizer = load_backbone(run.backbone, dtype=run.dtype)
     files: BackboneFiles = model.backbone_files
     _check_targets(model, run.lora.targets)
     found = encode_rows(expert_examples(domain, run.settings.seed)[: run.limit], tokenizer, run.settings)
-    print(f"Training the {domain} expert on {found.text} ({data_origin()} data), preset {run.preset} …")
+    say(f"Training the {domain} expert on {found.text} ({data_origin()} data), preset {run.preset} …")
     lora = LoraConfig(
         r=run.lora.rank,
         lora_alpha=run.lora.lora_alpha,  # type: ignore[arg-type]
@@ -162,10 +163,12 @@ def _train_one(folder: Path, domain: str, run: _Run) -> Path:
         raise ExpertError(f"PEFT cannot put a LoRA there ({error}); give other targets, or jointly=True.") from error
     log = _run_log(run, found, files, {"domain": domain})
     run_training(peft_model, tokenizer, found.rows, folder, run.settings, log)
-    with survivable(folder / "checkpoints"):
-        save_expert(peft_model, folder, files)
-        _write_card(folder, domain, log)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if is_main_process():
+        with survivable(folder / "checkpoints"):
+            save_expert(peft_model, folder, files)
+            _write_card(folder, domain, log)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    wait_for_processes()
     return folder
 
 
@@ -174,7 +177,7 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
     finished = [folder for folder in folders if (folder / WEIGHTS_FILE).is_file()]
     run_folder = output / "joint-training"
     if len(finished) == len(folders):
-        print(f"{output} holds these experts finished; delete them to train them again.")
+        say(f"{output} holds these experts finished; delete them to train them again.")
         return folders
     if finished and not run_folder.is_dir():
         raise ExpertError(
@@ -192,7 +195,7 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
         for row in expert_examples(name, run.settings.seed)[: run.limit] * max(1, round(RECIPES[name].epochs))
     ]
     found = encode_rows(examples, tokenizer, run.settings, experts=domains)
-    print(f"Training {len(domains)} experts jointly on {found.text} ({data_origin()} data), preset {run.preset} …")
+    say(f"Training {len(domains)} experts jointly on {found.text} ({data_origin()} data), preset {run.preset} …")
     config = joint_config(domains, run.lora)
     peft_model = get_peft_model(model, config)
     log = _run_log(run, found, files, {"jointly": True, "experts": domains})
@@ -200,15 +203,17 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
     run_training(peft_model, tokenizer, found.rows, run_folder, run.settings, log, optimizer=optimizer)
     config.base_model_name_or_path = files.name
     config.revision = files.revision if files.origin == "hub" else None
-    with survivable(run_folder / "checkpoints"):
-        for name, folder in zip(domains, folders, strict=True):
-            mine = [row for row in found.examples if row.domain == name]
-            own = {"domain": name, "rows": rows_per_task(mine), "rows_fingerprint": fingerprint(mine)}
-            own_log = RunLog(log.settings | own, log.steps, log.summary)
-            own_log.save(folder)
-            _write_card(folder, name, own_log)
-            export_expert(peft_model, name, folder, dtype=torch.bfloat16)
-    shutil.rmtree(run_folder, ignore_errors=True)
+    if is_main_process():
+        with survivable(run_folder / "checkpoints"):
+            for name, folder in zip(domains, folders, strict=True):
+                mine = [row for row in found.examples if row.domain == name]
+                own = {"domain": name, "rows": rows_per_task(mine), "rows_fingerprint": fingerprint(mine)}
+                own_log = RunLog(log.settings | own, log.steps, log.summary)
+                own_log.save(folder)
+                _write_card(folder, name, own_log)
+                export_expert(peft_model, name, folder, dtype=torch.bfloat16)
+        shutil.rmtree(run_folder, ignore_errors=True)
+    wait_for_processes()
     return folders
 
 

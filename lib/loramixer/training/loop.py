@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from loramixer.distributed import is_main_process, launched_processes, say
 from loramixer.errors import LoraMixerError
-from loramixer.training.batches import RowCollator, attention_row_by_row, make_collator
+from loramixer.training.batches import RowCollator, SpreadRows, attention_row_by_row, make_collator
 from loramixer.training.checkpoints import last_good_checkpoint_text, last_whole_checkpoint, survivable
 from loramixer.training.run_log import RunLog
 from loramixer.training.selective_scan import scan_by_hand
@@ -54,6 +56,9 @@ def run_training(
 ) -> RunLog:
     """Train ``model`` on encoded rows with the stock Trainer; resumes from the last whole checkpoint in ``folder``.
 
+    As one of several processes (`accelerate launch`, `torchrun`) it takes its part of the rows of every step, and the
+    first process writes the log. The steps are those of one process; only rounding differs.
+
     Args:
         model: a PEFT model, or a backbone by itself; its trainable parameters are the ones to train.
         tokenizer: names the padding.
@@ -68,7 +73,8 @@ def run_training(
         measure_speed: whether a few batches at the end time the backbone alone.
 
     Raises:
-        LoraMixerError: the loss or a gradient is not finite, or the disk is full; the last checkpoint stays good.
+        LoraMixerError: the loss or a gradient is not finite, or the disk is full; the last checkpoint stays good. Or
+            there are more processes than rows in a forward pass.
     """
     checkpoints = folder / "checkpoints"
     names = [str(row.get("id", number)) for number, row in enumerate(rows)]
@@ -77,6 +83,7 @@ def run_training(
     backbone = model.get_base_model() if is_adapted else model
     collator = make_collator(backbone, tokenizer, numbered)
     log.settings |= {"rows_in_line": collator.in_line, "logits_at_answers_only": collator.answers_only}
+    log.settings["processes"] = launched_processes()
     trainer = _WatchedTrainer(
         model=model,
         args=training_arguments(checkpoints, settings, collator),
@@ -89,17 +96,19 @@ def run_training(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_StopOnBadGradient(trainer))
     trainer.row_names, trainer.statistics = names, statistics
+    trainer.rows_per_forward = settings.batch_size
     in_line = attention_row_by_row(backbone) if collator.in_line else nullcontext()
     with survivable(checkpoints), in_line, scan_by_hand(backbone):
         trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
         is_whole = trainer.state.global_step >= trainer.state.max_steps
         # Not the trainer's own count: a resumed run takes it from the last logged step, which may lie further back.
         in_all = int(sum(len(row["input_ids"]) for row in rows) * settings.epochs)
-        log.summary = trainer.summary(in_all if is_whole else trainer.tokens)
+        log.summary = trainer.summary(in_all if is_whole else None)
         if is_adapted and measure_speed:
             log.summary |= measure_backbone(model, trainer.get_train_dataloader())
-        log.save(folder)
-    print(speed_text(log.summary))
+        if is_main_process():
+            log.save(folder)
+    say(speed_text(log.summary))
     return log
 
 
@@ -107,8 +116,14 @@ def training_arguments(checkpoints: Path, settings: LoopSettings, collator: RowC
     """What the Trainer is told.
 
     Raises:
-        LoraMixerError: ``report_to`` is unknown or its package is missing.
+        LoraMixerError: ``report_to`` is unknown or its package is missing; or there are too many processes.
     """
+    processes = launched_processes()
+    if processes > settings.batch_size:
+        raise LoraMixerError(
+            f"{processes} processes cannot share {settings.batch_size} rows of a forward pass; start at most "
+            f"{settings.batch_size}, or give a preset with a larger batch_size."
+        )
     if settings.report_to not in ("none", *REPORTERS):
         raise LoraMixerError(f"report_to is '{settings.report_to}'; it can be none, {' or '.join(REPORTERS)}.")
     if settings.report_to != "none" and importlib.util.find_spec(settings.report_to) is None:
@@ -117,13 +132,14 @@ def training_arguments(checkpoints: Path, settings: LoopSettings, collator: RowC
             f"pip install {settings.report_to}, or leave report_to out: the run log holds every number."
         )
     by_length = settings.group_by_length and not collator.in_line
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         learning_rate=settings.learning_rate,
         bf16=settings.autocast,
-        use_cpu=settings.autocast and not torch.cuda.is_available(),  # bfloat16 on a CPU must be asked for
+        # Bfloat16 on a CPU, and several processes on it, must be asked for.
+        use_cpu=(settings.autocast or processes > 1) and not torch.cuda.is_available(),
         weight_decay=settings.weight_decay,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size // processes,
         gradient_accumulation_steps=settings.accumulation,
         num_train_epochs=settings.epochs,
         lr_scheduler_type="cosine",
@@ -140,6 +156,10 @@ def training_arguments(checkpoints: Path, settings: LoopSettings, collator: RowC
         remove_unused_columns=False,
         label_names=["labels"],
     )
+    # One process that sees several GPUs uses the first: `nn.DataParallel` would copy the model without its mixtures'
+    # shared state and cut lines of rows apart. One process for each GPU is for the launcher.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def speed_text(summary: dict[str, Any]) -> str:
@@ -165,6 +185,7 @@ class _WatchedTrainer(Trainer):
     """The Trainer with a look at every batch: which rows it holds, how many tokens, and whether its loss is finite."""
 
     row_names: Sequence[str] = ()
+    rows_per_forward = 0
     statistics: Statistics | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -172,10 +193,21 @@ class _WatchedTrainer(Trainer):
         self.as_given = {name: (p.requires_grad, p.dtype) for name, p in self.model.named_parameters()}  # type: ignore[union-attr]
         self.started = time.monotonic()
         self.seconds_before = 0.0
-        self.tokens = self.padded_tokens = 0
+        self.tokens = self.padded_tokens = 0  # of all processes, when they were last added up
+        self.own_tokens = [0, 0]  # of this process since then, without and with padding
         self.rows_of_step: list[int] = []
         self.former_log = (0.0, 0)
         self.next_line = 0.0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
+        """Of several processes each takes its part of every batch, of about equally many tokens."""
+        if self.args.world_size == 1:
+            return super()._get_train_sampler(train_dataset)
+        rows: Any = self.train_dataset
+        lengths = [len(row["input_ids"]) for row in rows]
+        return SpreadRows(
+            lengths, self.rows_per_forward, self.args.world_size, self.args.process_index, self.args.seed
+        )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Of the parameters that were to train when the run was set up, in the types that they had then.
@@ -196,8 +228,8 @@ class _WatchedTrainer(Trainer):
             self._step, self.rows_of_step = self.state.global_step, []
         self.rows_of_step += rows
         mask = inputs.get("attention_mask")
-        self.tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
-        self.padded_tokens += inputs["input_ids"].numel()
+        self.own_tokens[0] += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        self.own_tokens[1] += inputs["input_ids"].numel()
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(loss):
             self.stop(f"The loss is {float(loss)}", rows)
@@ -227,6 +259,7 @@ class _WatchedTrainer(Trainer):
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Add speed and statistics to a row before anybody, such as TensorBoard, takes it."""
         if "loss" in logs:
+            self.add_up_tokens()
             if self.statistics is not None:
                 logs |= self.statistics()
             seconds, step = self.seconds, self.state.global_step
@@ -241,15 +274,27 @@ class _WatchedTrainer(Trainer):
             self.former_log = (seconds, self.tokens)
             if seconds >= self.next_line or step == self.state.max_steps:
                 self.next_line = seconds + SECONDS_BETWEEN_LINES
-                print(
+                say(
                     f"step {step}/{self.state.max_steps} · loss {logs['loss']:.4f} · {speed:.0f} tokens/s · "
-                    f"{_duration(logs['seconds_left'])} left",
-                    flush=True,
+                    f"{_duration(logs['seconds_left'])} left"
                 )
         super().log(logs, start_time)
 
-    def summary(self, tokens: int) -> dict[str, Any]:
-        """Of the whole run."""
+    def add_up_tokens(self) -> None:
+        """Add what every process has seen since the last time; all of them must come here."""
+        own = torch.tensor(self.own_tokens, device=self.args.device)
+        new = self.accelerator.reduce(own, "sum").tolist()
+        self.tokens, self.padded_tokens = self.tokens + new[0], self.padded_tokens + new[1]
+        self.own_tokens = [0, 0]
+
+    def summary(self, tokens: int | None) -> dict[str, Any]:
+        """Of the whole run; all processes must come here.
+
+        Args:
+            tokens: where another count than the trainer's own is known.
+        """
+        self.add_up_tokens()
+        tokens = self.tokens if tokens is None else tokens
         seconds = round(self.seconds, 3)
         padding = 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
         return {

@@ -25,6 +25,7 @@ from loramixer.data import (
     rows_per_task,
     task_licenses,
 )
+from loramixer.distributed import is_main_process, say, wait_for_processes
 from loramixer.errors import ExpertError
 from loramixer.mixers import mixer_folder
 from loramixer.training.checkpoints import KeepRouters, survivable
@@ -107,7 +108,7 @@ def train_router(
     """
     folder = Path(output)
     if (folder / "adapter_model.safetensors").is_file():
-        print(f"{folder} holds a finished mixture; delete it to train it again.")
+        say(f"{folder} holds a finished mixture; delete it to train it again.")
         return folder
     preset = find_preset(preset)
     settings = replace(
@@ -155,7 +156,7 @@ def train_router(
         }
     )
     sites = len(peft_model.base_model.targeted_module_names)
-    print(
+    say(
         f"Training {sites} routers over {len(experts)} experts on {found.text} ({log.settings['data']} data), "
         f"{config.loss_text}, preset {preset.name} …"
     )
@@ -179,10 +180,12 @@ def train_router(
             statistics.take,
             measure_speed=measure_speed,
         )
-    with survivable(folder / "checkpoints"):
-        save_mixture(peft_model, folder)
-        write_router_card(folder, config.title, command, log, list(experts))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if is_main_process():
+        with survivable(folder / "checkpoints"):
+            save_mixture(peft_model, folder)
+            write_router_card(folder, config.title, command, log, list(experts))
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    wait_for_processes()
     return folder
 
 

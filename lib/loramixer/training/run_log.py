@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,17 @@ class RunLog:
     summary: dict[str, Any] = field(default_factory=dict)
 
     FILE_NAME = "run_log.json"
+
+    @property
+    def step_count(self) -> int:
+        """Optimiser steps of the whole run; the last logged one may lie a few before its end."""
+        if not self.steps:
+            return 0
+        last = self.steps[-1]
+        if not last.get("epoch"):
+            return int(last["step"])
+        steps_of_epoch = round(last["step"] / last["epoch"])
+        return math.ceil(steps_of_epoch * self.settings["epochs"])  # as the Trainer counts
 
     def save(self, folder: str | Path) -> Path:
         """Write ``run_log.json`` into a folder; a crash while writing leaves the former file whole."""

@@ -13,6 +13,7 @@ from peft import PeftModel, TaskType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _get_in_out_features, check_target_module_exists
 from torch import nn
 
+from loramixer.distributed import mean_over_processes
 from loramixer.errors import ExpertError, MixerError
 from loramixer.experts import Expert, check_unchanged, locate_expert, new_expert, read_expert, read_experts
 from loramixer.routing import DEFAULT_TOP_K, UNROUTED_MODES, GateMode, check_k
@@ -23,6 +24,7 @@ from loramixer.tuner.layout import SiteLayout
 from loramixer.tuner.routing_loss import (
     Recording,
     group_by_tokens,
+    label_count,
     named_inputs,
     preservation_loss,
     routing_loss,
@@ -325,7 +327,7 @@ class LoraMixerModel(BaseTuner):
             routing = routing_loss(config, groups, recording.expert_index)
             self.routing_statistics = {
                 **routing_statistics(config, [group.for_statistics() for group in groups], recording.expert_index),
-                "task_loss": task_loss.detach(),
+                "task_loss": mean_over_processes(task_loss, label_count(model, recording.inputs).to(task_loss.device)),
                 "routing_loss": routing.detach(),
             }
             addition = self.loss_warmup * routing

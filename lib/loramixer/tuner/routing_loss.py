@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from loramixer.distributed import mean_over_processes
 from loramixer.errors import MixerError
 from loramixer.losses import (
     aesl,
@@ -307,7 +308,7 @@ LOSSES: dict[RoutingLoss, Callable[[LoraMixerConfig, TokenGroup], torch.Tensor]]
 def routing_statistics(
     config: LoraMixerConfig, groups: Sequence[TokenGroup], expert_index: torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
-    """Terms of one forward for the run log, means over all routers.
+    """Terms of one forward in training for the run log, means over all routers and over the tokens of all processes.
 
     Entropies are in nats; ``own_share`` is ``[E]``, with NaN for experts to which no row of the batch belongs.
 
@@ -318,7 +319,8 @@ def routing_statistics(
     """
 
     def mean(value: Callable[..., torch.Tensor], **settings: Any) -> torch.Tensor:
-        return torch.cat([value(group.p, group.mask, **settings) for group in groups]).mean()
+        of_groups = [value(group.p, group.mask, **settings, across_processes=True) for group in groups]
+        return torch.cat(of_groups).mean()
 
     found = {
         "token_entropy": mean(token_entropy),
@@ -327,8 +329,9 @@ def routing_statistics(
     }
     if expert_index is not None:
         share_BE = torch.cat([_share_of_rows(group, len(expert_index)) for group in groups]).mean(dim=0)
-        experts = range(share_BE.shape[-1])
-        found["own_share"] = torch.stack([share_BE[expert_index == expert, expert].mean() for expert in experts])
+        own_BE = expert_index[:, None] == torch.arange(share_BE.shape[-1], device=expert_index.device)
+        rows_E = own_BE.sum(dim=0)
+        found["own_share"] = mean_over_processes(torch.where(own_BE, share_BE, 0.0).sum(dim=0) / rows_E, rows_E)
     return found
 
 
@@ -347,9 +350,14 @@ def share_of_step(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
     The Trainer counts the labels of all accumulated forwards, passes their number on, and then no longer divides by
     the number of forwards (`transformers/trainer.py`, ``training_step``).
     """
-    counted = _counted_labels(model, inputs)
+    count = label_count(model, inputs)
     items = inputs.get("num_items_in_batch")
-    return torch.ones((), device=counted.device) if items is None else (counted != IGNORED_LABEL).sum() / items
+    return torch.ones((), device=count.device) if items is None else count / items
+
+
+def label_count(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """How many labels the mean loss of this forward is over."""
+    return (_counted_labels(model, inputs) != IGNORED_LABEL).sum()
 
 
 def _counted_labels(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:

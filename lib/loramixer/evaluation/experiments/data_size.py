@@ -14,6 +14,10 @@ EXAMPLES = 4000
 """The largest number of rows; with its halves 250, 500, 1,000, 2,000 and 4,000."""
 
 
+ALL_SIZES = tuple(EXAMPLES // 2**halvings for halvings in range(4, -1, -1))
+"""What the paper asks about; more of them may be measured."""
+
+
 def sizes(options: Options) -> list[int]:
     """Training rows, each twice the one before, up to ``examples``."""
     largest = options.examples or EXAMPLES

@@ -59,7 +59,8 @@ class Run:
         if self.loss == "rsl":
             return f"RSL {self.entropy} {self.balance_weight:g} / {self.entropy_weight:g}"
         name = PAPER_NAMES.get(self.loss) or self.loss.replace("_", " ")
-        return name + (f" {self.balance_weight:g}" if self.balance_weight else "")
+        # GMoE's two terms have weights of their own, and `balance_weight` is none of them.
+        return name + (f" {self.balance_weight:g}" if self.balance_weight and self.loss != "gmoe" else "")
 
     def _loss_slug(self) -> str:
         if self.loss == "rsl":
