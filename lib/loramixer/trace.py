@@ -36,6 +36,9 @@ MAX_FILE_MEGABYTES = 256.0
 """Largest trace file that is read unless the caller allows more: four times a trace of 224 sites × 2,048 tokens × 8
 experts with contributions, in units of 10⁶ bytes."""
 
+INTERVENTION_FIELDS = ("kind", "experts", "tokens", "part", "layers", "projections", "seed")
+"""What a provenance says of an intervention: the fields of :class:`loramixer.Intervention`, which needs torch."""
+
 MAX_PROMPT_TOKENS = 1024
 """Longest prompt, in tokens with its template, that is traced unless the caller allows more."""
 

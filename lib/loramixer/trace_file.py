@@ -19,7 +19,8 @@ from typing import Any, BinaryIO, get_args
 import numpy as np
 
 from loramixer.errors import TraceError
-from loramixer.trace import Role, RoutingTrace, Site, TraceTokens
+from loramixer.trace import INTERVENTION_FIELDS, Role, RoutingTrace, Site, TraceTokens
+from loramixer.whatif import SETTINGS
 
 FORMAT_VERSION = 2
 """2 added contributions and base norms; files of version 1 are read as they were, without them."""
@@ -52,8 +53,12 @@ _FACTS: dict[str, type | tuple[type, ...]] = {
     "site_gates": list,
     "site_rules": list,
     "interventions": list,
+    "what_if": dict,
+    "temperature": (int, float),
+    "seed": int,
+    "max_new_tokens": int,
 }
-"""Facts of the provenance that are computed with, and their types; all others are for people to read."""
+"""Facts of the provenance that are computed with or written into scripts, and their types; the rest is for people."""
 
 
 def write_trace(trace: RoutingTrace, path: Path) -> Path:
@@ -247,7 +252,7 @@ def _check_facts(provenance: dict[str, Any], name: str) -> None:
         k, temperature = settings.get("k", settings.get("top_k", 1)), settings.get("temperature", 1.0)
         if settings is provenance:  # there it is the temperature of sampling
             temperature = settings.get("gate_temperature", 1.0)
-        if not isinstance(k, int) or k < 1 or not isinstance(temperature, int | float) or not temperature > 0:
+        if not isinstance(k, int) or k < 1 or not _is_number(temperature) or temperature == 0:
             raise _no_trace(name, f"its provenance says k is {k!r:.20} and the temperature {temperature!r:.20}")
         if not isinstance(settings.get("gate", ""), str) or not isinstance(settings.get("renormalize", True), bool):
             raise _no_trace(name, "a rule for single sites is none")
@@ -256,3 +261,15 @@ def _check_facts(provenance: dict[str, Any], name: str) -> None:
         raise _no_trace(name, "its sites follow rules that are not there")
     if not all(isinstance(expert, str) for expert in provenance.get("masked", [])):
         raise _no_trace(name, "its masked experts have no names")
+    if not _is_number(provenance.get("temperature", 0.0)):
+        raise _no_trace(name, f"its provenance says the temperature of sampling is {provenance['temperature']!r:.20}")
+    for each in provenance.get("interventions", []):
+        if not isinstance(each, dict) or "kind" not in each or not set(each) <= set(INTERVENTION_FIELDS):
+            raise _no_trace(name, f"an intervention is {each!r:.80}")
+    if not set(provenance.get("what_if", {})) <= {"note", *SETTINGS}:
+        raise _no_trace(name, f"its what-if is {provenance['what_if']!r:.80}")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number from 0 on, and not infinite."""
+    return isinstance(value, int | float) and 0 <= value < math.inf

@@ -8,6 +8,7 @@ Shapes: S sites, T tokens, E experts; logits ``[..., E]`` in nats, minus infinit
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -120,6 +121,10 @@ def what_if(
     gates = np.stack([setting(rows) for setting, rows in zip(settings, logits, strict=True)])
     provenance = _provenance(trace, given, biases, masked, former)
     return replace(trace, logits=logits, gates=gates, provenance=provenance, contributions=None, base_norms=None)
+
+
+SETTINGS = tuple(inspect.signature(what_if).parameters)[1:]
+"""What :func:`what_if` can change, and writes into the provenance beside the note."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 import loramixer
-from loramixer import LoraMixerConfig, viz
+from loramixer import Intervention, LoraMixerConfig, viz
 from loramixer.data.schema import Span
 from loramixer.errors import FigureError
 from loramixer.viz.recipes import prompt_of
@@ -106,3 +106,35 @@ def test_spans_and_a_setting_that_is_off_are_written_down():
 
 def test_masked_experts_are_masked_in_the_script():
     assert "loramixer.mask_experts(model, 'math')" in viz.recipe(awkward_trace(masked=["math"]), "load_bars")
+
+
+HARM = "seed=0)]); raise SystemExit #"
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"interventions": [{"kind": "mask", HARM: 1}]},
+        {"interventions": [{"kind": "mask", "seed": math.nan}]},
+        {"what_if": {"note": "x", "k": 1, "k=1)\nraise SystemExit #": 1}},
+        {"temperature": math.inf},
+        {"k": object(), "gate": "top_k"},
+    ],
+)
+def test_facts_of_a_foreign_trace_do_not_become_code(facts):
+    trace = awkward_trace(**facts)
+    with pytest.raises(FigureError, match="cannot be written into a script"):
+        viz.recipe(trace, "load_bars", recorded=awkward_trace())
+
+
+def test_an_intervention_is_written_down():
+    change = Intervention("mask", ("math",), tokens=(2, None))
+    script = viz.recipe(awkward_trace(interventions=[change.to_dict()]), "load_bars")
+    compile(script, "recipe.py", "exec")
+    assert "interventions=[loramixer.Intervention(kind='mask', experts=['math'], tokens=[2, None])]," in script
+
+
+def test_a_gate_is_set_or_refused():
+    assert "set_gate(model, 'uniform', k=2)" in viz.recipe(awkward_trace(gate="uniform", k=2), "load_bars")
+    with pytest.raises(FigureError, match=r"gated by 'domain', and a script can set .* is not recorded"):
+        viz.recipe(awkward_trace(gate="domain"), "load_bars")

@@ -3,13 +3,15 @@
 import io
 import json
 import zipfile
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
+from loramixer import Intervention
 from loramixer.errors import TraceError
-from loramixer.trace import RoutingTrace, Site, TraceTokens
+from loramixer.trace import INTERVENTION_FIELDS, RoutingTrace, Site, TraceTokens
+from loramixer.whatif import what_if
 
 
 def make_trace(gates=None, **arrays) -> RoutingTrace:
@@ -200,6 +202,18 @@ SPOILED = {
     ),
     "rule that is a text": ({"header": {"provenance": {"site_gates": ["x"]}}}, "a rule for single sites is none"),
     "masked numbers": ({"header": {"provenance": {"masked": [[1]]}}}, "masked experts have no names"),
+    "code as a field of an intervention": (
+        {"header": {"provenance": {"interventions": [{"kind": "mask", "seed=0)]); raise SystemExit #": 0}]}}},
+        "an intervention is ",
+    ),
+    "intervention that is a text": ({"header": {"provenance": {"interventions": ["mask"]}}}, "an intervention is "),
+    "code as a what-if": (
+        {"header": {"provenance": {"what_if": {"note": "", "k=1)\nraise SystemExit #": 0}}}},
+        "its what-if is ",
+    ),
+    "what-if that is a text": ({"header": {"provenance": {"what_if": "k"}}}, "its provenance says what_if is 'k'"),
+    "endless gate temperature": ({"header": {"provenance": {"gate_temperature": np.inf}}}, "the temperature inf"),
+    "endless temperature": ({"header": {"provenance": {"temperature": np.inf}}}, "temperature of sampling is inf"),
     "half a character": ({"header": {"text": "Hi \ud800b>"}}, "surrogates not allowed"),
     "empty": ({"header": {"roles": [], "sites": []}, "ids": np.zeros(0, int), "special": np.zeros(0, bool)}, "shape"),
     "header of a list": ({"header": np.frombuffer(b"[1]", np.uint8)}, "its header is none"),
@@ -221,6 +235,15 @@ def test_spoiled_files_are_one_sentence(tmp_path, name):
         RoutingTrace.load(as_file(arrays))
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 300
+
+
+def test_what_a_trace_says_of_interventions_and_what_ifs_is_read(tmp_path):
+    assert tuple(field.name for field in fields(Intervention)) == INTERVENTION_FIELDS
+    change = Intervention("random_mask", "math", (1, 2), "prompt", (0,), ("q_proj",), 4).to_dict()
+    trace = make_trace(gates=None)
+    facts = {**what_if(trace, k=1, bias={"math": 1.0}, mask=["medical"]).provenance, "interventions": [change]}
+    loaded = RoutingTrace.load(replace(trace, provenance=facts).save(tmp_path / "t.npz"))
+    assert loaded.provenance == facts
 
 
 def test_a_small_file_that_unpacks_to_much_is_refused_unopened(tmp_path):

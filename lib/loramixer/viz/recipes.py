@@ -9,9 +9,10 @@ from typing import Any
 from loramixer import viz
 from loramixer.data.schema import Span
 from loramixer.errors import FigureError
-from loramixer.trace import RoutingTrace
+from loramixer.trace import INTERVENTION_FIELDS, RoutingTrace
+from loramixer.whatif import SETTINGS
 
-GATES = ("soft", "top_k", "straight_through", "off")
+GATES = ("soft", "top_k", "straight_through", "uniform", "off")
 """Modes that a script can set."""
 
 
@@ -38,8 +39,8 @@ def recipe(
         recorded: the trace that a what-if started from.
 
     Raises:
-        FigureError: no such figure, arguments that cannot be written down, a trace without the name of its mixture, or
-            a what-if without ``recorded``.
+        FigureError: no such figure, arguments that cannot be written down, a trace without the name of its mixture or
+            with facts that no script can set, or a what-if without ``recorded``.
     """
     if figure not in viz.TRACE_FIGURES:
         raise FigureError(f"'{figure}' is no figure of a trace; known are {', '.join(sorted(viz.TRACE_FIGURES))}.")
@@ -96,10 +97,16 @@ def _steps(trace: RoutingTrace, name: str, recorded: RoutingTrace | None) -> lis
     if not facts.get("mixer"):
         raise FigureError("This trace does not say which mixture made it, so no script can make it again.")
     lines = [f"model, tokenizer = loramixer.load_mixer({str(facts['mixer'])!r})"]
-    gate = {"k": facts.get("k"), "temperature": facts.get("gate_temperature")}
-    given = [f"{key}={value!r}" for key, value in gate.items() if value is not None]
-    if facts.get("gate") in GATES:
-        lines.append(f"loramixer.set_gate({', '.join(['model', repr(facts['gate']), *given])})")
+    if (gate := facts.get("gate")) is not None:
+        if gate not in GATES:
+            raise FigureError(
+                f"This trace was gated by {gate!r:.40}, and a script can set {', '.join(GATES)} only: the domain of "
+                "each row, say, is not recorded. Record the trace under another gate."
+            )
+        settings = {"k": facts.get("k"), "temperature": facts.get("gate_temperature")}
+        settings = {key: value for key, value in settings.items() if value is not None}
+        written = _written(settings, tuple(settings), "gate")
+        lines.append(f"loramixer.set_gate({', '.join(filter(None, ['model', repr(gate), written]))})")
     if masked := facts.get("masked"):
         lines.append(f"loramixer.mask_experts(model, {', '.join(repr(str(expert)) for expert in masked)})")
     options: dict[str, Any] = {
@@ -115,14 +122,18 @@ def _steps(trace: RoutingTrace, name: str, recorded: RoutingTrace | None) -> lis
         f"prompt = {prompt_of(trace)!r}",
         f"{name} = loramixer.trace(",
         f"    model, tokenizer, prompt, max_new_tokens={int(facts.get('max_new_tokens') or 0)},",
-        f"    {', '.join(f'{key}={value!r}' for key, value in options.items())},",
+        f"    {_written(options, tuple(options), 'writing')},",
         *_interventions(facts.get("interventions") or []),
         ")",
     ]
     if changed:
         kept = {key: value for key, value in changed.items() if key != "note" and value not in ([], {}, ())}
-        written = ", ".join(f"{key}={value!r}" for key, value in kept.items())
-        lines += ["from loramixer.whatif import what_if", "", f"{name} = what_if({name}, {written})"]
+        written = _written(kept, SETTINGS, "what-if")
+        lines += [
+            "from loramixer.whatif import what_if",
+            "",
+            f"{name} = what_if({', '.join(filter(None, [name, written]))})",
+        ]
     return lines
 
 
@@ -143,11 +154,23 @@ def _numbers(settings: Mapping[str, Any]) -> list[str]:
 
 def _interventions(described: Sequence[Mapping[str, Any]]) -> list[str]:
     """The argument of a trace that was recorded under interventions."""
-    calls = [
-        f"loramixer.Intervention({', '.join(f'{name}={value!r}' for name, value in each.items())})"
-        for each in described
-    ]
+    calls = [f"loramixer.Intervention({_written(each, INTERVENTION_FIELDS, 'intervention')})" for each in described]
     return [f"    interventions=[{', '.join(calls)}],"] if calls else []
+
+
+def _written(settings: Mapping[str, Any], known: Sequence[str], what: str) -> str:
+    """Settings as arguments of a call. A trace can come from anybody, so nothing else may get into a script.
+
+    Raises:
+        FigureError: a name that is not known, or a value that is no plain text, number or list.
+    """
+    for name, value in settings.items():
+        if name not in known or not _is_plain(value):
+            raise FigureError(
+                f"The {what} of this trace says {name!r:.40} is {value!r:.40}, which cannot be written into a script; "
+                f"plain values of {', '.join(known)} can."
+            )
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
 def _is_spans(value: Any) -> bool:
