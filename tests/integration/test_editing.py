@@ -9,8 +9,10 @@ from peft import PeftModel, get_peft_model
 import loramixer
 from loramixer import LoraMixerConfig, set_gate
 from loramixer.errors import ExpertError, MixerError, RoutingError
+from loramixer.experts import read_expert
 from loramixer.tuner import LoraMixerLayer
 from loramixer.tuner.editing import add_expert, remove_expert, rename_expert
+from loramixer.tuner.export import export_expert
 from loramixer.tuner.runtime import active_runtime, mask_experts
 from tests import tiny
 from tests.tiny import logits_of
@@ -86,6 +88,51 @@ def test_removing_lowers_k_and_never_the_last(experts):
     torch.testing.assert_close(logits_of(model), logits_of(reference), atol=1e-5, rtol=0)
 
 
+def test_a_mixture_with_rules_of_its_own_is_reloaded_with_fewer_experts(experts, tmp_path):
+    model = tiny.mixture(
+        experts, top_k=3, site_gates=[{"sites": ".*q_proj", "top_k": 3}, {"sites": ".*", "gate": "soft"}]
+    )
+    remove_expert(model, "b")
+    model.save_pretrained(tmp_path)
+    reloaded = PeftModel.from_pretrained(tiny.llama(), tmp_path).eval()
+    assert reloaded.peft_config["default"].site_gates == [
+        {"sites": ".*q_proj", "top_k": 2},
+        {"sites": ".*", "gate": "soft"},
+    ]
+    assert torch.equal(logits_of(reloaded), logits_of(model))
+
+
+def test_an_expert_that_comes_back_acts_at_all_of_its_sites_again(experts, tmp_path):
+    """Only expert a changes k and o, so that these sites lose their last expert and find one again."""
+    model = tiny.mixture(experts, gate="soft")
+    remove_expert(model, "a")
+    add_expert(model, "a", experts["a"])
+    with tiny.only_expert(model, 2):
+        reference = PeftModel.from_pretrained(tiny.llama(), experts["a"]).eval()
+        torch.testing.assert_close(logits_of(model), logits_of(reference), atol=1e-5, rtol=0)
+    export_expert(model, "a", tmp_path)
+    assert read_expert("a", tmp_path).sites.keys() == read_expert("a", experts["a"]).sites.keys()
+    assert len(loramixer.trace(model, tiny.tokenizer(), "the dose", chat=False).sites) == 8
+
+
+@pytest.mark.filterwarnings("error:Adapter default was active")
+def test_removing_an_expert_leaves_a_mixture_beside_it_at_rest(experts):
+    model = tiny.mixture({name: experts[name] for name in ("a", "b")}, gate="soft")
+    remove_expert(model, "a")
+    expected = logits_of(model)
+    model = tiny.mixture({name: experts[name] for name in ("a", "b")}, gate="soft")
+    beside = LoraMixerConfig(experts={"a": experts["a"]}, router_init_std=0.5, task_type="CAUSAL_LM")
+    model.add_adapter("beside", beside)
+    remove_expert(model.eval(), "a")
+    assert torch.equal(logits_of(model), expected)
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trainable
+    assert all("lora_mixer_router.default." in name for name in trainable)
+    model.set_adapter("beside")
+    reference = PeftModel.from_pretrained(tiny.llama(), experts["a"]).eval()
+    torch.testing.assert_close(logits_of(model), logits_of(reference), atol=1e-5, rtol=0)
+
+
 def test_a_rename_changes_a_name_only(experts, tmp_path):
     model = tiny.mixture(experts, tasks={"b": ["mbpp"]})
     before = logits_of(model)
@@ -95,6 +142,16 @@ def test_a_rename_changes_a_name_only(experts, tmp_path):
     assert torch.equal(logits_of(model), before)
     model.save_pretrained(tmp_path)
     assert active_runtime(PeftModel.from_pretrained(tiny.llama(), tmp_path)).experts == ("a", "code", "c")
+
+
+def test_a_rename_keeps_the_domain_and_the_mask(experts):
+    model = tiny.mixture(experts)
+    set_gate(model, mode="domain", domain="b")
+    mask_experts(model, "c")
+    before = logits_of(model)
+    rename_expert(model, "b", "code")
+    assert torch.equal(logits_of(model), before)
+    assert active_runtime(model).masked.tolist() == [False, False, True]
 
 
 def test_a_masked_expert_gets_no_weight_and_comes_back(experts):

@@ -80,7 +80,7 @@ def remove_expert(model: Any, name: str) -> None:
         if any(part is not None for part in parts):
             _rebuild(layer, adapter, runtime, parts, kept)
         else:
-            layer.delete_adapter(adapter)  # type: ignore[operator]
+            tuner.unwrap_site(layer, adapter)
     config = runtime.config
     experts = {other: value for other, value in config.experts.items() if other != name}
     tasks = {other: value for other, value in config.tasks.items() if other != name}
@@ -106,9 +106,12 @@ def rename_expert(model: Any, name: str, new_name: str) -> None:
 
     config = runtime.config
     config.preserve = [new_name if other == name else other for other in config.preserve]
-    masked = runtime.masked
-    _finish(tuner, adapter, runtime, renamed(runtime.config.experts), renamed(runtime.config.tasks))
-    runtime.masked = masked
+    _finish(tuner, adapter, runtime, renamed(config.experts), renamed(config.tasks))
+
+
+def limit_rules(rules: Sequence[dict[str, Any]], experts: int) -> list[dict[str, Any]]:
+    """The rules of `site_gates`, none of which asks for more experts than there are."""
+    return [{**rule, "top_k": min(rule["top_k"], experts)} if "top_k" in rule else rule for rule in rules]
 
 
 def _editable(model: Any) -> tuple[LoraMixerModel, str, MixtureRuntime]:
@@ -147,7 +150,10 @@ def _finish(
     config.experts, config.expert_order, config.tasks = experts, list(experts), tasks
     config.target_modules = sorted({site for value in experts.values() for site in value["sites"]})
     config.top_k = min(config.top_k or 1, len(experts))
+    config.site_gates = limit_rules(config.site_gates, len(experts))
+    if len(experts) != len(runtime.experts):
+        # Both go by the positions of experts, which are now others; a rename leaves them.
+        runtime.masked = runtime.domain = None
     runtime.experts = tuple(experts)
-    runtime.masked = runtime.domain = None
     runtime.limit_k(len(experts))
     tuner.place_sites(adapter)

@@ -141,11 +141,21 @@ class LoraMixerModel(BaseTuner):
         if adapter_name not in layer.runtimes:
             layer.add_router(adapter_name, self.runtimes[adapter_name], experts=0)
             layer.freeze_experts(adapter_name)
+            self.activate_at(layer, adapter_name)
         if layer is not target:
             self._replace_module(owner, name, layer, target)
-            layer.set_adapter(  # type: ignore[operator]
-                self.active_adapters, inference_mode=self.runtimes[adapter_name].config.inference_mode
-            )
+
+    def unwrap_site(self, layer: LoraMixerLayer, adapter_name: str) -> None:
+        """Take a mixture out of a routed layer, which stays there for whoever else acts at its site, or for nobody."""
+        # Of an active adapter that it deletes PEFT says so in a warning, and activates another one in its place.
+        layer.set_adapter([])  # type: ignore[operator]
+        layer.delete_adapter(adapter_name)  # type: ignore[operator]
+        self.activate_at(layer, adapter_name)
+
+    def activate_at(self, layer: LoraMixerLayer, adapter_name: str) -> None:
+        """Make what is active in the model active in one layer; it trains unless this mixture is for inference."""
+        inference = self.runtimes[adapter_name].config.inference_mode
+        layer.set_adapter(self.active_adapters, inference_mode=inference)  # type: ignore[operator]
 
     def place_sites(self, adapter_name: str) -> None:
         """Number the sites of a mixture in the order of the model, and group those with one input."""
