@@ -142,14 +142,25 @@ def add_mixer(model: Any, name: str | Path, *, revision: str | None = None) -> s
     here = next(iter(model.peft_config.values())).base_model_name_or_path
     if config.base_model_name_or_path != here:
         raise MixerError(f"'{name}' was trained on {config.base_model_name_or_path}; the loaded backbone is {here}.")
-    adapter = re.sub(r"[^\w-]", "_", name)
-
-    with _one_sentence(folder):
-        model.load_adapter(str(folder), adapter_name=adapter)
+    adapter = _free_adapter_name(model, name)
+    try:
+        with _one_sentence(folder):
+            model.load_adapter(str(folder), adapter_name=adapter)
+    except BaseException:  # an interrupted one too: its weights are no numbers, and the next attempt would find it
+        if adapter in model.peft_config:
+            model.delete_adapter(adapter)
+        raise
     model.peft_config[adapter].mixer_name = name
     model.set_adapter(adapter, inference_mode=True)
     model.eval()
     return adapter
+
+
+def _free_adapter_name(model: Any, name: str) -> str:
+    """A name for PEFT without odd characters that no adapter has: PEFT loads into an adapter that there is already."""
+    plain = re.sub(r"[^\w-]", "_", name)
+    names = (plain, *(f"{plain}_{number}" for number in range(2, len(model.peft_config) + 2)))
+    return next(free for free in names if free not in model.peft_config)
 
 
 def push_mixer(

@@ -48,6 +48,8 @@ def test_domains_that_cannot_be_are_refused(experts):
         logits_of(model)
     with pytest.raises(RoutingError, match="no expert 'law'; it has a, b, c"):
         set_gate(model, domain="law")
+    with pytest.raises(RoutingError, match="domain is an empty list"):
+        set_gate(model, domain=[])
     set_gate(model, domain=["a", "b", "c"])
     with pytest.raises(RoutingError, match="3 rows, but this batch has 2"):
         logits_of(model)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load, save_file
 
-from loramixer import LoraMixerConfig, set_gate
+from loramixer import LoraMixerConfig, add_mixer, set_gate
 from loramixer.errors import MixerError
+from loramixer.tuner.export import export_expert
 from loramixer.tuner.runtime import active_runtime
 from tests import tiny
 from tests.tiny import logits_of
@@ -126,6 +130,66 @@ def test_an_adapter_per_row_is_refused(two):
         model(ids, adapter_names=["default", "__base__"])
     with pytest.raises(MixerError, match="use set_adapter"):
         model.generate(input_ids=ids, adapter_names=["default", "narrow"], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("names", [("default",), ("a/b", "a_b", "a.b")])
+def test_mixtures_whose_names_make_one_adapter_name_stay_apart(experts, tmp_path, monkeypatch, names):
+    """PEFT would load the second one into the adapter of the first."""
+    monkeypatch.chdir(tmp_path)
+    model = tiny.mixture(experts)
+    expected = {"default": logits_of(model)}
+    for seed, name in enumerate(names, start=11):
+        saved = tiny.mixture({"c": experts["c"], "b": experts["b"]}, seed=seed)
+        saved.save_pretrained(tmp_path / name)
+        adapter = add_mixer(model, name)
+        assert adapter not in expected
+        expected[adapter] = logits_of(saved)
+    for adapter, logits in expected.items():
+        model.set_adapter(adapter)
+        assert torch.equal(logits_of(model), logits)
+
+
+@pytest.mark.parametrize("fault", ["weights", "a tensor"])
+def test_a_mixture_that_cannot_be_loaded_leaves_nothing_behind(two, tmp_path, fault):
+    model, logits = two
+    model.set_adapter("narrow")
+    model.save_pretrained(tmp_path, selected_adapters=["narrow"])
+    folder = tmp_path / "narrow"
+    weights = load((folder / "adapter_model.safetensors").read_bytes())
+    if fault == "weights":
+        (folder / "adapter_model.safetensors").write_bytes(b"damaged")
+    else:
+        save_file(dict(list(weights.items())[1:]), folder / "adapter_model.safetensors")
+    for _ in range(2):
+        with pytest.raises(MixerError, match=r"cannot be loaded|lacks 1 of"):
+            add_mixer(model, folder)
+        assert list(model.peft_config) == ["default", "narrow"]
+        assert model.active_adapters == ["narrow"]
+        assert torch.equal(logits_of(model), logits["narrow"])
+    trainable = [key for key, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trainable
+    assert all("lora_mixer_router.narrow." in key for key in trainable)
+    save_file(weights, folder / "adapter_model.safetensors")
+    add_mixer(model, folder)
+    assert torch.equal(logits_of(model), logits["narrow"])
+
+
+def test_an_exported_expert_says_what_its_own_mixture_says(two, tmp_path):
+    model, _ = two
+    model.peft_config["default"].task_type = None
+    for name, fields in {"default": ("org/tiny", "one"), "narrow": ("org/tiny", "two")}.items():
+        config = model.peft_config[name]
+        config.base_model_name_or_path, config.revision = fields
+    model.set_adapter("narrow")
+    export_expert(model, "b", tmp_path / "b")
+    written = json.loads(Path(tmp_path, "b", "adapter_config.json").read_text())
+    assert (written["base_model_name_or_path"], written["revision"]) == ("org/tiny", "two")
+    assert written["task_type"] == "CAUSAL_LM"
+    # add_adapter of PEFT leaves out the name of the backbone, which all adapters of a model share.
+    model.peft_config["narrow"].base_model_name_or_path = None
+    export_expert(model, "b", tmp_path / "b")
+    written = json.loads(Path(tmp_path, "b", "adapter_config.json").read_text())
+    assert (written["base_model_name_or_path"], written["revision"]) == ("org/tiny", "one")
 
 
 def test_copies_and_state_dicts_are_whole(two):

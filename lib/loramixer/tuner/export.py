@@ -87,7 +87,9 @@ def _write_lora(model: Any, sites: dict[str, SiteWeights], folder: Path) -> Path
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    config = next(iter(model.peft_config.values()))
+    config = active_runtime(model).config
+    # PEFT's add_adapter gives a mixture no name of its backbone, which all adapters of a model share.
+    named = config if config.base_model_name_or_path else next(iter(model.peft_config.values()))
     rank = Counter(part.rank for part in sites.values()).most_common(1)[0][0]
     alphas = {site: part.scaling * part.rank for site, part in sites.items()}
     alpha = Counter(alphas.values()).most_common(1)[0][0]
@@ -98,8 +100,8 @@ def _write_lora(model: Any, sites: dict[str, SiteWeights], folder: Path) -> Path
         rank_pattern={site: part.rank for site, part in sites.items() if part.rank != rank},
         alpha_pattern={site: value for site, value in alphas.items() if value != alpha},
         task_type=config.task_type,
-        base_model_name_or_path=config.base_model_name_or_path,
-        revision=config.revision,
+        base_model_name_or_path=named.base_model_name_or_path,
+        revision=named.revision,
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -445,7 +445,8 @@ def set_gate(
         domain: for mode ``domain``: the expert of all rows, or of each row.
 
     Raises:
-        RoutingError: unknown mode, k outside 1…experts, a temperature that is not above 0, or an unknown expert.
+        RoutingError: unknown mode, k outside 1…experts, a temperature that is not above 0, no expert for any row, or
+            an unknown one.
     """
     runtime = active_runtime(model)
     if mode is not None:
@@ -456,6 +457,8 @@ def set_gate(
         check_temperature(temperature)
     if domain is not None:
         names = [domain] if isinstance(domain, str) else list(domain)
+        if not names:
+            raise RoutingError("domain is an empty list; give the name of one expert, or of one for each row.")
         runtime.domain = torch.tensor([runtime.index_of(name) for name in names])
     given: dict[str, Any] = {"mode": mode, "k": k, "temperature": temperature}
     runtime.inference = replace(
