@@ -26,7 +26,7 @@ if "google.colab" in sys.modules:
     # !git clone -q https://github.com/loramixer/loramixer
     # %cd loramixer/notebooks
     # !pip install -q -e "..[notebooks]" -c ../requirements.txt
-    pass  # on Colab only
+    sys.path.insert(0, "../lib")  # a kernel that runs already does not see what was just installed
 
 # %% tags=["parameters"]
 import os

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -67,8 +68,18 @@ def build(source: Path, fast: bool) -> float:
 
     started = time.monotonic()
     notebook = execute(source, fast)
+    seconds = time.monotonic() - started
+    if not fast:
+        notebook.metadata["loramixer"]["minutes"] = minutes = round(seconds / 60, 1)
+        page = FOLDER / "README.md"
+        page.write_text(with_minutes(page.read_text(encoding="utf-8"), source.stem, minutes), encoding="utf-8")
     nbformat.write(notebook, source.with_suffix(".ipynb"))
-    return time.monotonic() - started
+    return seconds
+
+
+def with_minutes(page: str, stem: str, minutes: float | str) -> str:
+    """The page of all notebooks with the time that one of them took, the last cell of its line."""
+    return re.sub(rf"^(\|.*\({stem}\.ipynb\).*\|) [^|]* \|$", rf"\1 {minutes} |", page, flags=re.MULTILINE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

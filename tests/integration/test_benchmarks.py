@@ -117,10 +117,20 @@ def test_router_training_reads_the_logs_of_one_size(benchmark_module, tmp_path, 
     assert (row["run"], row["rows"], row["minutes"], row["backbone_share"]) == ("rsl-n2000-s0", 1979, 15.0, 0.86)
     assert "86%" in capsys.readouterr().out
     table = router_training_table(tmp_path)
-    assert "| RSL sharpen | 1,979 | 210,000 | 15.0 (missed) | 233 | 86% |" in table
-    assert "beside other work" in table
+    assert "beside other work: fastest, median, slowest | 1 | 210,000 | 15.0, 15.0, 15.0 | 233, 233, 233 | 86%" in table
     with pytest.raises(SystemExit, match="no log of a training with 500 rows"):
         benchmark_module("router_training").main([*words, "--examples", "500"])
+
+
+def test_a_training_of_its_own_stays_beside_the_archived_ones(benchmark_module, tmp_path, monkeypatch):
+    module = benchmark_module("router_training")
+    settings = {"loss_text": "RSL sharpen", "rows": {"gsm8k": 1979}, "processes": 2, "threads": 1}
+    log = RunLog(settings, [], {"seconds": 540.0, "tokens": 210_000, "tokens_per_second": 388.9})
+    monkeypatch.setattr(module, "train", lambda options: log)
+    words = ["--logs", str(tmp_path / "logs"), "--output", str(tmp_path / "router-training.json")]
+    module.main([*words, "--train", "--processes", "2"])
+    module.main(words)
+    assert "| alone, 2 processes × 1 thread | 1 | 210,000 | 9.0 | 389 | – |" in router_training_table(tmp_path)
 
 
 def test_a_median_comes_with_an_interval_around_it(benchmark_module):

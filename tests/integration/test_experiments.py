@@ -194,6 +194,15 @@ def test_other_rows_or_a_lost_work_folder_never_spoil_a_file(output, shop, tmp_p
         )
 
 
+def test_an_experiment_without_rows_asks_for_none(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(shop), "test_rows", lambda self: pytest.fail("nothing is measured on rows"))
+    swapped = dict(zip(EXPERTS, reversed(list(shop.sources.values())), strict=True))  # another archive is no matter
+    perform(
+        EXPERIMENTS["convergence"], replace(OPTIONS, seeds=(0,)), replace(shop, sources=swapped), tmp_path, say=str
+    )
+    assert (tmp_path / "convergence-summary.csv").is_file()
+
+
 def test_a_dry_run_names_what_is_left_and_takes_times_from_timed_runs_only(output, shop, tmp_path):
     experiment = EXPERIMENTS["top-k"]
     lines = describe(experiment, OPTIONS, replace(shop, work=tmp_path, archive=tmp_path / "runs"))

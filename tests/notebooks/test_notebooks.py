@@ -14,7 +14,9 @@ import jupytext
 import nbformat
 import pytest
 
-from notebooks.build import FOLDER, main, sources
+from explorer.rooms import ROOMS
+from loramixer.evaluation.csv_files import read_csv
+from notebooks.build import FOLDER, main, sources, with_minutes
 
 LARGEST = 2_000_000
 """Bytes of one notebook with its outputs; code hosts stop drawing beyond a few megabytes."""
@@ -58,6 +60,11 @@ def test_it_opens_with_a_question_and_badges(notebook: Any) -> None:
     assert "?" in first
     assert "colab.research.google.com/github/" in first
     assert "huggingface.co/spaces/" in first
+
+
+def test_its_link_opens_a_room_that_exists(notebook: Any) -> None:
+    rooms = re.findall(r"[?&]room=([\w-]+)", notebook.cells[0].source)
+    assert set(rooms) <= {room.key for room in ROOMS}
 
 
 def test_it_closes_with_what_was_learnt_and_an_exercise(notebook: Any) -> None:
@@ -111,6 +118,12 @@ def test_outputs_say_what_size_they_are_of(notebook: Any) -> None:
     assert json.dumps(notebook.metadata)
 
 
+def test_the_readme_has_the_minutes_of_every_run(source: Path, notebook: Any) -> None:
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert with_minutes(readme, source.stem, 1234.5) != readme
+    assert with_minutes(readme, source.stem, notebook.metadata["loramixer"].get("minutes", "–")) == readme
+
+
 @pytest.mark.parametrize("size", ["the full size", "FAST=1"])
 def test_the_readme_says_which_outputs_are_of_which_size(size: str) -> None:
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
@@ -121,3 +134,10 @@ def test_the_readme_says_which_outputs_are_of_which_size(size: str) -> None:
         if nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).metadata["loramixer"]["outputs_of"] == size
     }
     assert set(re.findall(r"\d+", row)) == written
+
+
+def test_the_comparison_shows_every_setting_that_has_been_measured() -> None:
+    notebook = nbformat.read(FOLDER / "03_rsl_against_balance.ipynb", as_version=4)
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    measured = {row["setting"] for row in read_csv(FOLDER.parent / "docs/results/losses-summary.csv")}
+    assert not [setting for setting in measured if setting not in printed]

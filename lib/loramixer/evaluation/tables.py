@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,27 +166,47 @@ def scaling_table(folder: Path) -> str:
 
 
 def router_training_table(folder: Path) -> str:
-    """Time of every router training and the backbone's share of it, from ``router-training.json``."""
+    """Time of router trainings and the backbone's share of it, from ``router-training.json``."""
     result = _read(folder / "router-training.json")
     rows, goal = result["rows"], result["settings"]["goal_minutes"]
     lines = [
-        line("routing loss", "rows", "tokens", "minutes", "tokens/s", "backbone alone"),
+        line("trained", "routers", "tokens", "minutes", "tokens/s", "backbone alone"),
         line("---", *["---:"] * 5),
     ]
-    for row in rows:
-        share = "–" if row["backbone_share"] is None else f"{row['backbone_share']:.0%}"
+    for row in sorted((row for row in rows if row["alone"]), key=lambda row: row["minutes"]):
         missed = " (missed)" if row["minutes"] > goal else ""
-        numbers = (f"{row['minutes']:.1f}{missed}", f"{row['tokens_per_second']:.0f}", share)
-        lines.append(line(row["loss"], f"{row['rows']:,}", f"{row['tokens']:,}", *numbers))
+        how = f"alone, {row['processes']} process{'es' * (row['processes'] > 1)} × {row['threads']} thread"
+        lines.append(
+            line(
+                how + "s" * (row["threads"] > 1),
+                "1",
+                f"{row['tokens']:,}",
+                f"{row['minutes']:.1f}{missed}",
+                f"{row['tokens_per_second']:.0f}",
+                _share([row]),
+            )
+        )
+    if beside := sorted((row for row in rows if not row["alone"]), key=lambda row: row["minutes"]):
+        fast, middle, slow = beside[0], beside[len(beside) // 2], beside[-1]
+        tokens = sorted({row["tokens"] for row in beside})
+        lines.append(
+            line(
+                "by the experiments, beside other work: fastest, median, slowest",
+                str(len(beside)),
+                " – ".join(f"{count:,}" for count in dict.fromkeys((tokens[0], tokens[-1]))),
+                ", ".join(f"{row['minutes']:.1f}" for row in (fast, middle, slow)),
+                ", ".join(f"{row['tokens_per_second']:.0f}" for row in (fast, middle, slow)),
+                _share(beside),
+            )
+        )
     lines.append(line("goal", "", "", f"≤ {goal}", "", ""))
-    machine = result["machine"]
-    how = (
-        f"One training with {machine['threads']} thread(s) on a machine that was left alone"
-        if result["settings"]["trained_now"]
-        else "Trainings that the experiments archived; each had one thread, beside other work on the same two cores, "
-        "so they took longer than on a machine that is left alone"
-    )
-    return "\n".join([*lines, "", f"{how}; {machine['processor']}."])
+    return "\n".join([*lines, "", f"{result['machine']['processor']}, {result['machine']['cores']} cores."])
+
+
+def _share(rows: Sequence[dict[str, Any]]) -> str:
+    """Median share of the backbone in a step."""
+    shares = sorted(row["backbone_share"] for row in rows if row["backbone_share"] is not None)
+    return f"{shares[len(shares) // 2]:.0%}" if shares else "–"
 
 
 def _judged(row: dict[str, Any]) -> str:

@@ -83,7 +83,7 @@ def run_training(
     backbone = model.get_base_model() if is_adapted else model
     collator = make_collator(backbone, tokenizer, numbered)
     log.settings |= {"rows_in_line": collator.in_line, "logits_at_answers_only": collator.answers_only}
-    log.settings["processes"] = launched_processes()
+    log.settings |= {"processes": launched_processes(), "threads": torch.get_num_threads()}
     trainer = _WatchedTrainer(
         model=model,
         args=training_arguments(checkpoints, settings, collator),

@@ -224,4 +224,5 @@ EXPERIMENT = Experiment(
     plan=None,
     write=write,
     figures={NAME: figure},
+    needs_rows=False,
 )

@@ -151,6 +151,7 @@ class Experiment:
         plan: from the options to what is trained and measured; None where nothing is trained.
         write: writes the CSV files from what is measured so far; may be called after every run.
         figures: file stem → function that draws it from the rows of the CSV files in a folder.
+        needs_rows: whether anything is measured on test rows, which must then be those of the archive.
     """
 
     name: str
@@ -159,3 +160,4 @@ class Experiment:
     plan: Callable[[Options], Plan] | None
     write: Callable[[Results, Path], None]
     figures: dict[str, Callable[[Path], Any]]
+    needs_rows: bool = True

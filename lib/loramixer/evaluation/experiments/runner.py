@@ -57,9 +57,10 @@ def perform(
         DataError: the work folder belongs to other experts or data, or ``output`` holds numbers of other test rows or
             of runs that the work folder has not got.
     """
-    rows = workshop.test_rows()
+    rows = workshop.test_rows() if experiment.needs_rows else []
     results = Results(options, workshop, len(rows), workshop.key(rows), stored_only=stored_only)
-    workshop.check_origin()
+    if experiment.needs_rows:
+        workshop.check_origin()
     if experiment.plan is None:
         experiment.write(results, output)
         return draw(experiment, output, say)

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from loramixer.data import RECIPES, Example, data_origin, fingerprint, held_out_examples
+from loramixer.data.sources import VARIABLE
 from loramixer.errors import DataError
 from loramixer.evaluation.experiments.measure import Measurement
 from loramixer.evaluation.experiments.plan import BASE_GATES, Run
@@ -133,10 +134,9 @@ class Workshop:
                 former = json.loads(path.read_text(encoding="utf-8"))
                 odd = next((name for name in origin if former.get(name) != origin[name]), None)
                 if odd is not None:
-                    raise DataError(
-                        f"{folder} was begun with other {odd} ({former.get(odd)}, now {origin[odd]}); give another "
-                        f"{option}."
-                    )
+                    remedy = f"set {VARIABLE} as then, or give another" if odd == "data" else "give another"
+                    found = f"{former.get(odd)}, now {origin[odd]}"
+                    raise DataError(f"{folder} was begun with other {odd} ({found}); {remedy} {option}.")
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
