@@ -8,6 +8,7 @@ Shapes: S sites, T tokens, n tokens inside spans, P spans, D domains, E experts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,8 +36,7 @@ def spans_in_trace(trace: RoutingTrace, prompt: str, spans: Sequence[Span]) -> t
         TraceError: the trace is of another prompt, or a span lies outside it.
     """
     words = prompt.strip()
-    read = [end for (_, end), role in zip(trace.tokens.spans, trace.tokens.roles, strict=True) if role != "generated"]
-    start = trace.tokens.text.rfind(words, 0, int(max(read, default=0)))
+    start = _place_of_prompt(trace.tokens, words)
     if start < 0 or not words:
         raise TraceError("This trace is of another prompt than the spans; trace the prompt that they belong to.")
     _check_spans(spans, len(prompt))
@@ -44,6 +44,20 @@ def spans_in_trace(trace: RoutingTrace, prompt: str, spans: Sequence[Span]) -> t
     return tuple(
         Span(max(start, span.start + shift), min(start + len(words), span.end + shift), span.domain) for span in spans
     )
+
+
+def _place_of_prompt(tokens: TraceTokens, words: str) -> int:
+    """Where a prompt begins in the text that was read, or −1: a short one can stand in the template too.
+
+    A token that the prompt shares with the template counts as template, so tokens tell which place it is and no more.
+    """
+    kinds = list(zip(tokens.spans.tolist(), tokens.roles, strict=True))
+    own = np.zeros(len(tokens.text), dtype=bool)
+    for (start, end), role in kinds:
+        own[start:end] |= role == "prompt"
+    read = tokens.text[: max((end for (_, end), role in kinds if role != "generated"), default=0)]
+    places = [match.start() for match in re.finditer(f"(?={re.escape(words)})", read)]
+    return max(places, key=lambda place: (own[place : place + len(words)].sum(), place), default=-1)
 
 
 def tokens_of_spans(tokens: TraceTokens, spans: Sequence[Span]) -> np.ndarray:

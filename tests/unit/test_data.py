@@ -19,6 +19,7 @@ from loramixer.data import (
     describe_source,
     encode,
     encode_all,
+    encode_prompt,
     evaluation_examples,
     expert_examples,
     find_source,
@@ -170,6 +171,35 @@ def test_loss_is_on_the_answer_only():
     assert tokenizer.decode(answer) == "ten</s>"
     assert len(row["labels"]) == len(row["input_ids"]) == len(row["own_tokens"])
     assert row["labels"][: -len(answer)] == [IGNORED_LABEL] * (len(row["labels"]) - len(answer))
+
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] TRIM}}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("prompt", ["a", "start", "im", "assistant", "user\n", "  the dose "])
+@pytest.mark.parametrize("trim", ["", "| trim "])
+def test_a_prompt_is_found_though_the_template_has_its_words(prompt, trim):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = CHATML.replace("TRIM", trim)
+    found = encode_prompt(tokenizer, prompt)
+    head = "<|im_start|>user\n"
+    before = "" if trim else prompt[: len(prompt) - len(prompt.lstrip())]
+    assert found.span == (len(head + before), len(head + before + prompt.strip()))
+    assert any(found.is_own())
+    plain = encode_prompt(tokenizer, prompt, chat=False)
+    assert plain.text[slice(*plain.span)] == prompt.strip()
+
+
+def test_a_template_that_depends_on_the_prompt_or_changes_it():
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | length }}: {{ m['content'] }}.{% endfor %}"
+    found = encode_prompt(tokenizer, "the dose")
+    assert found.text[slice(*found.span)] == "the dose"
+    tokenizer.chat_template = "{% for m in messages %}user: {{ m['content'] | upper }}{% endfor %}"
+    assert not any(encode_prompt(tokenizer, "the dose").is_own())
 
 
 def test_long_answers_are_cut_and_long_prompts_left_out():

@@ -146,6 +146,16 @@ def test_spans_of_a_prompt_move_behind_the_template():
         spans_in_trace(trace, "three", [Span(0, 5, "math")])
 
 
+@pytest.mark.parametrize("prompt", ["user", "a", " a\n"])
+def test_a_short_prompt_is_not_looked_for_in_the_template(prompt):
+    parts = ["<", "user", ">", prompt, "<", "user", ">", " a"]
+    roles = (*("template",) * 3, "prompt", *("template",) * 3, "generated")
+    trace = make_trace(parts, [[MATH] * len(parts)], roles)
+    (moved,) = spans_in_trace(trace, prompt, [Span(0, len(prompt), "math")])
+    before = len(prompt) - len(prompt.lstrip())
+    assert (moved.start, moved.end) == (6 + before, 6 + before + len(prompt.strip()))
+
+
 @pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if "-" in family.domain])
 def test_gold_spans_of_generated_rows_fit(family):
     (row,) = generated_examples(1, 0, [family])

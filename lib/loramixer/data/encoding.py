@@ -12,6 +12,10 @@ IGNORED_LABEL = -100
 """Label of tokens that carry no loss (the value that PyTorch's cross-entropy skips)."""
 
 
+_STAND_IN = "\N{OBJECT REPLACEMENT CHARACTER}message\N{OBJECT REPLACEMENT CHARACTER}"
+"""A message that no template contains, so that the template around it can be told apart."""
+
+
 def chat_prompt(tokenizer: Any, prompt: str) -> str:
     """What a model is given for a prompt: its chat template filled in, else the prompt and a line end."""
     if getattr(tokenizer, "chat_template", None):
@@ -26,7 +30,7 @@ class EncodedPrompt:
 
     Attributes:
         text: the prompt inside its chat template.
-        span: character span of the user's own words in ``text``.
+        span: character span of the user's own words in ``text``; empty where the template has changed them.
         ids: its tokens.
         offsets: character span of every token in ``text``.
     """
@@ -45,9 +49,20 @@ def encode_prompt(tokenizer: Any, prompt: str, chat: bool = True) -> EncodedProm
     """Tokenise a prompt, inside the chat template unless ``chat`` is false."""
     text = chat_prompt(tokenizer, prompt) if chat else prompt
     # Some templates strip the message, so the trimmed prompt is what can be found again.
-    start = text.rfind(prompt.strip())
+    words = prompt.strip()
+    start = text.rfind(words, *(_message_span(tokenizer, text) if chat else ()))
+    span = (start, start + len(words)) if start >= 0 else (0, 0)
     encoded = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)
-    return EncodedPrompt(text, (start, start + len(prompt.strip())), encoded["input_ids"], encoded["offset_mapping"])
+    return EncodedPrompt(text, span, encoded["input_ids"], encoded["offset_mapping"])
+
+
+def _message_span(tokenizer: Any, text: str) -> tuple[int, int]:
+    """Where the message of a filled-in template stands; the whole text where the template depends on the message."""
+    head, found, tail = chat_prompt(tokenizer, _STAND_IN).partition(_STAND_IN)
+    end = len(text) - len(tail)
+    if not found or not text.startswith(head) or not text.endswith(tail) or end < len(head):
+        return 0, len(text)
+    return len(head), end
 
 
 def encode(
