@@ -7,6 +7,12 @@ function sitesOf(model, layer, projection) {
   return model.sitesBy[projection + 1][layer];
 }
 
+function sitesOfLayers(model, [first, last], projection) {
+  const sites = [];
+  for (let layer = first; layer <= last; layer += 1) sites.push(...sitesOf(model, layer, projection));
+  return sites;
+}
+
 // Entropy of one row in 0…1 of its largest value.
 function entropyOf(values, start = 0, count = values.length) {
   if (count < 2) return 0;
@@ -30,34 +36,38 @@ function siteEntropies(model, column) {
     Float32Array.from(model.sites, (_, site) => entropyOf(column.gates, site * count, count)));
 }
 
-// Mean over the sites of each layer, [L, E]; NaN is left out, and stays where there is nothing else.
-function meanOverSites(model, values, projection) {
+// Mean over some sites, [E]; NaN is left out, and stays where there is nothing else.
+function meanOverSites(model, values, sites) {
   const count = model.experts.length;
-  const result = new Float32Array(model.layers.length * count);
-  model.layers.forEach((_, layer) => {
-    const sites = sitesOf(model, layer, projection);
-    for (let expert = 0; expert < count; expert += 1) {
-      let total = 0;
-      let known = 0;
-      for (const site of sites) {
-        const value = values[site * count + expert];
-        if (!Number.isNaN(value)) { total += value; known += 1; }
-      }
-      result[layer * count + expert] = known > 0 ? total / known : NaN;
+  return Float32Array.from(model.experts, (_, expert) => {
+    let total = 0;
+    let known = 0;
+    for (const site of sites) {
+      const value = values[site * count + expert];
+      if (!Number.isNaN(value)) { total += value; known += 1; }
     }
+    return known > 0 ? total / known : NaN;
+  });
+}
+
+// The same for the sites of each layer, [L, E].
+function meanOfEachLayer(model, values, projection) {
+  const result = new Float32Array(model.layers.length * model.experts.length);
+  model.layers.forEach((_, layer) => {
+    result.set(meanOverSites(model, values, sitesOf(model, layer, projection)), layer * model.experts.length);
   });
   return result;
 }
 
 // Gates of all layers, [L, E].
 function layerGates(model, column, projection) {
-  return remember(column, `gates${projection}`, () => meanOverSites(model, column.gates, projection));
+  return remember(column, `gates${projection}`, () => meanOfEachLayer(model, column.gates, projection));
 }
 
 // What each expert added over what the frozen projection gave, [L, E]; null where it was not recorded.
 function layerShares(model, column, projection) {
   if (!column.shares) return null;
-  return remember(column, `shares${projection}`, () => meanOverSites(model, column.shares, projection));
+  return remember(column, `shares${projection}`, () => meanOfEachLayer(model, column.shares, projection));
 }
 
 // Mean entropy of the routers of each layer, [L]: routers that disagree must not look undecided.
@@ -91,32 +101,23 @@ function logitsAt(model, column, layer, projection) {
   return sites.length === 1 ? rowOf(column.logits, sites[0], model.experts.length) : null;
 }
 
-// Mean gates of a column over the layers of a range, [E].
-function meanGates(model, column, projection, [first, last]) {
-  return remember(column, `mean${projection}/${first}/${last}`, () =>
-    meanOfLayers(model, layerGates(model, column, projection), first, last));
+// Mean gates of a column over the routers of a range of layers, [E]: a layer with more routers counts for more, as in
+// loramixer.metrics.load.
+function meanGates(model, column, projection, range) {
+  return remember(column, `mean${projection}/${range.join('/')}`, () =>
+    meanOverSites(model, column.gates, sitesOfLayers(model, range, projection)));
 }
 
-function meanShares(model, column, projection, [first, last]) {
-  const shares = layerShares(model, column, projection);
-  return shares && remember(column, `effect${projection}/${first}/${last}`, () =>
-    meanOfLayers(model, shares, first, last));
+function meanShares(model, column, projection, range) {
+  return column.shares && remember(column, `effect${projection}/${range.join('/')}`, () =>
+    meanOverSites(model, column.shares, sitesOfLayers(model, range, projection)));
 }
 
-// The mean over sites of all layers: a layer with more routers counts for more, as in loramixer.metrics.load.
-function meanOfLayers(model, rows, first, last) {
-  const count = model.experts.length;
-  const result = new Float32Array(count);
-  for (let expert = 0; expert < count; expert += 1) {
-    let total = 0;
-    let known = 0;
-    for (let layer = first; layer <= last; layer += 1) {
-      const value = rows[layer * count + expert];
-      if (!Number.isNaN(value)) { total += value; known += 1; }
-    }
-    result[expert] = known > 0 ? total / known : NaN;
-  }
-  return result;
+// Mean entropy of the routers of a range of layers.
+function meanEntropy(model, column, projection, range) {
+  const entropies = siteEntropies(model, column);
+  const sites = sitesOfLayers(model, range, projection);
+  return sites.reduce((sum, site) => sum + entropies[site], 0) / Math.max(sites.length, 1);
 }
 
 // The first of all experts and how far it is ahead of the second; winner −1 where no expert has any.
@@ -162,10 +163,9 @@ function largest(arrays) {
 }
 
 // Load of each expert and the three numbers of loramixer.metrics.plane_point: per router first, then their mean.
-function loadOf(model, columns, projection, [first, last]) {
+function loadOf(model, columns, projection, range) {
   const count = model.experts.length;
-  const sites = [];
-  for (let layer = first; layer <= last; layer += 1) sites.push(...sitesOf(model, layer, projection));
+  const sites = sitesOfLayers(model, range, projection);
   const load = new Float64Array(count);
   let undecided = 0;
   let balanced = 0;

@@ -33,12 +33,11 @@ function createTable(root, store) {
   function rowsOf(state) {
     const { model, projection, range, columns, effect } = state;
     return columns.flatMap((column) => {
-      const entropies = layerEntropies(model, column, projection);
       if (!everyLayer) {
         const values = (effect ? meanShares : meanGates)(model, column, projection, range);
-        const shown = entropies.subarray(range[0], range[1] + 1);
-        return [rowOfNumbers(state, column, null, values, shown.reduce((sum, value) => sum + value, 0) / shown.length)];
+        return [rowOfNumbers(state, column, null, values, meanEntropy(model, column, projection, range))];
       }
+      const entropies = layerEntropies(model, column, projection);
       const rows = [];
       for (let layer = range[0]; layer <= range[1]; layer += 1) {
         rows.push(rowOfNumbers(state, column, layer, (effect ? sharesAt : gatesAt)(model, column, layer, projection), entropies[layer]));

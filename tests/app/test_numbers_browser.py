@@ -1,0 +1,57 @@
+"""The numbers of the views, worked out in a real browser, against those of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import explorer
+from loramixer.metrics import load
+
+NUMBERS = Path(explorer.__file__).parent / "components" / "routing_view" / "numbers.js"
+GATES = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6]], dtype=np.float32)
+"""Of one token: layer 0 has one router, layer 1 has three. [S, E]"""
+
+MODEL = {
+    "experts": [{"name": "math"}, {"name": "medical"}],
+    "layers": [0, 1],
+    "sites": [[0, 0], [1, 0], [1, 1], [1, 2]],
+    "sitesBy": [[[0], [1, 2, 3]], [[0], [1]], [[], [2]], [[], [3]]],
+}
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A blank page with the functions."""
+    found = browser.new_page()
+    found.add_script_tag(content=NUMBERS.read_text(encoding="utf-8"))
+    yield found
+    found.close()
+
+
+def ask(page: Any, expression: str) -> Any:
+    return page.evaluate(
+        f"""([model, gates]) => {{
+          const column = {{ gates: Float32Array.from(gates), shares: Float32Array.from(gates), cache: new Map() }};
+          const found = {expression};
+          return typeof found === 'number' ? found : [...found];
+        }}""",
+        [MODEL, GATES.ravel().tolist()],
+    )
+
+
+@pytest.mark.parametrize("of", ["meanGates", "meanShares"])
+def test_a_layer_with_more_routers_counts_for_more(page: Any, of: str) -> None:
+    assert ask(page, f"{of}(model, column, MEAN, [0, 1])") == pytest.approx(load(GATES[:, None]).tolist())
+    assert ask(page, f"{of}(model, column, MEAN, [1, 1])") == pytest.approx(GATES[1:].mean(axis=0).tolist())
+    # One projection that layer 0 does not have.
+    assert ask(page, f"{of}(model, column, 1, [0, 1])") == pytest.approx(GATES[2].tolist())
+
+
+def test_the_entropy_over_layers_is_that_of_all_routers(page: Any) -> None:
+    each = -(GATES * np.log(GATES)).sum(axis=1) / np.log(2)
+    assert ask(page, "meanEntropy(model, column, MEAN, [0, 1])") == pytest.approx(float(each.mean()), abs=1e-5)
