@@ -152,10 +152,10 @@ class Exports:
         """A data frame as ``csv`` or ``parquet``; returns the path of the file.
 
         Raises:
-            FigureError: another kind.
+            FigureError: another kind, or ``parquet`` where pyarrow is not installed.
         """
         if kind == "parquet":
-            return self._write(session, f"{stem}.parquet", lambda path: frame.to_parquet(path, index=False))
+            return self._write(session, f"{stem}.parquet", lambda path: _write_parquet(frame, path))
         if kind == "csv":
             return self._write(session, f"{stem}.csv", lambda path: frame.to_csv(path, index=False))
         raise FigureError(f"There is no '{kind}' file of a view; choose {', '.join(FORMATS)}.")
@@ -216,6 +216,15 @@ class Exports:
         for old_folder in gone:
             shutil.rmtree(old_folder, ignore_errors=True)
         return folder
+
+
+def _write_parquet(frame: Any, path: Path) -> None:
+    try:
+        frame.to_parquet(path, index=False)
+    except ImportError as error:
+        raise FigureError(
+            "A Parquet file needs pyarrow, which is not installed; choose CSV, or run “pip install pyarrow” first."
+        ) from error
 
 
 def _words(arguments: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ The explorer and the process that trains share nothing but this folder, so that 
 never blocks the page:
 
 - ``job.json``: the :class:`TrainingJob`, written by the explorer;
+- ``experts/``: copies of experts that may go before the training does, such as those of a visitor;
 - ``stop``: an empty file, written by the explorer to ask for an end;
 - ``status.json``: the :class:`JobStatus`, written by the process;
 - ``run_log.json`` in ``mixture/``: the curves, written by the trainer;
@@ -62,6 +63,11 @@ class TrainingJob:
     probe: str
     max_minutes: float
     title: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables that its rows need, besides those of the server."""
+        return {"LORAMIXER_DATA": self.data} if self.data in ("hub", "generated") else {}
 
     def save(self, folder: Path) -> None:
         """Write ``job.json``."""

@@ -16,15 +16,17 @@ import threading
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from explorer.training_job import RUNNING, JobStatus, TrainingJob, trained_folder
 from loramixer.cards import UNPUBLISHED
 from loramixer.errors import LoraMixerError
+from loramixer.experts import CONFIG_FILE as EXPERT_CONFIG
+from loramixer.experts import WEIGHTS_FILE as EXPERT_WEIGHTS
 from loramixer.hub import split_hub_id
-from loramixer.mixers import CONFIG_FILE
+from loramixer.mixers import CONFIG_FILE, ZOO
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = 4
@@ -92,15 +94,19 @@ class Trainings:
             self._make_room()
             _sweep()
             key = uuid.uuid4().hex
+            folder: Path | None = None
             try:
                 folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+                job = replace(job, experts=_kept_experts(job.experts, folder / "experts"))
                 job.save(folder)
             except OSError as error:
+                if folder is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
                 raise LoraMixerError(
                     f"The temporary folder of this machine cannot be written ({error.strerror}); make room there."
                 ) from error
             self._trainings[key] = _Running(folder)
-            self._launch(key, job.data)
+            self._launch(key, job)
             return key
 
     def resume(self, key: str) -> None:
@@ -116,7 +122,7 @@ class Trainings:
             (training.folder / "stop").unlink(missing_ok=True)
             status = JobStatus.load(training.folder)
             status.ended("starting", "The training process starts again …").save(training.folder)
-            self._launch(key, TrainingJob.load(training.folder).data)
+            self._launch(key, TrainingJob.load(training.folder))
 
     def stop(self, key: str) -> None:
         """Ask a training to write a checkpoint and end; the second time, end it at once."""
@@ -254,11 +260,10 @@ class Trainings:
             threading.Thread(target=self._forget_mixer, args=(training.mixer,), daemon=True).start()
         training.mixer = ""
 
-    def _launch(self, key: str, data: str) -> None:
+    def _launch(self, key: str, job: TrainingJob) -> None:
         training = self._trainings[key]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "lib"), str(ROOT)))}
-        if data in ("hub", "generated"):
-            environment["LORAMIXER_DATA"] = data
+        path = os.pathsep.join((str(ROOT / "lib"), str(ROOT)))
+        environment = {**os.environ, "PYTHONPATH": path, **job.environment}
         with (training.folder / "log.txt").open("ab") as log:
             training.process = subprocess.Popen(
                 [*self._command, str(training.folder)],
@@ -293,6 +298,21 @@ class Trainings:
             "on from the last checkpoint, and the log of the server says more."
         )
         return found.ended("failed", text)
+
+
+def _kept_experts(experts: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The experts of a training, those of a visitor copied: their folders go when the visitor leaves or reloads."""
+    kept = dict(experts)
+    for name, source in experts.items():
+        place = Path(source)
+        if not place.is_dir() or place.is_relative_to(ZOO):
+            continue
+        (folder / name).mkdir(parents=True)
+        for file in (EXPERT_CONFIG, EXPERT_WEIGHTS):
+            if (place / file).is_file():
+                shutil.copyfile(place / file, folder / name / file)
+        kept[name] = str(folder / name)
+    return kept
 
 
 def _without_places(config: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +46,13 @@ def test_every_kind_of_file_can_be_read_again(exports):
         assert len(table) == 2 * 6 * 3
     assert RoutingTrace.load(files["npz"]).provenance == shown.provenance
     compile(files["py"].read_text(encoding="utf-8"), "view.py", "exec")
+
+
+def test_parquet_without_its_library_is_one_sentence(exports, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "fastparquet", None)
+    with pytest.raises(FigureError, match="needs pyarrow, which is not installed; choose CSV"):
+        exports.table("me", pd.DataFrame({"a": [1]}), "table", "parquet")
 
 
 def test_comparisons_and_figures_without_a_trace_have_files_too(exports):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,12 +78,24 @@ def test_a_training_is_followed_to_its_end(handlers: TrainHandlers) -> None:
     assert [chart["name"] for chart in views[-1]["curves"]][:2] == ["Task loss, nats per token", "Entropies, nats"]
     frames = [tick[1] for tick in ticks if tick[1] and "frames" in tick[1]]
     assert frames[-1]["steps"] == [1, 2, 3, 4]
-    *_, line, train, stop, resume, explore, compare, download, timer, _ = ticks[-1]
+    *_, line, train, stop, resume, explore, compare, download, packed, timer, _ = ticks[-1]
     assert line == {"kind": "ready", "text": "Finished: 4 steps. The router is ready."}
     assert [button.interactive for button in (train, stop, resume, explore, compare, download)] == [
         True, False, False, True, True, True,
     ]  # fmt: skip
     assert not timer.active
+    # Packed at each press: what Gradio was given earlier is gone after an hour.
+    assert not packed.visible
+    saved, _ = handlers.download(key)
+    assert saved.visible
+    assert zipfile.is_zipfile(saved.value["path"])
+
+
+def test_there_is_no_router_to_download_yet(handlers: TrainHandlers) -> None:
+    key, *_ = start(handlers)
+    saved, line = handlers.download(key)
+    assert not saved.visible
+    assert "no router to download yet" in line["text"]
 
 
 def test_what_has_not_changed_is_not_sent_again(handlers: TrainHandlers) -> None:
@@ -186,10 +199,13 @@ def test_experts_of_ones_own_can_be_trained_over(handlers: TrainHandlers) -> Non
 
 
 def test_controls_follow_the_loss(handlers: TrainHandlers) -> None:
-    info, balance, entropy, sign, scale = handlers.choose_loss("supervised")
+    info, balance, entropy, sign, scale = handlers.show_loss("supervised")
     assert "upper bound" in info.info
     assert (balance.visible, entropy.visible, sign.visible, scale.visible) == (True, False, False, False)
-    _, balance, entropy, sign, scale = handlers.choose_loss("rsl")
+    # An address has its own α, and Gradio tells of a change that came from there too.
+    assert "value" not in balance.constructor_args
+    assert handlers.usual_weight("supervised") == LOSSES["supervised"].balance_weight
+    _, balance, entropy, sign, scale = handlers.show_loss("rsl")
     assert (balance.visible, entropy.visible, sign.visible, scale.visible) == (True, True, True, True)
     assert handlers.choose_experts(["math", "medical"]) == ["math", "medical"]
     assert handlers.choose_experts(["law"]) == gr.skip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 
 from explorer.exports import Exports
 from explorer.rooms.train.files import TRAIN_FORMATS, Record, code_maker, facts_of, figures_of, file_maker
+from explorer.rooms.train.payload import python_of
 from explorer.training_job import JobStatus, TrainingJob
 from loramixer import viz
 from loramixer.errors import FigureError
@@ -148,3 +150,13 @@ def test_python_is_that_of_the_training(tmp_path: Path) -> None:
     code = code_maker({"key": folder}.__getitem__)({}, "one", "key")
     assert 'entropy="sharpen"' in code
     assert "secret" not in code
+
+
+def test_python_draws_the_rows_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rows come from is no argument, so the script says it before all else."""
+    monkeypatch.setenv("LORAMIXER_DATA", "of the server")
+    code = python_of(replace(JOB, domains=("math",)))
+    compile(code, "training.py", "exec")
+    exec(code.partition("from loramixer")[0], {})
+    assert os.environ["LORAMIXER_DATA"] == "generated"
+    assert "LORAMIXER_DATA" not in python_of(replace(JOB, data="default"))

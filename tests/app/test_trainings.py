@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from explorer.training_job import JobStatus
+from explorer.training_job import JobStatus, TrainingJob
 from explorer.trainings import KEPT, PREFIX, TrainingBusy, Trainings
 from loramixer.errors import LoraMixerError
+from loramixer.mixers import ZOO
 from tests.app.tiny_training import stand_in_command, tiny_job
 
 SECONDS = 60
@@ -60,6 +63,27 @@ def test_a_training_runs_to_its_end_and_can_be_downloaded(trainings: Trainings, 
         experts = json.loads(archive.read("router/adapter_config.json"))["experts"]
     # No folder of this machine leaves it.
     assert experts == {"math": {"source": "local:math"}, "law": {"source": "organisation/law@0123abc"}}
+
+
+def test_experts_of_a_visitor_stay_until_the_training_goes(trainings: Trainings, tmp_path: Path) -> None:
+    """A reload of the page frees what its visitor brought."""
+    job = tiny_job(tmp_path)
+    job = replace(job, experts={**job.experts, "zoo": str(ZOO / "any"), "far": "organisation/law"})
+    key = trainings.start(job)
+    weights = {
+        name: (Path(job.experts[name]) / "adapter_model.safetensors").read_bytes() for name in ("math", "medical")
+    }
+    for name in weights:
+        shutil.rmtree(job.experts[name])
+    kept = TrainingJob.load(trainings.folder(key)).experts
+    assert list(kept) == list(job.experts)
+    for name, content in weights.items():
+        assert (Path(kept[name]) / "adapter_model.safetensors").read_bytes() == content
+        assert (Path(kept[name]) / "adapter_config.json").is_file()
+    assert (kept["zoo"], kept["far"]) == (job.experts["zoo"], "organisation/law")
+    folder = trainings.folder(key)
+    trainings.discard(key)
+    assert not folder.exists()
 
 
 def test_one_training_at_a_time(trainings: Trainings, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from explorer.components.training_view import TrainingView
 from explorer.examples import EXAMPLES
 from explorer.link import WRITE
 from explorer.page import Page
-from explorer.rooms.share import share_and_export
+from explorer.rooms.share import SAVE_FILE, share_and_export
 from explorer.rooms.train.choices import (
     DATA_CHOICES,
     DEFAULT_EXAMPLES,
@@ -23,7 +23,7 @@ from explorer.rooms.train.choices import (
     domains_of,
 )
 from explorer.rooms.train.files import TRAIN_FORMATS, code_maker, file_maker
-from explorer.rooms.train.handlers import TrainHandlers
+from explorer.rooms.train.handlers import ROOM, TrainHandlers
 from explorer.settings import DEFAULT_K, limits
 from loramixer.data import RECIPES
 
@@ -39,7 +39,7 @@ RECALL = "() => { try { return [localStorage.getItem('loramixer-training') || ''
 def build(page: Page) -> None:
     """Components and wiring of the room."""
     handlers = TrainHandlers(page.source, page.services)
-    key, seen, query = gr.Textbox(visible=False), gr.State({}), gr.Textbox(visible=False)
+    key, seen, query = gr.Textbox(visible=False), gr.State({}), page.addresses[ROOM]
     with gr.Row(elem_classes="room"):
         with gr.Column(elem_id="train-controls", elem_classes="controls", scale=0, min_width=300):
             with gr.Row(elem_classes="buttons-in-row"):
@@ -51,7 +51,8 @@ def build(page: Page) -> None:
             with gr.Row(elem_classes="buttons-in-row"):
                 explore = gr.Button("Open in Explore", interactive=False, size="sm", elem_id="train-explore")
                 compare = gr.Button("Pin in Compare", interactive=False, size="sm", elem_id="train-compare")
-                download = gr.DownloadButton("Download router", interactive=False, size="sm", elem_id="train-download")
+                download = gr.Button("Download router", interactive=False, size="sm", elem_id="train-download")
+            packed = gr.DownloadButton("Save", visible=False, size="sm", elem_id="train-packed")
             with gr.Accordion("Experts and rows", elem_id="train-rows") as rows_fold:
                 experts, domains, data, examples = _rows_controls(handlers)
                 own = gr.Button("Experts from Your own", size="sm", elem_id="train-own")
@@ -74,10 +75,9 @@ def build(page: Page) -> None:
 
     # In the order of the fields of a link.
     controls = [experts, domains, data, loss, balance, entropy, sign, scale, examples, seed, k]
-    experts.change(handlers.choose_experts, experts, domains, **AT_ONCE)
     own.click(handlers.take_own, None, [experts, domains, room_status], **AT_ONCE)
     page.wanted.change(handlers.take_wanted, page.wanted, [experts, domains, room_status], **AT_ONCE)
-    loss.change(handlers.choose_loss, loss, [loss, balance, entropy, sign, scale], **AT_ONCE)
+    loss.change(handlers.show_loss, loss, [loss, balance, entropy, sign, scale], **AT_ONCE)
     data.change(handlers.choose_data, data, data, **AT_ONCE)
     gr.on(
         [page.demo.load, experts.change, examples.change],
@@ -88,9 +88,17 @@ def build(page: Page) -> None:
     )
     # Of changes while one is under way, Gradio would otherwise drop the last.
     typed = {**AT_ONCE, "trigger_mode": "always_last"}
-    gr.on([control.input for control in controls], handlers.query, controls, query, **typed).then(
-        None, query, None, js=WRITE, **AT_ONCE
-    )
+    written = [
+        gr.on([control.input for control in controls], handlers.query, controls, query, **typed),
+        # What a choice brings along comes with a press only: an address has its own α and domains, and opening it is
+        # a change too.
+        loss.input(handlers.usual_weight, loss, balance, **typed).then(handlers.query, controls, query, **typed),
+        experts.input(handlers.choose_experts, experts, domains, **typed).then(
+            handlers.query, controls, query, **typed
+        ),
+    ]
+    for event in written:
+        event.then(None, query, None, js=WRITE, **AT_ONCE)
 
     timer = gr.Timer(1.0, active=False)
     train.click(handlers.start, [*controls, probe], [key, seen, room_status, timer], **AT_ONCE).then(
@@ -98,13 +106,18 @@ def build(page: Page) -> None:
     )
     stop.click(handlers.stop, key, [room_status, timer], **AT_ONCE)
     resume.click(handlers.resume, key, [room_status, seen, timer], **AT_ONCE)
-    buttons = [train, stop, resume, explore, compare, download]
+    download.click(handlers.download, key, [packed, room_status], **AT_ONCE).success(
+        None, packed, None, js=SAVE_FILE, **AT_ONCE
+    )
+    buttons = [train, stop, resume, explore, compare, download, packed]
     timer.tick(handlers.poll, [key, seen], [view, frames, room_status, *buttons, timer, seen], **AT_ONCE)
     # Through the queue, since other rooms listen to the state that these set.
     explore.click(handlers.open_in_explore, key, [page.tabs, page.wanted, room_status], **PRIVATE)
     compare.click(handlers.pin_in_compare, key, [page.tabs, page.wanted, room_status], **PRIVATE)
     page.demo.load(handlers.attach, key, [key, seen, timer], js=RECALL, **AT_ONCE)
-    page.demo.load(handlers.open_link, None, [*controls, room_status], **AT_ONCE)
+    page.demo.load(handlers.open_link, None, [*controls, room_status], **AT_ONCE).then(
+        handlers.query, controls, query, **AT_ONCE
+    )
     # As in the other rooms, phones start with the controls folded.
     narrow = gr.Checkbox(visible=False)
     page.demo.load(

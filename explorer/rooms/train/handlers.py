@@ -113,13 +113,17 @@ class TrainHandlers:
         """The domains of the chosen experts; as they were where none has one."""
         return domains_of(dict.fromkeys(experts, "")) or gr.skip()
 
-    def choose_loss(self, loss: str) -> tuple[Any, ...]:
-        """Hint, α, λ, sign and scale of a loss."""
+    def usual_weight(self, loss: str) -> float:
+        """The α that a loss begins with."""
+        return LOSSES[loss].balance_weight
+
+    def show_loss(self, loss: str) -> tuple[Any, ...]:
+        """Hint of a loss, and which of α, λ, sign and scale it has; their values stay as they are."""
         found = LOSSES[loss]
         label = "α: weight of the balance term" if found.has_scale else "α: weight of the whole loss"
         return (
             gr.Dropdown(info=found.hint),
-            gr.Number(value=found.balance_weight, visible=found.has_balance, label=label),
+            gr.Number(visible=found.has_balance, label=label),
             gr.Number(visible=found.has_entropy),
             gr.Radio(visible=found.has_entropy),
             gr.Radio(visible=found.has_scale),
@@ -238,11 +242,11 @@ class TrainHandlers:
         """One tick.
 
         Returns:
-            Views of curves and of the probe, status, the buttons Train, Stop, Resume, Explore, Compare and Download,
-            the timer, and what the page has seen now. What has not changed is not sent again.
+            Views of curves and of the probe, status, the buttons Train, Stop, Resume, Explore, Compare, Download and
+            Save, the timer, and what the page has seen now. What has not changed is not sent again.
         """
         if not key:
-            return (*(gr.skip(),) * 9, gr.Timer(active=False), gr.skip())
+            return (*(gr.skip(),) * 10, gr.Timer(active=False), gr.skip())
         try:
             now = self.trainings.status(key)
             folder = self.trainings.folder(key)
@@ -255,29 +259,39 @@ class TrainHandlers:
         found = {"state": now.state, "step": now.step, "rows": len(steps), "frames": len(probe.steps)}
         has_router = trained_folder(folder) is not None and now.state not in RUNNING
         is_running = now.state in RUNNING
-        buttons = (gr.skip(),) * 6
+        buttons = (gr.skip(),) * 7
         if seen.get("state") != now.state:
-            buttons = self._buttons(now, has_router, key)
+            buttons = self._buttons(now, has_router)
         view = training_payload(key, job, now, steps) if found != seen else gr.skip()
         frames = probe_payload(key, job, now, probe) if found["frames"] != seen.get("frames") else gr.skip()
         return view, frames, _line(now), *buttons, gr.Timer(active=is_running), found
 
-    def _buttons(self, now: JobStatus | None, has_router: bool, key: str = "") -> tuple[Any, ...]:
+    def download(self, key: str) -> tuple[Any, Any]:
+        """Pack the trained router: the button that saves the file, and the status.
+
+        At the moment of the press, since Gradio deletes what it hands out after an hour.
+        """
+        try:
+            file = self.trainings.zip_mixture(key)
+        except LoraMixerError as error:
+            return gr.DownloadButton(visible=False), status("error", str(error))
+        except OSError:
+            logger.exception("The trained router could not be packed")
+            text = "The router could not be packed; make room in the temporary folder of this machine."
+            return gr.DownloadButton(visible=False), status("error", text)
+        return gr.DownloadButton(f"Save {file.name}", value=file, visible=True), gr.skip()
+
+    def _buttons(self, now: JobStatus | None, has_router: bool) -> tuple[Any, ...]:
         is_running = now is not None and now.state in RUNNING
         can_resume = now is not None and now.state in ("stopped", "failed")
-        file = None
-        if has_router:
-            try:
-                file = str(self.trainings.zip_mixture(key))
-            except (LoraMixerError, OSError):
-                logger.exception("The trained router could not be packed")
         return (
             gr.Button(interactive=not is_running),
             gr.Button(interactive=is_running),
             gr.Button(interactive=can_resume),
             gr.Button(interactive=has_router),
             gr.Button(interactive=has_router),
-            gr.DownloadButton(value=file, interactive=file is not None),
+            gr.Button(interactive=has_router),
+            gr.DownloadButton(visible=False),  # what was packed before is an older router
         )
 
     def stop(self, key: str) -> tuple[Status, Any]:

@@ -135,6 +135,10 @@ def python_of(job: TrainingJob) -> str:
     if job.domains != tuple(name for name in job.experts if name in RECIPES):
         head = f"from loramixer.data import mixed_examples\n{head}"
         examples = f"mixed_examples({job.examples}, {job.seed}, {list(job.domains)})"
+    # Before any import, as the training process has it from the start.
+    setting = "".join(f'os.environ["{name}"] = "{value}"\n' for name, value in job.environment.items())
+    if setting:
+        head = f"import os\n\n{setting}\n{head}"
     fields = {name: getattr(job, name) for name in (
         "loss", "balance_weight", "entropy_weight", "entropy", "scale", "backbone", "seed", "top_k", "title"
     )}  # fmt: skip
