@@ -9,6 +9,7 @@ import gradio as gr
 
 from explorer.api import PublicApi
 from explorer.handlers import Handlers
+from explorer.link import WRITE
 from explorer.page import Page
 from explorer.recordings import Recordings
 from explorer.registry import ModelSource
@@ -51,14 +52,20 @@ def build(source: ModelSource, recordings: Recordings) -> gr.Blocks:
         )
         shown, current, wanted = gr.State(shown_first), gr.State(""), gr.State({})
         pinned = gr.State({})
+        addresses = {room.key: gr.Textbox(visible=False) for room in ROOMS}
         with gr.Tabs(elem_id="rooms") as tabs:
-            page = Page(demo, tabs, source, recordings, handlers, traces, shown, current, wanted, pinned)
+            page = Page(demo, tabs, source, recordings, handlers, traces, shown, current, wanted, pinned, addresses)
             demo.unload(page.forget_exports)
             for room in ROOMS:
-                with gr.Tab(room.label, id=room.key, elem_id=f"room-{room.key}"):
+                with gr.Tab(room.label, id=room.key, elem_id=f"room-{room.key}") as tab:
                     room.build(page)
+                # Unlike the event of the tabs together, this one also comes when an event opens the room.
+                tab.select(
+                    None, addresses[room.key], None, js=WRITE, api_visibility="private", show_progress="hidden",
+                    queue=False,
+                )  # fmt: skip
         demo.load(_open_room, None, tabs, js=HIDE, api_visibility="private", show_progress="hidden", queue=False)
-        PublicApi(source).add()
+        PublicApi(source, handlers.tickets).add()
     return demo.queue(max_size=32)
 
 

@@ -15,12 +15,14 @@ from urllib.parse import urlencode
 VERSION = "1"
 
 WRITE = """(query) => {
+  if (!query) return;
   const url = new URL(window.location);
   const kept = [...url.searchParams].filter(([name]) => name.startsWith('__') || name === 'hide');
   url.search = new URLSearchParams([...kept, ...new URLSearchParams(query)]).toString();
   window.history.replaceState(window.history.state, '', url);
 }"""
-"""JavaScript of an event that puts the text of :func:`to_query` into the address bar, without loading anything."""
+"""JavaScript of an event that puts the text of :func:`to_query` into the address bar, without loading anything; an
+empty text changes nothing."""
 
 
 @dataclass(frozen=True)

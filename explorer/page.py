@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,8 @@ class Page:
         wanted: component state; a router that one room asks another one to choose, from :func:`want`. Explore and
             Compare listen to its change and act when they are named. Only events that go through the queue may set
             it: Gradio tells nobody of a state that changed outside.
+        addresses: by key of a room, the hidden box of the query string of its view. Opening a room writes it into the
+            address bar; it stays empty in rooms whose component does that itself.
         pinned: component state; ``{"key": …, "number": …}``, the trace that Explore pins; Compare takes it as A.
         exports: files of what is shown, for download buttons; those of a session go when it leaves.
         services: what one room does for another, by name; looked up when it is used, since rooms are built in order.
@@ -48,6 +50,7 @@ class Page:
     current: gr.State
     wanted: gr.State
     pinned: gr.State
+    addresses: Mapping[str, gr.Textbox]
     exports: Exports = field(default_factory=Exports)
     services: dict[str, Any] = field(default_factory=dict)
 

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 import gradio as gr
 
-from explorer.components.share_menu import ShareMenu
+from explorer.components.share_menu import PromptInLink, ShareMenu
 from explorer.components.status_line import StatusLine
 from explorer.sessions import session_of
 from loramixer.errors import LoraMixerError
@@ -75,7 +75,7 @@ def share_and_export(
     make_file: MakeFile | None = None,
     make_code: MakeCode | None = None,
     inputs: Sequence[gr.components.Component] = (),
-    prompt_from: str | None = None,
+    prompt: PromptInLink | None = None,
 ) -> None:
     """What stands in the fold, and its wiring; the room makes the fold, closed, of the class ``share-fold``.
 
@@ -85,10 +85,10 @@ def share_and_export(
         make_file: writes one.
         make_code: writes the Python of the view; None offers none.
         inputs: components whose values are given to both, after the values of the address.
-        prompt_from: see :class:`explorer.components.share_menu.ShareMenu`.
+        prompt: that the link may hold; None where there is none.
     """
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-    ShareMenu(prompt_from, elem_id=f"{room}-link")
+    ShareMenu(prompt, elem_id=f"{room}-link")
     address = gr.Textbox(visible=False)
     if make_file is not None and formats:
         _file_buttons(room, formats, make_file, address, inputs, private)

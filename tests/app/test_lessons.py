@@ -174,8 +174,8 @@ def test_the_answer_of_a_recording_is_its_largest_load(tmp_path: Path) -> None:
 
 def test_an_address_opens_its_lesson(handlers: LessonHandlers) -> None:
     request: Any = SimpleNamespace(query_params={"lesson": "sign"})
-    key, page, *_ = handlers.start(request)
-    assert key == "sign"
+    key, query, page, *_ = handlers.start(request)
+    assert (key, query) == ("sign", "v=1&room=lessons&lesson=sign")
     assert "The sign of" in page
     request.query_params = {"lesson": "<b>"}
     assert handlers.start(request)[0] == LESSONS[0].key

@@ -92,8 +92,10 @@ function walk(axis, step) {
   const place = ordered.findIndex(({ key }) => key === (view.active || view.chosen));
   const next = place < 0 ? 0 : Math.min(Math.max(place + step, 0), ordered.length - 1);
   view.active = ordered[next].key;
-  if (view.chosen) view.chosen = view.active;
+  const moves = Boolean(view.chosen) && view.chosen !== view.active;
+  if (moves) view.chosen = view.active;
   redraw(true);
+  if (moves) tellView();
 }
 
 const KEY_ACTIONS = {

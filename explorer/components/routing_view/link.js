@@ -17,7 +17,6 @@ function createLink(root, store, fields) {
   const asked = new URLSearchParams(window.location.search);
   const isOurs = ['explore', null].includes(asked.get('room'));
   let timer = null;
-  let written = '';
 
   function read() {
     if (!isOurs) return;
@@ -70,8 +69,7 @@ function createLink(root, store, fields) {
     const url = new URL(window.location);
     const kept = [...url.searchParams].filter(([name]) => name.startsWith('__') || name === 'hide');
     url.search = new URLSearchParams([...kept, ...query()]).toString();
-    if (url.search === written) return;
-    written = url.search;
+    if (url.href === window.location.href) return; // another room may have written its own in between
     window.history.replaceState(window.history.state, '', url);
   }
 
@@ -80,11 +78,12 @@ function createLink(root, store, fields) {
     write();
   }
 
-  let isSeen = true;
-  new IntersectionObserver(([entry]) => {
+  let isOpen = true;
+  new ResizeObserver(() => {
+    const wasOpen = isOpen;
+    isOpen = root.offsetParent !== null;
     // Explore is on screen for a moment when the page opens, also in another room; that must not change the address.
-    if (entry.isIntersecting && !isSeen) { isSeen = true; write(); }
-    if (!entry.isIntersecting && root.offsetParent === null) isSeen = false;
+    if (isOpen && !wasOpen) write();
   }).observe(root);
   document.addEventListener('loramixer:flush-link', flush);
   read();

@@ -3,10 +3,11 @@
 const tick = element.querySelector('.with-prompt input');
 const field = element.querySelector('.share-link');
 const note = element.querySelector('.share-note');
-element.querySelector('.with-prompt').hidden = !props.prompt_from;
+element.querySelector('.with-prompt').hidden = !props.prompt;
+element.querySelector('.with-prompt span').textContent = props.prompt ? props.prompt.label : '';
 
 function prompt() {
-  const source = props.prompt_from && document.querySelector(props.prompt_from);
+  const source = props.prompt && document.querySelector(props.prompt.selector);
   return source ? source.dataset.prompt || source.value || '' : '';
 }
 
@@ -14,8 +15,9 @@ function link() {
   // A room may wait a moment before it writes its view into the address.
   document.dispatchEvent(new Event('loramixer:flush-link'));
   const url = new URL(window.location);
-  url.searchParams.delete('p');
-  if (tick.checked && prompt()) url.searchParams.set('p', prompt());
+  if (!props.prompt) return url.toString();
+  url.searchParams.delete(props.prompt.key);
+  if (tick.checked && prompt()) url.searchParams.set(props.prompt.key, prompt());
   return url.toString();
 }
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import gradio as gr
 
+from explorer.link import WRITE
 from explorer.page import Page
-from explorer.rooms.lessons.handlers import LessonHandlers, page_html
+from explorer.rooms.lessons.handlers import ROOM, LessonHandlers, page_html
 from explorer.rooms.lessons.texts import LESSONS
 
 CSS = (Path(__file__).parent / "lessons.css").read_text(encoding="utf-8")
@@ -38,8 +39,10 @@ def build(page: Page) -> None:
     typed = {**at_once, "trigger_mode": "always_last"}
     opened = [text, prediction, guess, reveal, answer]
     # Not on change, which the address causes too: a second opening would take away what was just typed.
+    query = page.addresses[ROOM]
     lesson.input(handlers.open, lesson, opened, **typed)
+    lesson.input(handlers.query, lesson, query, **typed).then(None, query, None, js=WRITE, **at_once)
     predicted = [lesson, prediction, guess]
     gr.on([prediction.input, guess.input], handlers.predict, predicted, [reveal, answer], **typed)
     reveal.click(handlers.reveal, predicted, answer, **at_once)
-    page.demo.load(handlers.start, None, [lesson, *opened], **at_once)
+    page.demo.load(handlers.start, None, [lesson, query, *opened], **at_once)

@@ -8,10 +8,14 @@ from typing import Any
 
 import gradio as gr
 
+from explorer.link import LinkField, to_query
 from explorer.recordings import Recordings
 from explorer.rooms.lessons.answers import Answer, Number
 from explorer.rooms.lessons.texts import LESSONS, Lesson, find_lesson
 from explorer.rooms.tradeoff.points import RESULTS
+
+ROOM = "lessons"
+LINK_FIELDS = (LinkField("lesson", "lesson", LESSONS[0].key),)
 
 NOT_MEASURED = "This has not been measured yet in this copy of the project, so there is nothing to reveal."
 
@@ -65,9 +69,13 @@ class LessonHandlers:
         return answer_html(lesson, answer, choice, guess)
 
     def start(self, request: gr.Request) -> tuple[Any, ...]:
-        """The lesson that the address names, and what opening it shows."""
+        """The lesson that the address names, its query string, and what opening it shows."""
         key = find_lesson(dict(request.query_params).get("lesson", "")).key
-        return key, *self.open(key)
+        return key, self.query(key), *self.open(key)
+
+    def query(self, key: str) -> str:
+        """The address of a lesson."""
+        return to_query(ROOM, {"lesson": key}, LINK_FIELDS)
 
     def _answer(self, lesson: Lesson) -> Answer | None:
         return lesson.measure(self.recordings, self.results)

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from explorer.components.status_line import StatusLine
+from explorer.link import to_query
 from explorer.page import Page
 from explorer.rooms.own.handlers import UNTRAINED, UNTRAINED_LABEL, OwnHandlers, shipped_experts
 from explorer.rooms.own.table import EMPTY
@@ -19,7 +20,6 @@ CSS = (Path(__file__).parent / "own.css").read_text(encoding="utf-8")
 def build(page: Page) -> None:
     """Components and wiring of the room."""
     handlers = OwnHandlers(page.source)
-    page.services["own_experts"] = handlers.experts_of
     backbones = list(page.source.backbones())
     with gr.Row(elem_classes="room"):
         with gr.Column(elem_id="own-controls", elem_classes="controls", scale=0, min_width=300):
@@ -83,6 +83,8 @@ def build(page: Page) -> None:
     explore.click(handlers.explore, [backbone, chosen, routers], went, **slow)
     train.click(handlers.train, [backbone, chosen], went, **slow)
     page.services["own_experts"] = handlers.shelves.training_of
+    # What was brought is in no link, so the address only names the room.
+    page.demo.load(lambda: to_query("own", {}, ()), None, page.addresses["own"], queue=False, **private)
     page.demo.unload(handlers.leave)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from explorer.rooms.tradeoff.points import COMMAND, SIGNS, Plane, PlanePath, PlaneRouter
@@ -58,7 +57,7 @@ def plane_payload(
         live: what was measured just now.
         version: a view is taken over once for each number.
         prompts: that live routers were measured on.
-        view: chosen router, close-up and hidden layers, as a link has them.
+        view: chosen router, close-up and hidden layers, as a link has them; None leaves the view as it is.
     """
     routers = [*plane.routers, *live]
     # One colour for a router and its trainings, also for those whose end is no point of the plane.
@@ -66,7 +65,7 @@ def plane_payload(
     colours = {style.name: style.colour for style in expert_styles(list(names))}
     return {
         "version": version,
-        "view": view or {},
+        "view": view,
         "notice": "" if plane.is_measured else NOT_MEASURED,
         "caption": _caption(routers, plane.paths),
         "tableCaption": "Click a head to sort. Test loss is the second reading: a point well placed need not write "
@@ -91,11 +90,6 @@ def python_of(plane: Plane, live: Sequence[PlaneRouter], prompts: Sequence[str])
     if live:
         return _LIVE_PYTHON.format(prompts=list(prompts), mixers=[router.mixer for router in live])
     return _MEASURED_PYTHON if plane.is_measured else ""
-
-
-def results_are_there(folder: Path) -> bool:
-    """Whether the experiments have been run."""
-    return (folder / "plane.csv").is_file()
 
 
 def _owner(router: PlaneRouter) -> str:

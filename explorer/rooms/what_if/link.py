@@ -8,7 +8,7 @@ from explorer.rooms.what_if.changes import KINDS, PLACES
 FIELDS = (
     LinkField("a", "base", ""),
     LinkField("k", "gate", ""),
-    LinkField("t", "temperature", 1.0, "float", low=0.1, high=4),
+    LinkField("t", "temperature", None, "float", low=0.1, high=4),
     LinkField("x", "mask", ""),
     LinkField("bias", "bias", ""),
     LinkField("do", "kind", "mask", choices=tuple(kind for _, kind in KINDS)),
@@ -17,8 +17,9 @@ FIELDS = (
     LinkField("s", "seed", 0, "int", low=0, high=2**31 - 1),
     LinkField("w", "text", ""),
 )
-"""``base`` is named as in Compare; ``mask`` and ``experts`` are names with commas, ``bias`` is ``name:nats,…``. Words
-of the prompt (``w``) are part of the prompt and stand in an address only when the user ticks it."""
+"""``base`` is named as in Compare; without ``temperature`` that of the trace holds; ``mask`` and ``experts`` are names
+with commas, ``bias`` is ``name:nats,…``. Words of the prompt (``w``) are part of the prompt and stand in an address
+only when the user ticks it."""
 
 
 def write_biases(biases: dict[str, float]) -> str:
