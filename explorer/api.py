@@ -7,7 +7,7 @@ calls the tools is shown half of it.
 
 from __future__ import annotations
 
-import threading
+import uuid
 from collections import deque
 from typing import Any
 
@@ -15,6 +15,7 @@ import gradio as gr
 
 from explorer.gold import spans_of
 from explorer.registry import ModelSource
+from explorer.sessions import Tickets
 from explorer.settings import (
     DEFAULT_MIXER,
     DEFAULT_NEW_TOKENS,
@@ -37,10 +38,12 @@ class PublicApi:
 
     Args:
         source: what can be run.
+        tickets: where a call is counted while it runs, so that visitors of the page hear of it.
     """
 
-    def __init__(self, source: ModelSource) -> None:
+    def __init__(self, source: ModelSource, tickets: Tickets | None = None) -> None:
         self.source = source
+        self.tickets = tickets or Tickets()
 
     def add(self) -> None:
         """Give the endpoints to the page that is being built."""
@@ -202,7 +205,10 @@ class PublicApi:
         found = self.source.find(mixer)
         gate, checked = parse_gate(str(int(k or found.top_k)), len(found.experts))
         request = RunRequest(prompt, found.name, gate, checked, check_new_tokens(max_new_tokens))
-        return deque(self.source.stream(request, threading.Event()), maxlen=1).pop()
+        # A caller is no session of the page, and two calls of one must not stop each other.
+        ticket = self.tickets.open(f"call {uuid.uuid4().hex}", "api")
+        with self.tickets.claim(ticket.session, ticket.number):
+            return deque(self.source.stream(request, ticket.stop), maxlen=1).pop()
 
 
 def _answer(compute: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from explorer.link import parse
 from explorer.payload import Payload, PayloadEncoder, ViewState, encode_trace
 from explorer.recordings import Recordings
 from explorer.registry import ModelSource
-from explorer.sessions import Tickets, session_of
+from explorer.running import run_buttons
+from explorer.sessions import Ticket, Tickets, session_of, waiting_text
 from explorer.settings import (
     ALL_EXPERTS,
     DEFAULT_NEW_TOKENS,
@@ -44,6 +45,7 @@ from loramixer.errors import LoraMixerError
 from loramixer.mixers import MixerInfo
 from loramixer.trace import RoutingTrace
 
+ROOM = "explore"
 SECONDS_BETWEEN_FRAMES = 0.1
 """Frames faster than this are dropped: the eye does not need them and two cores do."""
 
@@ -239,20 +241,16 @@ class Handlers:
 
     # ------------------------------------------------------------------ running
 
-    def announce(self, prompt: str, max_new_tokens: float, request: gr.Request) -> tuple[int, Status, Any, Any]:
+    def announce(self, prompt: str, max_new_tokens: float, request: gr.Request) -> tuple[Any, ...]:
         """The first half of Generate, outside the queue: refuse at once what can be refused, else open a ticket."""
         try:
             check_prompt(prompt)
             check_new_tokens(int(max_new_tokens))
         except LoraMixerError as error:
             return 0, status("error", str(error)), gr.skip(), gr.skip()
-        ticket = self.tickets.open(session_of(request))
-        is_ready = self.source.status().kind == "ready"
-        text = "Waiting for the model …" if is_ready else "Waiting until the model is loaded …"
-        if ahead := self.tickets.ahead_of(session_of(request)):
-            text = f"{text} {ahead} {'run was' if ahead == 1 else 'runs were'} asked for before yours."
-        line = status("busy", text)
-        return ticket.number, line, gr.Button(interactive=False), gr.Button(interactive=True)
+        ticket = self.tickets.open(session_of(request), ROOM)
+        line = status("busy", waiting_text(self.tickets, ticket.session, self.source))
+        return ticket.number, line, *run_buttons(running=True)
 
     def run(
         self,
@@ -268,43 +266,37 @@ class Handlers:
 
         ``effects`` records what every expert adds, beside its gate.
         """
-        session = session_of(request)
-        ticket = self.tickets.find(session, int(number or 0))
-        if ticket is None:
-            yield _nothing_new()
-            return
-        asked_for = run_request(prompt, mixer or "", gate, int(max_new_tokens))
-        frames = _Frames(
-            {"mixer": mixer or "", "gate": gate}, asked_for, lambda trace: self.traces.put(session, trace)
-        )
-        try:
-            if ticket.stop.is_set():
-                yield frames.end(status("note", "Stopped before the model began; nothing was lost."), "stopped")
+        with self.tickets.claim(session_of(request), number) as ticket:
+            if ticket is None:
+                yield _nothing_new()
                 return
-            asked = replace(self._request(prompt, mixer, gate, int(max_new_tokens)), contributions=effects)
-            for trace in self.source.stream(asked, ticket.stop):
-                if frame := frames.add(trace):
-                    yield frame
-            last = frames.finish(ticket.stop.is_set(), asked.max_new_tokens)
-            self.tickets.close(session, ticket.number)  # whoever presses Stop now is told that nothing runs
-            yield last
-        except LoraMixerError as error:
-            yield frames.end(status("error", str(error)), "failed")
-        except Exception as error:
-            logger.exception("A run failed")
-            text = (
-                f"The run ended with an error inside the model ({type(error).__name__}); press Generate to try again, "
-                "and see the log of the server if it happens again."
-            )
-            yield frames.end(status("error", text), "failed")
-        finally:
-            self.tickets.close(session, ticket.number)
+            asked_for = run_request(prompt, mixer or "", gate, int(max_new_tokens))
+            frames = _Frames({"mixer": mixer or "", "gate": gate}, asked_for, ticket, self.traces)
+            try:
+                if ticket.stop.is_set():
+                    line = status("note", "Stopped before the model began; nothing was lost.")
+                    yield ticket.last(frames.end(line, "stopped"))
+                    return
+                asked = replace(self._request(prompt, mixer, gate, int(max_new_tokens)), contributions=effects)
+                for trace in self.source.stream(asked, ticket.stop):
+                    if frame := frames.add(trace):
+                        yield frame
+                yield ticket.last(frames.finish(asked.max_new_tokens))
+            except LoraMixerError as error:
+                yield ticket.last(frames.end(status("error", str(error)), "failed"))
+            except Exception as error:
+                logger.exception("A run failed")
+                text = (
+                    f"The run ended with an error inside the model ({type(error).__name__}); press Generate to try "
+                    "again, and see the log of the server if it happens again."
+                )
+                yield ticket.last(frames.end(status("error", text), "failed"))
 
-    def refused(self, request: gr.Request) -> tuple[Status, Any, Any]:
+    def refused(self, request: gr.Request) -> tuple[Any, ...]:
         """The queue did not take the run, or the connection broke: give the buttons back."""
-        self.tickets.stop(session_of(request))
+        self.tickets.drop(session_of(request), ROOM)
         text = "The run did not start: too many visitors are waiting. Press Generate again in a minute."
-        return status("error", text), gr.Button(interactive=True), gr.Button(interactive=False)
+        return status("error", text), *run_buttons(running=False)
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed: nobody waits for its run any more, and nobody can ask for its traces."""
@@ -343,40 +335,47 @@ class _Frames:
     Args:
         shown: router and gate of the run.
         request: what the run was asked for; goes into links.
-        keep: receives the trace when the run has ended, and returns its key.
+        ticket: of the run.
+        traces: receives the trace when the run has ended.
     """
 
-    def __init__(self, shown: Shown, request: dict[str, Any], keep: Callable[[RoutingTrace], str]) -> None:
+    def __init__(self, shown: Shown, request: dict[str, Any], ticket: Ticket, traces: TraceStore) -> None:
         self.shown = shown
         self.request = request
-        self.keep = keep
+        self.ticket = ticket
+        self.traces = traces
         self.encoder: PayloadEncoder | None = None
         self.last: RoutingTrace | None = None
         self.due = 0.0
 
     def add(self, trace: RoutingTrace) -> tuple[Any, ...] | None:
-        """A frame for this trace, or None when the last one is too young."""
+        """A frame for this trace; None when the last one is too young, or the next one will be the last."""
         self.last = trace
-        if time.monotonic() < self.due:
+        if time.monotonic() < self.due or self.ticket.stop.is_set():
             return None
         self.due = time.monotonic() + SECONDS_BETWEEN_FRAMES
         line = status("busy", f"Generating … {self.written} tokens")
-        return self._encode("generating"), line, self.shown, gr.skip(), gr.skip(), gr.skip()
+        # Said with every frame, since the last one of an earlier run may have said otherwise meanwhile.
+        return self._encode("generating"), line, self.shown, gr.skip(), *run_buttons(running=True)
 
-    def finish(self, stopped: bool, asked: int) -> tuple[Any, ...]:
+    def finish(self, asked: int) -> tuple[Any, ...]:
         """The last frame of a run without error."""
-        # A stop that comes after the last token has nothing left to stop.
-        if stopped and self.written < asked:
+        if self.ticket.was_cut(self.written, asked):
             return self.end(status("note", f"Stopped after {self.written} tokens."), "stopped")
         text = f"Done: {self.written} tokens written." if asked else "Done: the prompt was routed."
         return self.end(status("quiet", text), "finished")
 
     def end(self, line: Status, state: ViewState) -> tuple[Any, ...]:
         """The last frame, whatever the reason; without a trace the view keeps what it shows."""
-        view = gr.skip() if self.last is None else self._encode(state)
-        shown = gr.skip() if self.last is None else self.shown
-        current = gr.skip() if self.last is None else self.keep(self.last)
-        return view, line, shown, current, gr.Button(interactive=True), gr.Button(interactive=False)
+        view = shown = current = gr.skip()
+        if self.last is not None:
+            view, shown = self._encode(state), self.shown
+            # Whoever has left cannot ask for it, and it would stay for nobody.
+            if self.ticket.is_open:
+                current = self.traces.put(self.ticket.session, self.last)
+        if self.ticket.is_replaced:
+            return view, gr.skip(), shown, current, gr.skip(), gr.skip()
+        return view, line, shown, current, *run_buttons(running=False)
 
     def _encode(self, state: ViewState) -> Payload:
         assert self.last is not None

@@ -1,10 +1,17 @@
-"""Which run each browser session waits for, and whether somebody pressed Stop."""
+"""Which runs each browser session waits for, and whether somebody pressed Stop."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from explorer.registry import ModelSource
+
+Frame = TypeVar("Frame")
 
 
 def session_of(request: Any) -> str:
@@ -12,71 +19,122 @@ def session_of(request: Any) -> str:
     return str(getattr(request, "session_hash", None) or "")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ticket:
     """One press of Generate.
 
     Attributes:
         number: unique within the process, from 1.
+        session: who pressed.
+        room: where; its buttons and its status line are the ones that the run speaks with.
+        tickets: the open ones, which this one belongs to.
         stop: is set when the run shall end.
     """
 
     number: int
+    session: str
+    room: str
+    tickets: Tickets = field(repr=False)
     stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody still waits for the run; not once it is closed, or its session has left."""
+        return self in self.tickets.of(self.session)
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether a newer run of the same room speaks for it, so that this one has nothing more to say there."""
+        return any(other.number > self.number and other.room == self.room for other in self.tickets.of(self.session))
+
+    def close(self) -> None:
+        """Forget the run, which has ended."""
+        self.tickets.forget(self)
+
+    def last(self, frame: Frame) -> Frame:
+        """The last frame of the run, which is closed first: whoever presses Stop now is told that nothing runs."""
+        self.close()
+        return frame
+
+    def was_cut(self, written: int, asked: int) -> bool:
+        """Whether Stop ended the run; after the last of the tokens that were asked for there is nothing to stop."""
+        return self.stop.is_set() and written < asked
 
 
 class Tickets:
-    """The newest ticket of every session that is waiting or running; safe to use from many threads."""
+    """The tickets of every session that are waiting or running; safe to use from many threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._count = 0
-        self._tickets: dict[str, Ticket] = {}
+        self._tickets: dict[str, list[Ticket]] = {}
 
-    def open(self, session: str) -> Ticket:
-        """A new ticket; an earlier run of the same session is stopped."""
+    def open(self, session: str, room: str) -> Ticket:
+        """A new ticket; earlier runs of the same session are stopped, whatever room they are of."""
         with self._lock:
-            if earlier := self._tickets.get(session):
-                earlier.stop.set()
             self._count += 1
-            self._tickets[session] = Ticket(self._count)
-            return self._tickets[session]
+            ticket = Ticket(self._count, session, room, self)
+            mine = self._tickets.setdefault(session, [])
+            for earlier in mine:
+                earlier.stop.set()
+            mine.append(ticket)
+        return ticket
 
-    def find(self, session: str, number: int) -> Ticket | None:
-        """The ticket of that number, if it is still the newest of its session."""
+    @contextmanager
+    def claim(self, session: str, number: float | None) -> Iterator[Ticket | None]:
+        """The ticket of that number for as long as the block runs, then it is closed; None when there is none."""
+        ticket = next((ticket for ticket in self.of(session) if ticket.number == number), None)
+        try:
+            yield ticket
+        finally:
+            if ticket is not None:
+                ticket.close()
+
+    def of(self, session: str) -> list[Ticket]:
+        """The open tickets of a session, the newest last."""
         with self._lock:
-            ticket = self._tickets.get(session)
-        return ticket if ticket is not None and ticket.number == number else None
+            return list(self._tickets.get(session, ()))
 
     def is_open(self, session: str) -> bool:
         """Whether this session waits or runs."""
-        with self._lock:
-            return session in self._tickets
+        return bool(self.of(session))
 
     def ahead_of(self, session: str) -> int:
-        """How many runs of others have been asked for before this session's."""
+        """How many runs of others have been asked for before this session's newest; one that is stopped is no wait."""
         with self._lock:
-            own = self._tickets.get(session)
-            return sum(own is not None and ticket.number < own.number for ticket in self._tickets.values())
+            if not (mine := self._tickets.get(session)):
+                return 0
+            others = [ticket for tickets in self._tickets.values() if tickets is not mine for ticket in tickets]
+            return sum(ticket.number < mine[-1].number and not ticket.stop.is_set() for ticket in others)
 
     def stop(self, session: str) -> bool:
-        """Ask the session's run to end; False when there is none."""
-        with self._lock:
-            ticket = self._tickets.get(session)
-        if ticket is None:
-            return False
-        ticket.stop.set()
-        return True
+        """Ask the session's runs to end; False when there is none."""
+        mine = self.of(session)
+        for ticket in mine:
+            ticket.stop.set()
+        return bool(mine)
 
-    def drop(self, session: str) -> None:
-        """The session has left: its run ends, and a ticket that never reached the model is forgotten."""
-        with self._lock:
-            if ticket := self._tickets.pop(session, None):
+    def drop(self, session: str, room: str = "") -> None:
+        """End and forget the runs of a session that has left, or those of one of its rooms, which the queue refused:
+        they may never reach the model, where they would be closed."""
+        for ticket in self.of(session):
+            if room in ("", ticket.room):
                 ticket.stop.set()
+                ticket.close()
 
-    def close(self, session: str, number: int) -> None:
-        """Forget a run that has ended; a newer one of the same session stays."""
+    def forget(self, ticket: Ticket) -> None:
+        """Forget one ticket; others of the same session stay."""
         with self._lock:
-            ticket = self._tickets.get(session)
-            if ticket is not None and ticket.number == number:
-                del self._tickets[session]
+            left = [other for other in self._tickets.get(ticket.session, ()) if other is not ticket]
+            if left:
+                self._tickets[ticket.session] = left
+            else:
+                self._tickets.pop(ticket.session, None)
+
+
+def waiting_text(tickets: Tickets, session: str, source: ModelSource) -> str:
+    """What a status line says until a run begins: what it waits for, and how many were first."""
+    text = "Waiting for the model …" if source.status().kind == "ready" else "Waiting until the model is loaded …"
+    if ahead := tickets.ahead_of(session):
+        text = f"{text} {ahead} {'run was' if ahead == 1 else 'runs were'} asked for before yours."
+    return text

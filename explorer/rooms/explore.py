@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from explorer.components.routing_view import RoutingView
+from explorer.components.share_menu import PromptInLink
 from explorer.components.status_line import StatusLine
 from explorer.examples import EXAMPLES
 from explorer.exported_view import VIEWS, figure_arguments
@@ -15,6 +16,7 @@ from explorer.page import Page
 from explorer.provenance import check_loadable
 from explorer.registry import ModelSource
 from explorer.rooms.share import FORMATS, MakeCode, MakeFile, share_and_export
+from explorer.running import ticket_number, wire_run
 from explorer.settings import DEFAULT_K, DEFAULT_NEW_TOKENS, default_gate, gate_choices, limits
 from explorer.stopping import wire_stop
 from loramixer import viz
@@ -28,7 +30,7 @@ def build(page: Page) -> None:
     source, handlers, shown = page.source, page.handlers, page.shown
     payload, _ = handlers.opening()
     mixers = list(source.mixers())
-    ticket = gr.State(0)
+    ticket = ticket_number()
     with gr.Row(elem_classes="room"):
         with gr.Column(elem_id="controls", elem_classes="controls", scale=0, min_width=300):
             prompt = gr.Textbox(
@@ -67,7 +69,7 @@ def build(page: Page) -> None:
                     make_file=_file_maker(page),
                     make_code=_code_maker(page),
                     inputs=[page.current, figure],
-                    prompt_from="#routing-view .routing-view",
+                    prompt=PromptInLink("#routing-view .routing-view"),
                 )
         view = RoutingView(payload, elem_id="routing-view")
 
@@ -75,21 +77,17 @@ def build(page: Page) -> None:
     at_once: dict[str, Any] = {**private, "queue": False}
     buttons = [generate, stop]
 
-    running = gr.on(
+    wire_run(
         [generate.click, prompt.submit],
         handlers.announce,
         [prompt, new_tokens],
-        [ticket, run_status, *buttons],
-        **at_once,
-    ).then(
         handlers.run,
         [prompt, mixer, gate, new_tokens, ticket, effects],
         [view, run_status, shown, page.current, *buttons],
-        concurrency_id="model",
-        concurrency_limit=1,
-        **private,
+        handlers.refused,
+        ticket=ticket,
+        said=[run_status, *buttons],
     )
-    running.failure(handlers.refused, None, [run_status, *buttons], **at_once)
     # In the queue: Gradio tells nobody that a state has changed after an event outside of it.
     pin.click(handlers.pin, page.current, [page.pinned, run_status], concurrency_limit=None, **private)
     wire_stop(stop, run_status, handlers.tickets)

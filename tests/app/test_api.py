@@ -40,6 +40,23 @@ def test_generate_gives_the_answer_too(api: PublicApi) -> None:
     assert answered["specialised"] == pytest.approx(answered["balanced"] - answered["undecided"], abs=2e-4)
 
 
+def test_a_call_is_counted_while_it_runs(api: PublicApi) -> None:
+    seen = []
+    stream = api.source.stream
+
+    def watched(*arguments: Any) -> Any:
+        visitor = api.tickets.open("a visitor", "explore")
+        seen.append(api.tickets.ahead_of("a visitor"))
+        visitor.close()
+        return stream(*arguments)
+
+    api.source.stream = watched  # type: ignore[method-assign]
+    api.route("How many mg?")
+    assert seen == [1]
+    api.tickets.open("a visitor", "explore")
+    assert api.tickets.ahead_of("a visitor") == 0
+
+
 def test_k_is_the_router_s_own_unless_given(api: PublicApi) -> None:
     assert api.route("How many mg?")["provenance"]["k"] == 3
     assert api.route("How many mg?", k=1)["provenance"]["k"] == 1

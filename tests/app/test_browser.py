@@ -178,6 +178,18 @@ def test_the_load_is_that_of_the_library(page: Any) -> None:
     assert f"n = {kept.sum()} tokens" in text_of(page, ".load .caption")
 
 
+def test_a_prompt_that_is_sent_during_a_run_is_the_one_that_is_answered(page: Any) -> None:
+    generate(page, f"{MATH_MEDICAL} PAUSE")
+    wait_until_writing(page)
+    page.fill("#prompt textarea", "What is a second prompt?")
+    page.press("#prompt textarea", "Shift+Enter")
+    wait_for_status(page, "Done")
+    assert "second" in text_of(page, ".lane-text")
+    assert "ibuprofen" not in text_of(page, ".lane-text")
+    assert page.is_enabled("#generate")
+    assert page.is_disabled("#stop")
+
+
 def test_stop_keeps_what_was_written(page: Any) -> None:
     generate(page, f"{MATH_MEDICAL} PAUSE")  # writes four tokens and waits for Stop, however busy the machine is
     wait_until_writing(page)

@@ -175,6 +175,9 @@ def test_the_room_opens_with_a_ready_made_comparison_once(room: CompareHandlers)
     assert is_skip(room.enter({}, True, session())[SIDES])
     assert is_skip(room.enter(room.choose_ready(0, session())[SIDES], False, session())[SIDES])
     assert is_skip(room.enter({}, False, session(room="compare", a="run~mine~3~8"))[SIDES])
+    # What if and Train have an “a” of their own in the address.
+    shown = room.enter({}, False, session(room="train", a="4.0"))
+    assert head_of(shown[VIEW]) == head_of(room.choose_ready(0, session())[VIEW])
 
 
 def test_the_room_opens_empty_where_nothing_is_recorded(tmp_path: Path) -> None:
@@ -316,6 +319,31 @@ def test_a_full_queue_gives_the_buttons_back(room: CompareHandlers) -> None:
     line, start, stop = room.refused(session())
     assert "too many visitors" in line["text"]
     assert (start.interactive, stop.interactive) == (True, False)
+    assert not room.tickets.is_open("one")
+
+
+def test_a_second_press_replaces_the_first(room: CompareHandlers) -> None:
+    sides = room.choose_ready(0, session())[SIDES]
+    first, *_ = room.announce("B", "first", 16, sides, session())
+    frames = room.run("B", "first", RSL, TRAINED, "3", 16, sides, first, session())
+    assert next(frames)[7].interactive
+    second, *_ = room.announce("B", "second", 8, sides, session())
+    assert all(is_skip(value) for frame in frames for value in frame)
+    last = list(room.run("B", "second", RSL, TRAINED, "3", 8, sides, second, session()))[-1]
+    assert "“second”" in last[LINE_B]["text"]
+    assert last[6].interactive
+
+
+def test_a_run_is_closed_before_its_last_words(room: CompareHandlers) -> None:
+    for prompt in ("How many?", "TOO-LONG", "CRASH"):
+        number, *_ = room.announce("A", prompt, 4, {}, session())
+        for frame in room.run("A", prompt, RSL, TRAINED, "3", 4, {}, number, session()):
+            assert room.tickets.is_open("one") != frame[6].interactive
+
+
+def test_who_waits_is_told_the_place(room: CompareHandlers) -> None:
+    room.tickets.open("another", "explore")
+    assert room.announce("A", "How many?", 8, {}, session())[1]["text"].endswith("1 run was asked for before yours.")
 
 
 def test_another_room_asks_for_a_router(room: CompareHandlers) -> None:

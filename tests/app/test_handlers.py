@@ -162,6 +162,59 @@ def test_a_second_press_replaces_the_first(handlers: Handlers) -> None:
     second, *_ = handlers.announce("second", 4, session())
     assert list(handlers.run("first", RSL, "3", 4, first, session())) == [(gr.skip(),) * 6]
     assert list(handlers.run("second", RSL, "3", 4, second, session()))[-1][0]["state"] == "finished"
+    assert [request.prompt for request in handlers.source.requests] == ["second"]  # type: ignore[attr-defined]
+
+
+def test_a_press_during_a_run_ends_it_and_its_last_words_leave_the_buttons(handlers: Handlers) -> None:
+    first, *_ = handlers.announce("How many mg?", 16, session())
+    frames = handlers.run("How many mg?", RSL, "3", 16, first, session())
+    next(frames)
+    second, *_ = handlers.announce("second", 4, session())
+    view, line, shown, current, *buttons = list(frames)[-1]
+    assert (view["state"], shown["mixer"]) == ("stopped", RSL)
+    assert handlers.traces.get("one", current)
+    assert is_skip(line)
+    assert all(is_skip(button) for button in buttons)
+    *running, last = handlers.run("second", RSL, "3", 4, second, session())
+    # The buttons are said again, whatever the first run has said meanwhile.
+    assert {(frame[4].interactive, frame[5].interactive) for frame in running} == {(False, True)}
+    assert (last[4].interactive, last[5].interactive) == (True, False)
+
+
+def test_a_run_that_another_room_ends_gives_its_buttons_back(handlers: Handlers) -> None:
+    first, *_ = handlers.announce("How many mg?", 16, session())
+    frames = handlers.run("How many mg?", RSL, "3", 16, first, session())
+    next(frames)
+    other = handlers.tickets.open("one", "compare")
+    *_, generate, stop = list(frames)[-1]
+    assert (generate.interactive, stop.interactive) == (True, False)
+    assert not other.stop.is_set()
+    waiting, *_ = handlers.announce("How many mg?", 16, session())
+    handlers.tickets.open("one", "compare")
+    (frame,) = handlers.run("How many mg?", RSL, "3", 16, waiting, session())
+    assert "Stopped before" in frame[1]["text"]
+    assert frame[4].interactive
+
+
+def test_a_run_is_closed_before_its_last_words(handlers: Handlers) -> None:
+    """Whoever presses Stop after them is told that nothing runs."""
+    prompts = {"How many mg?": False, "TOO-LONG": False, "CRASH": False, "stopped before": True}
+    for prompt, is_stopped in prompts.items():
+        number, *_ = handlers.announce(prompt, 4, session())
+        if is_stopped:
+            handlers.tickets.stop("one")
+        for frame in handlers.run(prompt, RSL, "3", 4, number, session()):
+            is_last = not is_skip(frame[4]) and frame[4].interactive
+            assert handlers.tickets.is_open("one") != is_last
+
+
+def test_the_trace_of_a_visitor_who_has_left_is_not_kept(handlers: Handlers) -> None:
+    number, *_ = handlers.announce("How many mg?", 16, session())
+    frames = handlers.run("How many mg?", RSL, "3", 16, number, session())
+    next(frames)
+    handlers.leave(session())
+    assert is_skip(list(frames)[-1][3])
+    assert handlers.traces._traces == {}
 
 
 @pytest.mark.parametrize(
@@ -240,6 +293,7 @@ def test_a_full_queue_gives_the_buttons_back(handlers: Handlers) -> None:
     line, generate, stop = handlers.refused(session())
     assert line["kind"] == "error"
     assert (generate.interactive, stop.interactive) == (True, False)
+    assert not handlers.tickets.is_open("one")
 
 
 def test_another_room_can_ask_for_a_router(handlers: Handlers) -> None:

@@ -38,3 +38,17 @@ def test_the_page_holds_plain_data_only(tmp_path: Path) -> None:
         for place in objects_in(component["props"], f"{component['type']} {component['props'].get('elem_id')}")
     ]
     assert found == []
+
+
+def test_a_run_is_not_dropped_while_an_earlier_one_waits(tmp_path: Path) -> None:
+    """Nor may it take the ticket of a later one, as it would from a state, which is read when the run begins."""
+    demo = build(FakeSource(), make_recordings(tmp_path))
+    types = {component["id"]: component["type"] for component in demo.config["components"]}
+    runs = [
+        found
+        for block in demo.fns.values()
+        if block.concurrency_id == "model" and (found := block.get_config())["api_visibility"] == "private"
+    ]
+    assert len(runs) == 5
+    assert {found["trigger_mode"] for found in runs} == {"multiple"}
+    assert all("number" in [types[component] for component in found["inputs"]] for found in runs)

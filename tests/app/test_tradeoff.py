@@ -17,7 +17,17 @@ from explorer.record_replay import chosen_steps, step_of
 from explorer.replays import Replay, find_replays, frame_of
 from explorer.rooms.tradeoff.handlers import NO_REPLAY, TradeoffHandlers
 from explorer.rooms.tradeoff.payload import NOT_MEASURED, plane_payload
-from explorer.rooms.tradeoff.points import log_path, loss_text_of, measured_plane, sign_of
+from explorer.rooms.tradeoff.points import (
+    Plane,
+    PlanePath,
+    PlaneRouter,
+    Span,
+    log_path,
+    loss_text_of,
+    measured_plane,
+    sign_of,
+)
+from explorer.sessions import Tickets
 from loramixer.errors import FigureError, TraceError
 from loramixer.metrics import plane_point
 from loramixer.mixers import MixerInfo
@@ -133,6 +143,8 @@ def test_measuring_places_every_installed_router(unmeasured: TradeoffHandlers) -
     asked = unmeasured.source.requests  # type: ignore[attr-defined]
     assert {request.gate for request in asked} == {"soft"}
     assert len(asked) == len(MIXERS) * len(EXAMPLES)
+    # What the visitor looks at stays as it is.
+    assert {payload["view"] for payload in shown} == {None}
     router = shown[-1]["routers"][0]
     # A number of numpy would reach the browser as text.
     assert type(router["x"]) is type(router["band"]["y"][0]) is float
@@ -143,6 +155,35 @@ def test_measuring_places_every_installed_router(unmeasured: TradeoffHandlers) -
     assert line["text"] == f"Measured: 2 of 2 routers on {len(EXAMPLES)} example prompts."
     assert (start.interactive, stop.interactive) == (True, False)
     assert not unmeasured.tickets.is_open("one")
+
+
+def test_a_square_has_colour_and_number_of_its_circle(tmp_path: Path) -> None:
+    """Also where the words of the experiments are no name of a router, and where two sizes have the same router."""
+    measured = measured_plane(write_plane(tmp_path), [replace(MIXERS[0], loss=loss_text_of("load balance 4"))])
+    twice = replace(measured, routers=[*measured.routers, replace(measured.routers[1], key="load balance 4 · 8000")])
+    square = PlaneRouter(
+        f"live:{MIXERS[0].name}", "square", "", Span(0.5), Span(0.6), "", mixer=MIXERS[0].name, live=True
+    )
+    other = replace(square, key="live:other", mixer="other")
+    payload = plane_payload(twice, [square, other], 1, [])
+    routers = {router["key"]: router for router in payload["routers"]}
+    circle = routers["load balance 4 · 2000"]
+    for name in ("group", "mark", "colour"):
+        assert routers[square.key][name] == circle[name]
+        kept = [router[name] for router in payload["routers"] if router["key"] != square.key]
+        assert len(set(kept)) == len(kept), name
+    assert {path["colour"] for path in payload["paths"] if path["group"] == circle["group"]} == {circle["colour"]}
+
+
+def test_a_training_has_the_colour_of_its_square() -> None:
+    payload = plane_payload(
+        Plane([], [PlanePath("mine", ((1.0, 1.0),))]),
+        [PlaneRouter("live:mine", "", "", Span(0.5), Span(0.6), "", mixer="mine", live=True)],
+        1,
+        [],
+    )
+    (router,), (path,) = payload["routers"], payload["paths"]
+    assert (path["group"], path["colour"]) == (router["group"], router["colour"])
 
 
 def test_measuring_pools_the_words_of_all_prompts(unmeasured: TradeoffHandlers) -> None:
@@ -161,6 +202,32 @@ def test_measuring_stops_between_prompts(unmeasured: TradeoffHandlers) -> None:
     next(events)
     unmeasured.tickets.stop(session().session_hash)
     assert list(events)[-1][1]["text"].startswith("Stopped: 0 of 2")
+
+
+def test_measuring_ends_a_run_of_the_same_visitor_and_waits_for_others(tmp_path: Path) -> None:
+    tickets = Tickets()
+    mine, other = tickets.open("one", "explore"), tickets.open("two", "explore")
+    room = TradeoffHandlers(FakeSource(), tmp_path, tmp_path, tickets)
+    assert room.announce(session())[1]["text"].endswith("1 run was asked for before yours.")
+    assert mine.stop.is_set()
+    assert not other.stop.is_set()
+
+
+def test_a_full_queue_gives_the_buttons_back(unmeasured: TradeoffHandlers) -> None:
+    unmeasured.announce(session())
+    line, measure_button, stop = unmeasured.refused(session())
+    assert "too many visitors" in line["text"]
+    assert (measure_button.interactive, stop.interactive) == (True, False)
+    assert not unmeasured.tickets.is_open("one")
+
+
+def test_a_second_press_replaces_the_first(unmeasured: TradeoffHandlers) -> None:
+    first, *_ = unmeasured.announce(session())
+    frames = unmeasured.measure(first, session())
+    assert not next(frames)[2].interactive
+    second, *_ = unmeasured.announce(session())
+    assert all(value == gr.skip() for frame in frames for value in frame)
+    assert list(unmeasured.measure(second, session()))[-1][2].interactive
 
 
 def test_an_error_of_the_model_gives_the_buttons_back(unmeasured: TradeoffHandlers) -> None:
@@ -186,18 +253,21 @@ def test_a_view_comes_back_from_its_address(handlers: TradeoffHandlers) -> None:
     key = handlers.opening()["routers"][1]["key"]
     view, query = handlers.view_query("smollm2-135m--rsl", event(router=key, close=True, hidden="ps"))
     assert view == {"router": key, "close": True, "hidden": "ps"}
-    payload, kept, replay, line = handlers.open_link(session(**dict(parse_qsl(query))))
+    payload, kept, replay, line, address = handlers.open_link(session(**dict(parse_qsl(query))))
     assert payload["view"] == view == kept
     assert replay == "smollm2-135m--rsl"
     assert line["text"] == ""
+    assert address == query
 
 
 def test_an_address_of_another_room_changes_nothing(handlers: TradeoffHandlers) -> None:
-    assert handlers.open_link(session(room="explore", r="x")) == (gr.skip(),) * 4
+    *shown, address = handlers.open_link(session(room="explore", r="x"))
+    assert shown == [gr.skip()] * 4
+    assert address == "v=1&room=tradeoff"
 
 
 def test_a_replay_that_is_gone_is_said(handlers: TradeoffHandlers) -> None:
-    *_, replay, line = handlers.open_link(session(room="tradeoff", replay="lost"))
+    *_, replay, line, _ = handlers.open_link(session(room="tradeoff", replay="lost"))
     assert replay == NO_REPLAY
     assert "'lost' is not installed" in line["text"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -222,6 +223,48 @@ def test_stop_shows_what_was_written_without_control(room: WhatIfHandlers, base:
     assert len(room.source.requests) == 1  # type: ignore[attr-defined]
 
 
+def test_a_stop_after_the_last_token_has_nothing_to_stop(room: WhatIfHandlers) -> None:
+    base = room.take(room.traces.put("one", make_trace(PROMPT, written=3)), session())[BASE]
+    number, *_ = room.announce(base, session())
+    frames = room.intervene(base, number, "mask", ["math"], "everything", "", False, 0, session())
+    for frame in frames:
+        if "3 tokens" in frame[2]["text"]:
+            room.tickets.stop("one")
+    assert frame[2]["text"] == "Done."
+
+
+def test_a_second_press_replaces_the_first(room: WhatIfHandlers, base: dict[str, str]) -> None:
+    first, *_ = room.announce(base, session())
+    frames = room.intervene(base, first, "mask", ["math"], "everything", "", True, 0, session())
+    next(frames)
+    second, *_ = room.announce(base, session())
+    assert all(is_skip(value) for frame in frames for value in frame)
+    view, *_, start, again, stop = list(room.regenerate(session(), base, second, "2", 1.0, []))[-1]
+    assert head_of(view)["names"]["b"]["title"] == "top 2"
+    assert (start.interactive, again.interactive, stop.interactive) == (True, True, False)
+
+
+def test_a_run_is_closed_before_its_last_words(room: WhatIfHandlers, base: dict[str, str]) -> None:
+    crash = room.take(room.traces.put("one", make_trace("CRASH")), session())[BASE]
+    for trace, experts in ((base, ["math"]), (base, []), (crash, ["math"])):
+        number, *_ = room.announce(trace, session())
+        for frame in room.intervene(trace, number, "mask", experts, "everything", "", True, 0, session()):
+            assert room.tickets.is_open("one") != frame[3].interactive
+
+
+def test_a_full_queue_gives_the_buttons_back(room: WhatIfHandlers, base: dict[str, str]) -> None:
+    room.announce(base, session())
+    line, *buttons = room.refused(session())
+    assert "too many visitors" in line["text"]
+    assert [button.interactive for button in buttons] == [True, True, False]
+    assert not room.tickets.is_open("one")
+
+
+def test_who_waits_is_told_the_place(room: WhatIfHandlers, base: dict[str, str]) -> None:
+    room.tickets.open("another", "explore")
+    assert room.announce(base, session())[1]["text"].endswith("1 run was asked for before yours.")
+
+
 def test_a_run_repeats_what_was_asked_for(room: WhatIfHandlers) -> None:
     trace = make_trace(PROMPT, written=3)
     base = room.take(room.traces.put("one", trace), session())[BASE]
@@ -280,6 +323,32 @@ def test_an_address_of_an_intervention_fills_the_controls(room: WhatIfHandlers, 
     assert shown[CHOSEN].value == ["code"]
     assert shown[-4:-2] == ("mask", "prompt")
     assert "no recording" in shown[STATUS]["text"]
+
+
+def test_regenerating_keeps_its_gates_in_the_address(room: WhatIfHandlers, base: dict[str, str]) -> None:
+    number, *_ = room.announce(base, session())
+    view = list(room.regenerate(session(), base, number, "1", 0.5, ["code"], 0.0, 1.0))[-1][0]
+    assert view["query"] == room.recompute(session(), base, "1", 0.5, ["code"], 0.0, 1.0)[0]["query"]
+    shown = room.open_link(base["key"], session(**dict(parse_qsl(view["query"]))))
+    assert (shown[GATE].value, shown[TEMPERATURE], shown[MASK].value, shown[10].value) == ("1", 0.5, ["code"], 1.0)
+
+
+def test_the_seed_of_the_control_and_the_words_come_back_from_an_address(
+    room: WhatIfHandlers, base: dict[str, str]
+) -> None:
+    frames = intervene(room, base, experts=["code"], where="words", text="62 kg", seed=7)
+    query = dict(parse_qsl(frames[-1][0]["query"]))
+    assert "w" not in query  # words of the prompt; the share menu adds them when their box is ticked
+    assert room.open_link(base["key"], session(**query, w="62 kg"))[-4:] == ("mask", "words", "62 kg", 7)
+
+
+def test_temperature_one_is_in_the_address_where_the_trace_has_another(room: WhatIfHandlers) -> None:
+    trace = make_trace(PROMPT)
+    trace = replace(trace, provenance={**trace.provenance, "gate_temperature": 0.5})
+    key = room.traces.put("one", trace)
+    base = room.take(key, session())[BASE]
+    query = dict(parse_qsl(room.recompute(session(), base, ALL_EXPERTS, 1.0, [])[0]["query"]))
+    assert room.open_link(key, session(**query))[TEMPERATURE] == 1.0
 
 
 def test_an_address_without_a_trace_takes_what_explore_opens_with(room: WhatIfHandlers, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from explorer.components.compare_view import CompareView
+from explorer.components.share_menu import PromptInLink
 from explorer.components.status_line import StatusLine
 from explorer.handlers import describe_mixer, status
 from explorer.page import Page, entering
@@ -16,6 +17,7 @@ from explorer.rooms.compare.link import recording_spec
 from explorer.rooms.compare.ready_made import recording_choices
 from explorer.rooms.compare.steps import step_control
 from explorer.rooms.share import share_and_export
+from explorer.running import ticket_number, wire_run
 from explorer.settings import DEFAULT_K, DEFAULT_NEW_TOKENS, default_gate, gate_choices, limits
 from explorer.stopping import wire_stop
 
@@ -59,7 +61,7 @@ def build(page: Page) -> None:
                     make_file=file_maker(page.exports, handlers.traces_of),
                     make_code=code_maker(handlers.traces_of),
                     inputs=[sides],
-                    prompt_from="#compare-prompt textarea",
+                    prompt=PromptInLink("#compare-prompt textarea"),
                 )
         view = CompareView("compare", {"waiting": FIRST_STEPS}, elem_id="compare-view", elem_classes="view")
 
@@ -76,25 +78,21 @@ def build(page: Page) -> None:
     clear.click(handlers.clear, None, shown, **AT_ONCE)
 
     prompt, mixer, step, gate, new_tokens, run, stop = run_controls
-    ticket = gr.State(0)
+    ticket = ticket_number()
     side.change(lambda name: gr.Button(f"Run {name}"), side, run, **AT_ONCE)
     mixer.change(handlers.choose_mixer, [mixer, step, gate], [mixer, step, gate], **AT_ONCE)
     page.wanted.change(handlers.choose_wanted, page.wanted, mixer, **AT_ONCE)
-    running = gr.on(
+    wire_run(
         [run.click, prompt.submit],
         handlers.announce,
         [side, prompt, new_tokens, sides],
-        [ticket, room_status, run, stop],
-        **AT_ONCE,
-    ).then(
         handlers.run,
         [side, prompt, mixer, step, gate, new_tokens, sides, ticket],
         [*shown, run, stop],
-        concurrency_id="model",
-        concurrency_limit=1,
-        **PRIVATE,
+        handlers.refused,
+        ticket=ticket,
+        said=[room_status, run, stop],
     )
-    running.failure(handlers.refused, None, [room_status, run, stop], **AT_ONCE)
     wire_stop(stop, room_status, handlers.tickets)
     # As in Explore, phones start with the controls folded.
     narrow = gr.Checkbox(visible=False)

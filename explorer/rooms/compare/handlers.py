@@ -18,7 +18,8 @@ from explorer.registry import ModelSource
 from explorer.rooms.compare.link import FIELDS, RunSpec, file_spec, parse_spec, recording_spec, run_spec
 from explorer.rooms.compare.ready_made import ready_made, short_name
 from explorer.rooms.compare.steps import at_step, split_step, step_control
-from explorer.sessions import Tickets, session_of
+from explorer.running import last_frame, run_buttons
+from explorer.sessions import Tickets, session_of, waiting_text
 from explorer.settings import (
     DEFAULT_NEW_TOKENS,
     RunRequest,
@@ -86,7 +87,8 @@ class CompareHandlers:
 
     def enter(self, sides: Sides, entered: bool, request: gr.Request) -> Shown:
         """The room is opened: the first time, and while nothing is chosen, with the first ready-made comparison."""
-        asked = {"a", "b"} & set(request.query_params)
+        query = dict(request.query_params)
+        asked = query.get("room") == ROOM and {"a", "b"} & set(query)
         if entered or sides or asked or not self.ready:
             return (gr.skip(),) * 6
         try:
@@ -171,17 +173,16 @@ class CompareHandlers:
 
     def announce(
         self, side: SideName, prompt: str, new_tokens: float, sides: Sides, request: gr.Request
-    ) -> tuple[int, Status, Any, Any]:
+    ) -> tuple[Any, ...]:
         """The first half of Run, outside the queue: refuse at once what can be refused, else open a ticket."""
         try:
             check_prompt(self._prompt(side, prompt, sides, session_of(request)))
             check_new_tokens(int(new_tokens))
         except LoraMixerError as error:
             return 0, status("error", str(error)), gr.skip(), gr.skip()
-        ticket = self.tickets.open(session_of(request))
-        is_ready = self.source.status().kind == "ready"
-        line = status("busy", "Waiting for the model …" if is_ready else "Waiting until the model is loaded …")
-        return ticket.number, line, gr.Button(interactive=False), gr.Button(interactive=True)
+        ticket = self.tickets.open(session_of(request), ROOM)
+        line = status("busy", waiting_text(self.tickets, ticket.session, self.source))
+        return ticket.number, line, *run_buttons(running=True)
 
     def run(
         self,
@@ -196,50 +197,52 @@ class CompareHandlers:
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
         """The second half of Run, in the queue: a line while it writes, then both sides and the buttons."""
-        session = session_of(request)
-        ticket = self.tickets.find(session, int(number or 0))
-        if ticket is None:
-            yield (gr.skip(),) * 8
-            return
-        trace: RoutingTrace | None = None
-        due = 0.0
-        try:
-            if ticket.stop.is_set():
-                yield (*_only_status("note", "Stopped before the model began; nothing was lost."), *_buttons(False))
+        with self.tickets.claim(session_of(request), number) as ticket:
+            if ticket is None:
+                yield (gr.skip(),) * 8
                 return
-            found = at_step(self.source, mixer or "", step)
-            mode, k = parse_gate(gate, len(found.experts))
-            typed = self._prompt(side, prompt, sides, session)
-            asked = RunRequest(typed, found.name, mode, k, check_new_tokens(int(new_tokens)))
-            for trace in self.source.stream(asked, ticket.stop):
-                if time.monotonic() >= due:
-                    due = time.monotonic() + SECONDS_BETWEEN_LINES
-                    written = trace.tokens.roles.count("generated")
-                    yield (*_only_status("busy", f"Running {side} … {written} tokens"), gr.skip(), gr.skip())
-            if trace is None:
-                yield (*_only_status("note", "Stopped before the first token."), *_buttons(False))
-                return
-            was_stopped = ticket.stop.is_set() and trace.tokens.roles.count("generated") < asked.max_new_tokens
-            key = self.traces.put(session, trace)
-            spec = run_spec(found.name, gate, asked.max_new_tokens)
-            pinned = {"key": key, "state": "stopped" if was_stopped else "finished", "spec": spec}
-            last = self._show({**_accepted(sides), side: pinned}, request)
-            self.tickets.close(session, ticket.number)  # whoever presses Stop now is told that nothing runs
-            yield (*last, *_buttons(False))
-        except LoraMixerError as error:
-            yield (*self._refused(error), *_buttons(False))
-        except Exception as error:
-            logger.exception("A run failed")
-            text = f"The run ended with an error inside the model ({type(error).__name__}); press Run to try again."
-            yield (*_only_status("error", text), *_buttons(False))
-        finally:
-            self.tickets.close(session, ticket.number)
+            trace: RoutingTrace | None = None
+            due = 0.0
+            try:
+                if ticket.stop.is_set():
+                    yield last_frame(ticket, _only_status("note", "Stopped before the model began; nothing was lost."))
+                    return
+                found = at_step(self.source, mixer or "", step)
+                mode, k = parse_gate(gate, len(found.experts))
+                typed = self._prompt(side, prompt, sides, ticket.session)
+                asked = RunRequest(typed, found.name, mode, k, check_new_tokens(int(new_tokens)))
+                for trace in self.source.stream(asked, ticket.stop):
+                    if time.monotonic() >= due and not ticket.stop.is_set():
+                        due = time.monotonic() + SECONDS_BETWEEN_LINES
+                        written = trace.tokens.roles.count("generated")
+                        line = _only_status("busy", f"Running {side} … {written} tokens")
+                        yield (*line, *run_buttons(running=True))
+                if trace is None:
+                    yield last_frame(ticket, _only_status("note", "Stopped before the first token."))
+                    return
+                if not ticket.is_open or ticket.is_replaced:
+                    return
+                was_cut = ticket.was_cut(trace.tokens.roles.count("generated"), asked.max_new_tokens)
+                pinned = {
+                    "key": self.traces.put(ticket.session, trace),
+                    "state": "stopped" if was_cut else "finished",
+                    "spec": run_spec(found.name, gate, asked.max_new_tokens),
+                }
+                yield last_frame(ticket, self._show({**_accepted(sides), side: pinned}, request))
+            except LoraMixerError as error:
+                yield last_frame(ticket, self._refused(error))
+            except Exception as error:
+                logger.exception("A run failed")
+                text = (
+                    f"The run ended with an error inside the model ({type(error).__name__}); press Run to try again."
+                )
+                yield last_frame(ticket, _only_status("error", text))
 
-    def refused(self, request: gr.Request) -> tuple[Status, Any, Any]:
+    def refused(self, request: gr.Request) -> tuple[Any, ...]:
         """The queue did not take the run: give the buttons back."""
-        self.tickets.stop(session_of(request))
+        self.tickets.drop(session_of(request), ROOM)
         text = "The run did not start: too many visitors are waiting. Press Run again in a minute."
-        return (status("error", text), *_buttons(False))
+        return status("error", text), *run_buttons(running=False)
 
     # ------------------------------------------------------------------ addresses
 
@@ -393,7 +396,3 @@ def _line_of(side: str, found: Side | None) -> Status:
 
 def _only_status(kind: str, text: str) -> Shown:
     return (*(gr.skip(),) * 5, status(kind, text))
-
-
-def _buttons(running: bool) -> tuple[Any, Any]:
-    return gr.Button(interactive=not running), gr.Button(interactive=running)

@@ -14,7 +14,8 @@ from explorer.link import WRITE
 from explorer.page import Page
 from explorer.rooms.share import FORMATS as ALL_FORMATS
 from explorer.rooms.share import share_and_export
-from explorer.rooms.tradeoff.handlers import NO_REPLAY, NOT_INSTALLED, TradeoffHandlers
+from explorer.rooms.tradeoff.handlers import NO_REPLAY, NOT_INSTALLED, ROOM, TradeoffHandlers
+from explorer.running import ticket_number, wire_run
 from explorer.stopping import wire_stop
 
 ABOUT = (
@@ -32,9 +33,9 @@ AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
 
 def build(page: Page) -> None:
     """Components and wiring of the room."""
-    handlers = TradeoffHandlers(page.source)
+    handlers = TradeoffHandlers(page.source, tickets=page.handlers.tickets)
     opening = handlers.opening()
-    ticket, view, query = gr.State(0), gr.State({}), gr.Textbox(visible=False)
+    ticket, view, query = ticket_number(), gr.State({}), page.addresses[ROOM]
     has_replays = bool(handlers.replays)
     with gr.Row(elem_classes="room"):
         with gr.Column(elem_id="tradeoff-controls", elem_classes="controls", scale=0, min_width=300):
@@ -56,11 +57,16 @@ def build(page: Page) -> None:
             )
             StatusLine(status("note", NOT_INSTALLED), elem_id="tradeoff-no-replay", visible=not has_replays)
             with gr.Accordion("Share and export", open=False, elem_id="tradeoff-share", elem_classes="share-fold"):
+                gr.HTML(
+                    "<p class='note'>Files and Python are of the measured plane, without squares and replays; Save below "
+                    "the table writes what is on screen.</p>",
+                    apply_default_css=False,
+                )
                 share_and_export(
                     "tradeoff",
                     formats=FORMATS,
                     make_file=lambda kind, values, session: page.exports.figure(
-                        session, handlers.figure(), "plane", kind
+                        session, handlers.figure(), "measured-plane", kind
                     ),
                     make_code=lambda values, session: handlers.code(),
                 )
@@ -72,21 +78,22 @@ def build(page: Page) -> None:
     # Through the queue: outside it, a change of a state is not told to those who listen to it.
     plane.open_router(handlers.open_router, None, send, **PRIVATE)  # type: ignore[attr-defined]
     plane.pin_router(handlers.pin_router, None, send, **PRIVATE)  # type: ignore[attr-defined]
-    plane.change_view(handlers.view_query, replay, [view, query], **AT_ONCE).then(  # type: ignore[attr-defined]
-        None, query, None, js=WRITE, **AT_ONCE
-    )
+    plane.change_view(  # type: ignore[attr-defined]
+        handlers.view_query, replay, [view, query], trigger_mode="always_last", **AT_ONCE
+    ).then(None, query, None, js=WRITE, **AT_ONCE)
     replay.change(handlers.choose_replay, replay, frames, **AT_ONCE)
     replay.input(handlers.query, [view, replay], query, **AT_ONCE).then(None, query, None, js=WRITE, **AT_ONCE)
     buttons = [measure, stop]
-    running = measure.click(handlers.announce, None, [ticket, room_status, *buttons], **AT_ONCE).then(
+    wire_run(
+        [measure.click],
+        handlers.announce,
+        None,
         handlers.measure,
-        ticket,
+        [ticket],
         [plane, room_status, *buttons],
-        concurrency_id="model",
-        concurrency_limit=1,
-        **PRIVATE,
+        handlers.refused,
+        ticket=ticket,
+        said=[room_status, *buttons],
     )
-    running.failure(handlers.refused, None, [room_status, *buttons], **AT_ONCE)
     wire_stop(stop, room_status, handlers.tickets, "Stopping …")
-    page.demo.load(handlers.open_link, None, [plane, view, replay, room_status], **AT_ONCE)
-    page.demo.unload(handlers.leave)
+    page.demo.load(handlers.open_link, None, [plane, view, replay, room_status, query], **AT_ONCE)

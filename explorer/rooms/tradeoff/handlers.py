@@ -28,7 +28,8 @@ from explorer.rooms.tradeoff.points import (
     logged_plane,
     measured_plane,
 )
-from explorer.sessions import Tickets, session_of
+from explorer.running import last_frame, run_buttons
+from explorer.sessions import Tickets, session_of, waiting_text
 from explorer.settings import RunRequest
 from loramixer.errors import FigureError, LoraMixerError, MixerError
 from loramixer.mixers import MixerInfo
@@ -58,13 +59,20 @@ class TradeoffHandlers:
         source: what can be run.
         results: folder of the experiments' files.
         replays: folder of the recorded replays.
+        tickets: which run each session waits for; the page gives those of all rooms.
     """
 
-    def __init__(self, source: ModelSource, results: Path | None = None, replays: Path | None = None) -> None:
+    def __init__(
+        self,
+        source: ModelSource,
+        results: Path | None = None,
+        replays: Path | None = None,
+        tickets: Tickets | None = None,
+    ) -> None:
         self.source = source
         self.results = results or RESULTS
         self.replay_folder = replays or FOLDER
-        self.tickets = Tickets()
+        self.tickets = tickets or Tickets()
         self.versions = itertools.count(1)
 
     @cached_property
@@ -152,46 +160,45 @@ class TradeoffHandlers:
 
     # ------------------------------------------------------------------ measuring
 
-    def announce(self, request: gr.Request) -> tuple[int, Status, Any, Any]:
+    def announce(self, request: gr.Request) -> tuple[Any, ...]:
         """The first half of Measure, outside the queue."""
         if not self.source.mixers():
             line = status("error", "No trained router is installed, so nothing can be measured.")
             return 0, line, gr.skip(), gr.skip()
-        ticket = self.tickets.open(session_of(request))
-        line = status("busy", "Waiting for the model …")
-        return ticket.number, line, gr.Button(interactive=False), gr.Button(interactive=True)
+        ticket = self.tickets.open(session_of(request), ROOM)
+        line = status("busy", waiting_text(self.tickets, ticket.session, self.source))
+        return ticket.number, line, *run_buttons(running=True)
 
     def measure(self, number: int, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """The second half, in the queue: streams plane, status and both buttons."""
-        ticket = self.tickets.find(session_of(request), int(number or 0))
-        if ticket is None:
-            yield (gr.skip(),) * 4
-            return
-        buttons = (gr.Button(interactive=True), gr.Button(interactive=False))
-        mixers = self.mixers()
-        done: list[PlaneRouter] = []
-        try:
-            for mixer in mixers:
-                line = status("busy", f"Measuring {mixer.title}, {len(done) + 1} of {len(mixers)} …")
-                yield gr.skip(), line, gr.skip(), gr.skip()
-                if (found := self._measured(mixer, ticket.stop)) is None:
-                    break
-                done.append(found)
-                yield self._payload(done), line, gr.skip(), gr.skip()
-            words = "Stopped" if ticket.stop.is_set() else "Measured"
-            text = f"{words}: {len(done)} of {len(mixers)} routers on {len(EXAMPLES)} example prompts."
-            last = status("note" if ticket.stop.is_set() else "quiet", text)
-            # Whoever presses Stop now is told that nothing runs.
-            self.tickets.close(session_of(request), ticket.number)
-            yield gr.skip(), last, *buttons
-        except LoraMixerError as error:
-            yield gr.skip(), status("error", str(error)), *buttons
-        except Exception as error:
-            logger.exception("Measuring failed")
-            text = f"Measuring ended with an error inside the model ({type(error).__name__}); see the server's log."
-            yield gr.skip(), status("error", text), *buttons
-        finally:
-            self.tickets.close(session_of(request), ticket.number)
+        with self.tickets.claim(session_of(request), number) as ticket:
+            if ticket is None:
+                yield (gr.skip(),) * 4
+                return
+            mixers = self.mixers()
+            done: list[PlaneRouter] = []
+            try:
+                for mixer in mixers:
+                    if ticket.stop.is_set():
+                        break
+                    line = status("busy", f"Measuring {mixer.title}, {len(done) + 1} of {len(mixers)} …")
+                    yield gr.skip(), line, *run_buttons(running=True)
+                    if (found := self._measured(mixer, ticket.stop)) is None:
+                        break
+                    done.append(found)
+                    yield self._payload(done), gr.skip(), gr.skip(), gr.skip()
+                was_cut = ticket.was_cut(len(done), len(mixers))
+                text = f"{'Stopped' if was_cut else 'Measured'}: {len(done)} of {len(mixers)} routers on "
+                text += f"{len(EXAMPLES)} example prompts."
+                yield last_frame(ticket, (gr.skip(), status("note" if was_cut else "quiet", text)))
+            except LoraMixerError as error:
+                yield last_frame(ticket, (gr.skip(), status("error", str(error))))
+            except Exception as error:
+                logger.exception("Measuring failed")
+                text = (
+                    f"Measuring ended with an error inside the model ({type(error).__name__}); see the server's log."
+                )
+                yield last_frame(ticket, (gr.skip(), status("error", text)))
 
     def _measured(self, mixer: MixerInfo, stop: threading.Event) -> PlaneRouter | None:
         traces = []
@@ -202,15 +209,11 @@ class TradeoffHandlers:
             traces += list(self.source.stream(asked, stop))[-1:]
         return live_router(mixer, traces) if len(traces) == len(EXAMPLES) else None
 
-    def refused(self, request: gr.Request) -> tuple[Status, Any, Any]:
+    def refused(self, request: gr.Request) -> tuple[Any, ...]:
         """The queue did not take it: give the buttons back."""
-        self.tickets.stop(session_of(request))
+        self.tickets.drop(session_of(request), ROOM)
         text = "Nothing was measured: too many visitors are waiting. Try again in a minute."
-        return status("error", text), gr.Button(interactive=True), gr.Button(interactive=False)
-
-    def leave(self, request: gr.Request) -> None:
-        """The page was closed."""
-        self.tickets.stop(session_of(request))
+        return status("error", text), *run_buttons(running=False)
 
     # ------------------------------------------------------------------ links
 
@@ -224,14 +227,14 @@ class TradeoffHandlers:
         return to_query(ROOM, {**view, "replay": replay}, LINK_FIELDS)
 
     def open_link(self, request: gr.Request) -> tuple[Any, ...]:
-        """Plane, view, replay and status of the address that the page was opened with."""
+        """Plane, view, replay, status and query string of the address that the page was opened with."""
         query = dict(request.query_params)
         if query.get("room") != ROOM:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            return *(gr.skip(),) * 4, self.query({}, NO_REPLAY)
         values, notes = parse(query, LINK_FIELDS)
         replay = values.pop("replay")
         if replay not in (NO_REPLAY, *self.replays):
             notes.append(f"The link's replay {replay!r} is not installed.")
             replay = NO_REPLAY
         line = status("note", " ".join(notes)) if notes else status("quiet")
-        return self._payload([], values), values, replay, line
+        return self._payload([], values), values, replay, line, self.query(values, replay)

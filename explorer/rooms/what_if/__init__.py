@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from explorer.components.compare_view import CompareView
+from explorer.components.share_menu import PromptInLink
 from explorer.components.status_line import StatusLine
 from explorer.handlers import status
 from explorer.page import Page, entering
@@ -14,6 +15,7 @@ from explorer.rooms.compare.files import COMPARISON_FORMATS, code_maker, file_ma
 from explorer.rooms.share import share_and_export
 from explorer.rooms.what_if.changes import KINDS, PLACES
 from explorer.rooms.what_if.handlers import NOTHING_YET, WhatIfHandlers
+from explorer.running import ticket_number, wire_run
 from explorer.settings import default_gate, gate_choices
 from explorer.stopping import wire_stop
 
@@ -23,7 +25,6 @@ LEAST_SLIDERS = 8
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
-MODEL: dict[str, Any] = {**PRIVATE, "concurrency_id": "model", "concurrency_limit": 1}
 
 
 def build(page: Page) -> None:
@@ -32,7 +33,7 @@ def build(page: Page) -> None:
     slots = max([LEAST_SLIDERS, *(len(mixer.experts) for mixer in mixers)])
     handlers = WhatIfHandlers(page.source, page.recordings, page.traces, page.handlers.tickets, slots)
     experts = list(mixers[0].experts) if mixers else []
-    base, result, ticket = gr.State({}), gr.State({}), gr.State(0)
+    base, result, ticket = gr.State({}), gr.State({}), ticket_number()
     with gr.Row(elem_classes="room"):
         with gr.Column(elem_id="what-if-controls", elem_classes="controls", scale=0, min_width=300):
             line = StatusLine(status("quiet", "No trace yet"), elem_id="what-if-base")
@@ -49,6 +50,7 @@ def build(page: Page) -> None:
                     make_file=file_maker(page.exports, handlers.traces_of),
                     make_code=code_maker(handlers.traces_of),
                     inputs=[base, result],
+                    prompt=PromptInLink("#what-if-text textarea", "w", "with the words of the prompt"),
                 )
         view = CompareView(
             "what_if",
@@ -74,18 +76,21 @@ def build(page: Page) -> None:
     where.change(lambda place: gr.Textbox(visible=place == "words"), where, text, **AT_ONCE)
     view.mark(_mark, None, [where, text], **AT_ONCE)
     buttons = [regenerate, run, stop]
-    announced = [ticket, room_status, *buttons]
-    regenerating = regenerate.click(handlers.announce, base, announced, **AT_ONCE).then(
-        handlers.regenerate, [base, ticket, *gates[1:]], [view, result, room_status, *buttons], **MODEL
-    )
-    intervening = run.click(handlers.announce, base, announced, **AT_ONCE).then(
-        handlers.intervene,
-        [base, ticket, kind, chosen, where, text, control, seed],
-        [view, result, room_status, *buttons],
-        **MODEL,
-    )
-    for running in (regenerating, intervening):
-        running.failure(handlers.refused, None, [room_status, *buttons], **AT_ONCE)
+    for press, handler, inputs in (
+        (regenerate.click, handlers.regenerate, gates[1:]),
+        (run.click, handlers.intervene, [kind, chosen, where, text, control, seed]),
+    ):
+        wire_run(
+            [press],
+            handlers.announce,
+            base,
+            handler,
+            [base, ticket, *inputs],
+            [view, result, room_status, *buttons],
+            handlers.refused,
+            ticket=ticket,
+            said=[room_status, *buttons],
+        )
     wire_stop(stop, room_status, handlers.tickets)
     narrow = gr.Checkbox(visible=False)
     page.demo.load(

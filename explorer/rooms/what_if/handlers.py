@@ -21,7 +21,8 @@ from explorer.rooms.compare.link import parse_spec, recording_spec, run_spec
 from explorer.rooms.compare.ready_made import short_name
 from explorer.rooms.what_if.changes import CONTROL_LABEL, GateChange, ModelChange, chosen_biases
 from explorer.rooms.what_if.link import FIELDS, read_biases, read_names, write_biases
-from explorer.sessions import Tickets, session_of
+from explorer.running import last_frame, run_buttons
+from explorer.sessions import Ticket, Tickets, session_of, waiting_text
 from explorer.settings import (
     DEFAULT_NEW_TOKENS,
     GateMode,
@@ -121,16 +122,15 @@ class WhatIfHandlers:
 
     # ------------------------------------------------------------------ with the model
 
-    def announce(self, base: Base, request: gr.Request) -> tuple[int, Status, Any, Any, Any]:
+    def announce(self, base: Base, request: gr.Request) -> tuple[Any, ...]:
         """The first half of a run, outside the queue: ticket, status, both run buttons, Stop."""
         try:
             check_prompt(prompt_text(self._trace(base, request)))
         except LoraMixerError as error:
             return 0, status("error", str(error)), gr.skip(), gr.skip(), gr.skip()
-        ticket = self.tickets.open(session_of(request))
-        is_ready = self.source.status().kind == "ready"
-        line = status("busy", "Waiting for the model …" if is_ready else "Waiting until the model is loaded …")
-        return ticket.number, line, *_buttons(running=True)
+        ticket = self.tickets.open(session_of(request), ROOM)
+        line = status("busy", waiting_text(self.tickets, ticket.session, self.source))
+        return ticket.number, line, *run_buttons(running=True, starts=2)
 
     def regenerate(
         self,
@@ -150,7 +150,8 @@ class WhatIfHandlers:
             note = "The bias was left out: it acts on stored scores only." if change.bias else ""
             kept = GateChange(gate, float(temperature), change.mask, {})
             masked = {"kind": "mask", "experts": change.mask} if change.mask else None
-            return _Plan(kept.words(trace) or "written again", masked, None, mode, k, float(temperature), note)
+            link = _gate_values(change, trace)
+            return _Plan(kept.words(trace) or "written again", masked, None, mode, k, float(temperature), link, note)
 
         yield from self._run(base, number, plan, request)
 
@@ -174,15 +175,16 @@ class WhatIfHandlers:
             main, control = change.interventions(trace)
             mode, k = parse_gate(gate_choice_of(trace.provenance, len(trace.experts)), len(trace.experts))
             temperature = float(trace.provenance.get("gate_temperature", 1.0))
-            return _Plan(change.words(), main, control if with_control else None, mode, k, temperature)
+            link = {"kind": kind, "experts": ",".join(chosen), "where": where, "seed": change.seed}
+            return _Plan(change.words(), main, control if with_control else None, mode, k, temperature, link)
 
         yield from self._run(base, number, plan, request)
 
-    def refused(self, request: gr.Request) -> tuple[Status, Any, Any, Any]:
+    def refused(self, request: gr.Request) -> tuple[Any, ...]:
         """The queue did not take the run: give the buttons back."""
-        self.tickets.stop(session_of(request))
+        self.tickets.drop(session_of(request), ROOM)
         text = "The run did not start: too many visitors are waiting. Try again in a minute."
-        return (status("error", text), *_buttons(running=False))
+        return status("error", text), *run_buttons(running=False, starts=2)
 
     # ------------------------------------------------------------------ addresses
 
@@ -213,7 +215,7 @@ class WhatIfHandlers:
         gate = values["gate"] if values["gate"] in gate_choices(len(trace.experts)) else usual.gate
         change = GateChange(
             gate,
-            values["temperature"] if "t" in query else usual.temperature,
+            usual.temperature if values["temperature"] is None else values["temperature"],
             tuple(name for name in read_names(values["mask"]) if name in trace.experts),
             {name: value for name, value in read_biases(values["bias"]).items() if name in trace.experts},
         )
@@ -307,13 +309,7 @@ class WhatIfHandlers:
             badge=NOTE,
             payload_of_a=self._payload(base, trace),
         )
-        values = {
-            "base": base["spec"],
-            "gate": change.gate if "gate" in change.arguments(trace) else "",
-            "temperature": change.temperature,
-            "mask": ",".join(change.mask),
-            "bias": write_biases(change.bias),
-        }
+        values = {"base": base["spec"], **_gate_values(change, trace)}
         return {**view, "query": to_query(ROOM, values, FIELDS)}, result
 
     def _payload(self, base: Base, trace: RoutingTrace) -> Payload:
@@ -329,55 +325,50 @@ class WhatIfHandlers:
         return known
 
     def _run(self, base: Base, number: int, make_plan: Any, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-        session = session_of(request)
-        ticket = self.tickets.find(session, int(number or 0))
-        if ticket is None:
-            yield (gr.skip(),) * 6
-            return
-        done = _buttons(running=False)
-        try:
-            if ticket.stop.is_set():
-                line = status("note", "Stopped before the model began; nothing was lost.")
-                yield gr.skip(), gr.skip(), line, *done
+        with self.tickets.claim(session_of(request), number) as ticket:
+            if ticket is None:
+                yield (gr.skip(),) * 6
                 return
-            trace = self._trace(base, request)
-            plan = make_plan(trace)
-            written: RoutingTrace | None = None
-            for written in self._stream(trace, plan, plan.main, ticket.stop):
-                if progress := _line("Writing again", written, plan):
-                    yield gr.skip(), gr.skip(), progress, *(gr.skip(),) * 3
-            if written is None:
-                yield gr.skip(), gr.skip(), status("note", "Stopped before the first token."), *done
-                return
-            was_stopped = ticket.stop.is_set()
-            state = "stopped" if was_stopped else "finished"
-            key = self.traces.put(session, written)
-            result = {"key": key, "change": plan.words, "control": plan.control}
-            view = self._beside(base, trace, written, state, plan, None)
-            if plan.control is None or was_stopped:
-                self.tickets.close(session, ticket.number)  # whoever presses Stop now is told that nothing runs
-                yield view, result, plan.end(was_stopped), *done
-                return
-            yield view, result, status("busy", "Now the random control …"), *(gr.skip(),) * 3
-            control: RoutingTrace | None = None
-            for control in self._stream(trace, plan, plan.control, ticket.stop):
-                if progress := _line("Random control", control, plan):
-                    yield gr.skip(), gr.skip(), progress, *(gr.skip(),) * 3
-            if control is None or ticket.stop.is_set():
-                line = status("note", "The control was stopped, so nothing stands beside the numbers.")
-                yield gr.skip(), gr.skip(), line, *done
-                return
-            view = self._beside(base, trace, written, state, plan, control)
-            self.tickets.close(session, ticket.number)
-            yield view, result, plan.end(False), *done
-        except LoraMixerError as error:
-            yield gr.skip(), gr.skip(), status("error", str(error)), *done
-        except Exception as error:
-            logger.exception("A run failed")
-            text = f"The run ended with an error inside the model ({type(error).__name__}); try again."
-            yield gr.skip(), gr.skip(), status("error", text), *done
-        finally:
-            self.tickets.close(session, ticket.number)
+            try:
+                if ticket.stop.is_set():
+                    yield _last(ticket, status("note", "Stopped before the model began; nothing was lost."))
+                    return
+                trace = self._trace(base, request)
+                plan = make_plan(trace)
+                written: RoutingTrace | None = None
+                for written in self._stream(trace, plan, plan.main, ticket.stop):
+                    if progress := _line("Writing again", written, plan, ticket):
+                        yield gr.skip(), gr.skip(), progress, *run_buttons(running=True, starts=2)
+                if written is None:
+                    yield _last(ticket, status("note", "Stopped before the first token."))
+                    return
+                if not ticket.is_open or ticket.is_replaced:
+                    return
+                was_cut = ticket.was_cut(written.tokens.roles.count("generated"), _new_tokens(trace))
+                state = "stopped" if was_cut else "finished"
+                key = self.traces.put(ticket.session, written)
+                result = {"key": key, "change": plan.words, "control": plan.control}
+                view = self._beside(base, trace, written, state, plan, None)
+                if plan.control is None or was_cut:
+                    yield _last(ticket, plan.end(was_cut), view, result)
+                    return
+                busy = status("busy", "Now the random control …")
+                yield view, result, busy, *run_buttons(running=True, starts=2)
+                control: RoutingTrace | None = None
+                for control in self._stream(trace, plan, plan.control, ticket.stop):
+                    if progress := _line("Random control", control, plan, ticket):
+                        yield gr.skip(), gr.skip(), progress, *run_buttons(running=True, starts=2)
+                if control is None or ticket.was_cut(control.tokens.roles.count("generated"), _new_tokens(trace)):
+                    line = status("note", "The control was stopped, so nothing stands beside the numbers.")
+                    yield _last(ticket, line)
+                    return
+                yield _last(ticket, plan.end(False), self._beside(base, trace, written, state, plan, control), result)
+            except LoraMixerError as error:
+                yield _last(ticket, status("error", str(error)))
+            except Exception as error:
+                logger.exception("A run failed")
+                text = f"The run ended with an error inside the model ({type(error).__name__}); try again."
+                yield _last(ticket, status("error", text))
 
     def _stream(
         self, trace: RoutingTrace, plan: _Plan, change: dict[str, Any] | None, stop: threading.Event
@@ -415,11 +406,11 @@ class WhatIfHandlers:
             control=numbers,
             payload_of_a=self._payload(base, trace),
         )
-        return {**view, "query": to_query(ROOM, {"base": base["spec"], **plan.values()}, FIELDS)}
+        return {**view, "query": to_query(ROOM, {"base": base["spec"], **plan.link}, FIELDS)}
 
 
 class _Plan:
-    """What a run of the model does, and its control."""
+    """What a run of the model does, its control, and what an address says about it."""
 
     def __init__(
         self,
@@ -429,9 +420,10 @@ class _Plan:
         mode: GateMode,
         k: int,
         temperature: float,
+        link: dict[str, Any],
         note: str = "",
     ) -> None:
-        self.words, self.main, self.control, self.note = words, main, control, note
+        self.words, self.main, self.control, self.link, self.note = words, main, control, link, note
         self.mode, self.k, self.temperature = mode, k, temperature
         self.due = 0.0
 
@@ -441,27 +433,36 @@ class _Plan:
             return status("note", f"Stopped; what was written is shown. {self.note}".strip())
         return status("note", self.note) if self.note else status("quiet", "Done.")
 
-    def values(self) -> dict[str, Any]:
-        """What an address says about it."""
-        if self.main is None or self.main["kind"] not in ("mask", "force", "uniform"):
-            return {}
-        part = {"prompt": "prompt", "generated": "answer"}.get(self.main.get("part", ""), "everything")
-        found = {"kind": self.main["kind"], "experts": ",".join(self.main.get("experts", ()))}
-        return {**found, "where": "words" if "tokens" in self.main else part}
 
-
-def _line(what: str, trace: RoutingTrace, plan: _Plan) -> Status | None:
-    """How far it is, or None while the last line is young."""
-    if time.monotonic() < plan.due:
+def _line(what: str, trace: RoutingTrace, plan: _Plan, ticket: Ticket) -> Status | None:
+    """How far it is, or None while the last line is young, or once the last words of the run come next."""
+    if time.monotonic() < plan.due or ticket.stop.is_set():
         return None
     plan.due = time.monotonic() + SECONDS_BETWEEN_LINES
     return status("busy", f"{what} … {trace.tokens.roles.count('generated')} tokens")
+
+
+def _last(ticket: Ticket, line: Status, view: Any = None, result: Any = None) -> tuple[Any, ...]:
+    """The last frame of a run; without a view, what is shown stays."""
+    shown = (gr.skip(), gr.skip()) if view is None else (view, result)
+    return last_frame(ticket, (*shown, line), starts=2)
 
 
 def _unchanged(trace: RoutingTrace) -> GateChange:
     facts = trace.provenance
     gate = gate_choice_of(facts, len(trace.experts))
     return GateChange(gate, float(facts.get("gate_temperature", 1.0)), (), {})
+
+
+def _gate_values(change: GateChange, trace: RoutingTrace) -> dict[str, Any]:
+    """What an address says about other gates of a trace."""
+    changed = change.arguments(trace)
+    return {
+        "gate": change.gate if "gate" in changed else "",
+        "temperature": changed.get("temperature"),
+        "mask": ",".join(change.mask),
+        "bias": write_biases(change.bias),
+    }
 
 
 def _new_tokens(trace: RoutingTrace) -> int:
@@ -478,7 +479,3 @@ def _gate_words(trace: RoutingTrace) -> str:
 def _spec_of_run(trace: RoutingTrace) -> str:
     gate = gate_choice_of(trace.provenance, len(trace.experts))
     return run_spec(str(trace.provenance.get("mixer")), gate, _new_tokens(trace) or DEFAULT_NEW_TOKENS)
-
-
-def _buttons(running: bool) -> tuple[Any, Any, Any]:
-    return (gr.Button(interactive=not running), gr.Button(interactive=not running), gr.Button(interactive=running))

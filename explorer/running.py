@@ -1,0 +1,73 @@
+"""The two halves of a run, as every room that runs the model wires them: what is said at once, and what waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+
+from explorer.sessions import Ticket
+
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_AT_ONCE: dict[str, Any] = {**_PRIVATE, "queue": False}
+_MODEL: dict[str, Any] = {**_PRIVATE, "concurrency_id": "model", "concurrency_limit": 1}
+
+
+def run_buttons(running: bool, starts: int = 1) -> tuple[Any, ...]:
+    """What the buttons that start a run, and Stop behind them, shall be."""
+    return (*(gr.Button(interactive=not running) for _ in range(starts)), gr.Button(interactive=running))
+
+
+def last_frame(ticket: Ticket, shown: Sequence[Any], starts: int = 1) -> tuple[Any, ...]:
+    """The last frame of a run: its own values, then the buttons; nothing at all where a newer run of the room speaks.
+
+    Args:
+        ticket: of the run; it is closed.
+        shown: values of the components before the buttons.
+        starts: how many buttons start a run.
+    """
+    frame = (*shown, *run_buttons(False, starts))
+    return ticket.last((gr.skip(),) * len(frame) if ticket.is_replaced else frame)
+
+
+def ticket_number() -> gr.Number:
+    """Where a room keeps the number of its newest ticket.
+
+    No state: the value of a state is read when an event is worked on, and a run that has waited would take the ticket
+    of a later press. The value of any other component leaves the browser with the press.
+    """
+    return gr.Number(0, precision=0, visible=False)
+
+
+def wire_run(
+    triggers: Sequence[Any],
+    announce: Callable[..., tuple[Any, ...]],
+    asked: Any,
+    run: Callable[..., Any],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    refused: Callable[..., tuple[Any, ...]],
+    *,
+    ticket: gr.Number,
+    said: Sequence[Any],
+) -> None:
+    """Announce a run at once, then run it when the model is free.
+
+    Args:
+        triggers: the presses that begin a run.
+        announce: the first half, outside the queue; returns the number of a ticket, or 0, and values of ``said``.
+        asked: inputs of ``announce``.
+        run: the second half, in the queue; does nothing for the number 0.
+        inputs: of ``run``; ``ticket`` is among them.
+        outputs: of ``run``.
+        refused: what is said when the queue does not take the second half; returns values of ``said``.
+        ticket: from :func:`ticket_number`.
+        said: the status line and the buttons.
+    """
+    # Several at once: Gradio would drop the second half of a press while that of an earlier one waits or runs, and
+    # the earlier one ends by itself once it is told that there is a newer ticket.
+    running = gr.on(triggers, announce, asked, [ticket, *said], **_AT_ONCE).then(
+        run, inputs, outputs, trigger_mode="multiple", **_MODEL
+    )
+    running.failure(refused, None, said, **_AT_ONCE)

@@ -1,0 +1,98 @@
+"""Tickets of runs: who waits for what, and whose words count."""
+
+from __future__ import annotations
+
+import pytest
+
+from explorer.sessions import Tickets, waiting_text
+from tests.app.synthetic import FakeSource
+
+
+@pytest.fixture
+def tickets() -> Tickets:
+    return Tickets()
+
+
+def test_a_new_run_ends_the_earlier_ones_of_its_session_only(tickets: Tickets) -> None:
+    first, other, second = (
+        tickets.open("one", "explore"),
+        tickets.open("two", "explore"),
+        tickets.open("one", "compare"),
+    )
+    assert (first.stop.is_set(), other.stop.is_set(), second.stop.is_set()) == (True, False, False)
+
+
+def test_only_a_newer_run_of_the_same_room_speaks_for_a_run(tickets: Tickets) -> None:
+    first = tickets.open("one", "explore")
+    tickets.open("one", "compare")
+    tickets.open("two", "explore")
+    assert not first.is_replaced
+    newer = tickets.open("one", "explore")
+    assert first.is_replaced
+    assert not newer.is_replaced
+
+
+def test_a_number_is_claimed_once_and_by_its_session_only(tickets: Tickets) -> None:
+    mine = tickets.open("one", "explore")
+    for session, number in (("two", mine.number), ("one", 0), ("one", None), ("one", mine.number + 1)):
+        with tickets.claim(session, number) as found:
+            assert found is None
+    assert mine.is_open
+    with tickets.claim("one", float(mine.number)) as found:
+        assert found is mine
+    assert not mine.is_open
+    with tickets.claim("one", mine.number) as found:
+        assert found is None
+
+
+def test_a_claimed_ticket_is_closed_whatever_happens(tickets: Tickets) -> None:
+    mine = tickets.open("one", "explore")
+    with pytest.raises(RuntimeError, match="invented"), tickets.claim("one", mine.number):
+        raise RuntimeError("invented")
+    assert not tickets.is_open("one")
+
+
+def test_the_last_frame_comes_after_the_end(tickets: Tickets) -> None:
+    mine = tickets.open("one", "explore")
+    assert mine.last("frame") == "frame"
+    assert not mine.is_open
+
+
+def test_a_stop_after_the_last_token_cuts_nothing(tickets: Tickets) -> None:
+    mine = tickets.open("one", "explore")
+    assert not mine.was_cut(1, 3)
+    assert tickets.stop("one")
+    assert mine.was_cut(1, 3)
+    assert not mine.was_cut(3, 3)
+    assert not tickets.stop("nobody")
+
+
+def test_who_leaves_drops_all_runs_and_a_refused_room_its_own(tickets: Tickets) -> None:
+    explore, compare, other = (
+        tickets.open("one", "explore"), tickets.open("one", "compare"), tickets.open("two", "compare")
+    )  # fmt: skip
+    tickets.drop("one", "compare")
+    assert (explore.is_open, compare.is_open, compare.stop.is_set()) == (True, False, True)
+    tickets.drop("one")
+    assert (explore.is_open, other.is_open, other.stop.is_set()) == (False, True, False)
+
+
+def test_only_runs_of_others_that_were_first_are_waited_for(tickets: Tickets) -> None:
+    tickets.open("one", "explore")
+    stopped = tickets.open("three", "tradeoff")
+    tickets.open("two", "explore")
+    assert (tickets.ahead_of("one"), tickets.ahead_of("two"), tickets.ahead_of("nobody")) == (0, 2, 0)
+    stopped.stop.set()
+    assert tickets.ahead_of("two") == 1
+    tickets.open("one", "compare")
+    assert tickets.ahead_of("two") == 0
+
+
+def test_who_waits_hears_for_what(tickets: Tickets) -> None:
+    tickets.open("one", "explore")
+    assert waiting_text(tickets, "one", FakeSource()) == "Waiting for the model …"
+    assert waiting_text(tickets, "one", FakeSource(seconds_to_load=60)) == "Waiting until the model is loaded …"
+    tickets.open("two", "explore")
+    assert waiting_text(tickets, "two", FakeSource()).endswith(" … 1 run was asked for before yours.")
+    tickets.open("three", "explore")
+    assert waiting_text(tickets, "three", FakeSource()).endswith(" … 2 runs were asked for before yours.")
