@@ -7,7 +7,7 @@ what the method itself would refuse or accept when the mixture is loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +174,14 @@ def mixture_bytes(backbone: BackboneOutline, experts: Mapping[str, Expert]) -> t
 
 
 def routers_fit(mixture: Path, experts: Mapping[str, Expert]) -> bool:
-    """Whether trained routers were trained for these experts: each one is among theirs, by the hash of its weights."""
-    known = {value["sha256"]: set(value["sites"]) for value in _config_of(mixture).experts.values()}
+    """Whether trained routers were trained for these experts: each one is among theirs, by the hash of its weights.
+
+    Routers whose experts trained along fit none: the hashes are those of the experts before that.
+    """
+    config = _config_of(mixture)
+    if config.train_experts:
+        return False
+    known = {value["sha256"]: set(value["sites"]) for value in config.experts.values()}
     return bool(experts) and all(known.get(expert.sha256) == set(expert.sites) for expert in experts.values())
 
 
@@ -197,8 +203,8 @@ def assemble(
         experts: name → expert as shapes, from :func:`check_fit`.
         backbone: what they change.
         title: a short name for people.
-        routers: folder of a mixture whose trained routers are taken, see :func:`routers_fit`; rows of experts that are
-            not in ``experts`` are left out, as `remove_expert` does.
+        routers: folder of a mixture whose trained routers are taken, see :func:`routers_fit`, with its gates and its
+            loss; rows of experts that are not in ``experts`` are left out, as `remove_expert` does.
         seed: of untrained routers.
 
     Raises:
@@ -207,6 +213,7 @@ def assemble(
     from safetensors.torch import load_file, save_file
 
     from loramixer.tuner.config import LoraMixerConfig
+    from loramixer.tuner.editing import limit_rules
     from loramixer.tuner.model import describe
 
     if not experts:
@@ -214,17 +221,25 @@ def assemble(
     if routers is not None and not routers_fit(routers, experts):
         raise MixerError("These routers were trained for other experts.")
     sites = sorted({site for expert in experts.values() for site in expert.sites})
-    former = _config_of(routers) if routers else LoraMixerConfig(experts={name: "" for name in experts}, gate="soft")
-    config = LoraMixerConfig(
+    trained_as: dict[str, str] = {}
+    if routers is None:
+        former: Any = LoraMixerConfig(
+            experts={name: "" for name in experts}, gate="soft", router_init_std=UNTRAINED_STD, untrained=True
+        )
+    else:
+        former = _config_of(routers)
+        names = {value["sha256"]: name for name, value in former.experts.items()}
+        trained_as = {name: names[expert.sha256] for name, expert in experts.items()}
+        former.tasks = {name: former.tasks[old] for name, old in trained_as.items() if old in former.tasks}
+    config = replace(
+        former,
         experts={name: describe(expert) for name, expert in experts.items()},
+        expert_order=list(experts),
         base_model_name_or_path=backbone.name,
         revision=None if backbone.name in _catalogued() else backbone.revision,
         task_type="CAUSAL_LM",
-        gate=former.gate,
         top_k=min(former.top_k or DEFAULT_TOP_K, len(experts)),
-        routing_loss=former.routing_loss,
-        router_init_std=UNTRAINED_STD,
-        untrained=routers is None,
+        site_gates=limit_rules(former.site_gates, len(experts)),
         save_experts=False,
         target_modules=sites,
         title=title,
@@ -234,8 +249,7 @@ def assemble(
     config.save_pretrained(str(folder))
     keys = {site: f"base_model.model.{site}.lora_mixer_router.weight" for site in sites}
     if routers is not None:
-        order = {value["sha256"]: row for row, value in enumerate(former.experts.values())}
-        rows = [order[expert.sha256] for expert in experts.values()]
+        rows = [former.expert_order.index(old) for old in trained_as.values()]
         trained = load_file(routers / "adapter_model.safetensors")
         weights = {key: trained[key][rows].contiguous() for key in keys.values()}
     else:

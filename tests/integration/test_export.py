@@ -10,8 +10,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from loramixer.errors import MixerError
+from loramixer.errors import ExpertError, MixerError
 from loramixer.experts import read_expert
+from loramixer.training.routers import find_experts
 from loramixer.tuner.export import export_expert, export_static
 from tests import tiny
 from tests.tiny import logits_of
@@ -40,6 +41,18 @@ def test_an_exported_expert_keeps_its_type(experts, tmp_path, dtype):
     exported = load_file(tmp_path / "exported" / "adapter_model.safetensors")
     assert exported.keys() == tensors.keys()
     assert all(torch.equal(exported[key], tensors[key]) and exported[key].dtype == dtype for key in tensors)
+
+
+def test_experts_that_trained_with_a_mixture_are_not_the_ones_that_it_names(experts, tmp_path):
+    tiny.mixture(experts).save_pretrained(tmp_path / "frozen")
+    assert find_experts(str(tmp_path / "frozen")).keys() == experts.keys()
+    model = tiny.mixture({"a": experts["a"], "new": None}, train_experts=True, r=2)
+    model.save_pretrained(tmp_path / "trained")
+    with pytest.raises(ExpertError, match=r"experts of .*trained were trained with it.*write them with export_expert"):
+        find_experts(str(tmp_path / "trained"))
+    for name in ("a", "new"):
+        export_expert(model, name, tmp_path / "exported" / name)
+    assert find_experts(str(tmp_path / "exported")).keys() == {"a", "new"}
 
 
 def test_a_static_blend_equals_fixed_gates(experts, tmp_path):

@@ -14,6 +14,7 @@ from loramixer import LoraMixerConfig
 from loramixer.errors import BackboneError, MixerError
 from loramixer.fitting import BackboneOutline, assemble, check_fit, mixture_bytes, outline_backbone, routers_fit
 from loramixer.mixers import ZOO, list_mixers
+from loramixer.tuner.editing import remove_expert
 from tests import tiny
 
 
@@ -119,6 +120,52 @@ def test_trained_routers_serve_a_part_of_their_experts(
     former = trained.base_model.model.get_submodule(site).lora_mixer_router["default"].weight
     rows = model.base_model.model.get_submodule(site).lora_mixer_router["default"].weight
     assert torch.equal(rows, former[[1, 0]])
+
+
+def test_routers_bring_along_how_they_gate_and_were_trained(
+    backbone: BackboneOutline, folders: dict[str, str], tmp_path: Path
+) -> None:
+    rule = {"sites": ".*q_proj", "top_k": 3, "temperature": 0.5}
+    trained = tiny.mixture(
+        folders,
+        routing_loss="rsl",
+        balance_weight=0.9,
+        entropy_weight=0.2,
+        entropy="flatten",
+        usage="soft",
+        scale="paper",
+        z_weight=0.001,
+        gate="top_k",
+        top_k=3,
+        temperature=0.7,
+        renormalize=False,
+        site_gates=[rule, {"sites": ".*k_proj", "gate": "soft"}],
+        tasks={"a": ["gsm8k"], "b": ["mbpp"], "c": ["medmcqa"]},
+        save_experts=False,
+    )
+    trained.save_pretrained(tmp_path / "trained")
+    experts = usable({"second": folders["b"], "first": folders["a"]}, backbone)
+    folder = assemble(tmp_path / "part", experts, backbone, "Part", routers=tmp_path / "trained")
+    model = PeftModel.from_pretrained(tiny.llama(), str(folder)).eval()
+    config, former = model.peft_config["default"], trained.peft_config["default"]
+    same = ("routing_loss", "temperature", "renormalize", "gate", "balance_weight", "entropy", "usage", "scale")
+    assert {name: getattr(config, name) for name in same} == {name: getattr(former, name) for name in same}
+    assert config.loss_text == former.loss_text
+    assert config.site_gates == [{**rule, "top_k": 2}, {"sites": ".*k_proj", "gate": "soft"}]
+    assert (config.top_k, config.title, config.untrained) == (2, "Part", False)
+    assert config.tasks == {"second": ["mbpp"], "first": ["gsm8k"]}
+    assert (config.inference_mode, config.save_experts, config.task_type) == (True, False, "CAUSAL_LM")
+    # What the assembled mixture computes is what remove_expert leaves of the trained one.
+    remove_expert(trained, "c")
+    torch.testing.assert_close(tiny.logits_of(model), tiny.logits_of(trained), atol=1e-5, rtol=0)
+
+
+def test_routers_whose_experts_trained_along_fit_no_others(
+    backbone: BackboneOutline, folders: dict[str, str], tmp_path: Path
+) -> None:
+    """The hashes that such a mixture names are those of the experts before they trained."""
+    tiny.mixture(folders, train_experts=True).save_pretrained(tmp_path / "trained")
+    assert not routers_fit(tmp_path / "trained", usable(folders, backbone))
 
 
 def test_routers_of_other_experts_are_refused(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -28,7 +27,7 @@ from loramixer.data import (
 from loramixer.distributed import is_main_process, say, wait_for_processes
 from loramixer.errors import ExpertError
 from loramixer.mixers import mixer_folder
-from loramixer.training.checkpoints import KeepRouters, survivable
+from loramixer.training.checkpoints import CHECKPOINTS, KeepRouters, discard, is_finished, survivable
 from loramixer.training.loop import fast_training_dtype, run_training
 from loramixer.training.presets import Preset, find_preset
 from loramixer.training.rows import EncodedRows, encode_rows
@@ -107,7 +106,7 @@ def train_router(
         LoraMixerError: an unknown preset; or the run had to stop, see :func:`loramixer.training.loop.run_training`.
     """
     folder = Path(output)
-    if (folder / "adapter_model.safetensors").is_file():
+    if is_finished(folder):
         say(f"{folder} holds a finished mixture; delete it to train it again.")
         return folder
     preset = find_preset(preset)
@@ -181,10 +180,10 @@ def train_router(
             measure_speed=measure_speed,
         )
     if is_main_process():
-        with survivable(folder / "checkpoints"):
+        with survivable(folder / CHECKPOINTS):
             save_mixture(peft_model, folder)
             write_router_card(folder, config.title, command, log, list(experts))
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        discard(folder / CHECKPOINTS)
     wait_for_processes()
     return folder
 
@@ -266,7 +265,7 @@ def find_experts(source: str) -> dict[str, str]:
     """The experts that a command names: those of a mixture (zoo name, folder, Hub id), or every LoRA in a folder.
 
     Raises:
-        ExpertError: a folder without any LoRA.
+        ExpertError: a folder without any LoRA, or a mixture whose experts trained along.
     """
     folder = Path(source)
     if folder.is_dir() and not (folder / "adapter_config.json").is_file():
@@ -279,6 +278,12 @@ def find_experts(source: str) -> dict[str, str]:
             raise ExpertError(f"{source} holds no LoRA folders; give a folder whose subfolders are PEFT LoRAs.")
         return found
     config = LoraMixerConfig.from_pretrained(str(mixer_folder(source)))
+    if config.train_experts:
+        # What it names are the experts that this training began with, and None where they were new.
+        raise ExpertError(
+            f"The experts of {source} were trained with it, so they lie in no folder of their own; write them with "
+            "export_expert first, and give the folder that holds them."
+        )
     return {name: value["source"] for name, value in config.experts.items()}
 
 
