@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from loramixer.errors import MixerError
 from tests import tiny
 from tests.scripts.data_parallel import ALONE, RUNS, loss_alone, train
 
@@ -59,6 +60,14 @@ def test_every_routing_loss_alone_with_uneven_tokens(parallel, name):
     for process in parallel:
         torch.testing.assert_close(process["alone"][name][0], value)
         torch.testing.assert_close(process["alone"][name][1], gradient)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_copies_of_a_model_in_one_process_are_refused(experts, training):
+    """The stock Trainer makes them where one process sees several GPUs."""
+    copy = tiny.mixture(experts).get_base_model().train(training)._replicate_for_data_parallel()
+    with pytest.raises(MixerError, match=r"nn\.DataParallel copies the model.*start one process for each GPU"):
+        copy(tiny.token_ids())
 
 
 def test_evaluation_on_one_process_alone_waits_for_nobody(parallel, experts):

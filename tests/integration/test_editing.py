@@ -169,6 +169,19 @@ def test_a_masked_expert_gets_no_weight_and_comes_back(experts):
     assert torch.equal(logits_of(model), before)
 
 
+def test_a_model_with_masked_experts_does_not_train(experts):
+    """Where only the masked expert is present there is nobody left, and no number for the loss."""
+    model = tiny.mixture(experts, routing_loss="rsl", z_weight=0.1).train()
+    mask_experts(model, "a")
+    ids = tiny.token_ids()
+    with pytest.raises(
+        RoutingError, match=r"Experts are masked \(a\), and this model trains; .*mask_experts\(model\)"
+    ):
+        model(input_ids=ids, labels=ids)
+    mask_experts(model)
+    assert model(input_ids=ids, labels=ids).loss.isfinite()
+
+
 @pytest.mark.parametrize("gate", ["soft", "top_k", "uniform"])
 def test_masking_holds_in_every_gate_mode(experts, gate):
     model = tiny.mixture(experts)

@@ -58,7 +58,7 @@ RULES = [
     Rule(
         "the PEFT method knows routing, losses, experts and its card only",
         paths=("lib/loramixer/tuner",),
-        modules=frozenset({"errors", "versions", "routing", "losses", "experts", "cards", "tuner"}),
+        modules=frozenset({"errors", "versions", "routing", "losses", "distributed", "experts", "cards", "tuner"}),
     ),
     Rule(
         "the library knows no explorer and no gradio",

@@ -300,6 +300,12 @@ class LoraMixerModel(BaseTuner):
         This is a hook on the backbone, since `PeftModel.forward` of a model without task type, and the backbone that
         Transformers' own `load_adapter` returns, do not pass through :meth:`forward`.
         """
+        if getattr(model, "_is_replica", False):
+            # Its copies hold no parameters, and what they find out about routing would be lost with them.
+            raise MixerError(
+                "nn.DataParallel copies the model to several GPUs of one process, which mixtures cannot do; start one "
+                "process for each GPU (accelerate launch, torchrun), or set CUDA_VISIBLE_DEVICES to one GPU."
+            )
         kwargs = dict(kwargs)
         expert_index = kwargs.pop("expert_index", None)
         self._recording = None

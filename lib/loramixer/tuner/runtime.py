@@ -270,6 +270,11 @@ class MixtureRuntime:
             raise RoutingError(f"The mixture has no expert '{name}'; it has {', '.join(self.experts)}.")
         return self.experts.index(name)
 
+    @property
+    def masked_names(self) -> list[str]:
+        """The experts that may not be chosen."""
+        return [] if self.masked is None else [self.experts[index] for index in self.masked.nonzero().flatten()]
+
     def limit_k(self, experts: int) -> None:
         """Lower every k that asks for more experts than there are."""
         self.inference, self.training = (
@@ -310,11 +315,20 @@ class MixtureRuntime:
         Returns:
             Logits with noise and mask applied; gates or, with ``few``, None; ``(weights, experts)`` or None; and in
             training the probabilities.
+
+        Raises:
+            RoutingError: experts are masked or under an intervention and the model trains; or domains are missing.
         """
         if training and self.config.noise_std:
             logits_NSE = logits_NSE + self.config.noise_std * torch.randn_like(logits_NSE)
         nobody_left = forced = None
         if self.masked is not None:
+            if training:
+                # Where nobody else is present, no expert would be left, and no number for the loss.
+                raise RoutingError(
+                    f"Experts are masked ({', '.join(self.masked_names)}), and this model trains; take the mask back "
+                    "with mask_experts(model), or call model.eval()."
+                )
             logits_NSE = logits_NSE.masked_fill(self.masked.to(logits_NSE.device), -torch.inf)
         if (acting := self.intervening) is not None:
             logits_NSE, forced = acting.apply(logits_NSE, sites, leading, training)
@@ -470,7 +484,8 @@ def set_gate(
 def mask_experts(model: Any, *names: str) -> None:
     """Take experts out of the choice at run time: their weight goes to the others. Without names: nobody is masked.
 
-    Nothing is changed on disk or in the weights, and a trace shows minus infinity as their logit.
+    Nothing is changed on disk or in the weights, and a trace shows minus infinity as their logit. It is for reading
+    and writing; a model in training refuses to run with a mask.
 
     Raises:
         RoutingError: an unknown expert, or all of them.
@@ -519,7 +534,7 @@ def describe_mixture(model: Any) -> dict[str, Any]:
         "gate_renormalize": gate.renormalize,
         "site_gates": config.site_gates,
         "site_rules": [config.rule_of(site) for site in runtime.sites] if config.site_gates else [],
-        "masked": [] if runtime.masked is None else [runtime.experts[i] for i in runtime.masked.nonzero().flatten()],
+        "masked": runtime.masked_names,
         "gate_temperature": gate.temperature,
         "router_sha256": _router_digest(model),
         "expert_sha256": {
