@@ -31,6 +31,14 @@ function sentenceOfRouter(router) {
   return `${router.title}: undecided ${three(router.x)}, balanced ${three(router.y)}, specialised ${three(router.y - router.x)}${loss}.`;
 }
 
+// The number of a router in its colour: round for what the experiments measured, square for what was measured just now.
+function markOf(router) {
+  const mark = make('span', router.live ? 'mark-number live' : 'mark-number', router.mark);
+  mark.style.background = router.colour;
+  mark.style.color = inkOnColour(router.colour);
+  return mark;
+}
+
 function createRouterCard(root, ask) {
   const body = root.querySelector('.card-body');
   const live = root.querySelector('.card-live');
@@ -45,10 +53,7 @@ function createRouterCard(root, ask) {
 
   function content(router) {
     const title = make('p', 'card-title');
-    const mark = make('span', 'mark-number', router.mark);
-    mark.style.background = router.colour;
-    mark.style.color = inkOnColour(router.colour);
-    title.append(mark, make('span', '', router.title));
+    title.append(markOf(router), make('span', '', router.title));
     const list = make('dl', 'card-numbers');
     numbersOf(router).forEach(([name, value, hint]) => list.append(explained('dt', '', name, hint), make('dd', '', value)));
     const nodes = [title, make('p', 'card-loss', router.lossText)];

@@ -140,7 +140,7 @@ function drawPlane(svg, root, width, model, view) {
   const content = drawGround(svg, place, ink);
   const chosen = model.routers.find(({ key }) => key === view.chosen);
   if (view.bands) model.routers.filter(({ band }) => band).forEach((router) => drawBand(content, place, router));
-  if (view.paths) model.paths.forEach((path) => drawPath(content, place, path, path.router === view.chosen));
+  if (view.paths) model.paths.forEach((path) => drawPath(content, place, path, Boolean(chosen) && path.group === chosen.group));
   if (view.seeds) {
     model.routers.forEach((router) => router.dots.forEach(([x, y]) => content.append(shape('circle', { cx: place.x(x), cy: place.y(y), r: 3, fill: 'none', stroke: router.colour, 'stroke-width': 1.5 }))));
   }

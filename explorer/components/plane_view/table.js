@@ -52,13 +52,10 @@ function createTable(root, choose) {
       const cell = make(name === 'router' ? 'th' : 'td');
       if (name === 'router') {
         cell.scope = 'row';
-        const mark = make('span', 'mark-number', router.mark);
-        mark.style.background = router.colour;
-        mark.style.color = inkOnColour(router.colour);
         const button = make('button', 'row-name', router.title);
         button.type = 'button';
         button.addEventListener('click', () => choose(router.key));
-        cell.append(mark, button);
+        cell.append(markOf(router), button);
       } else cell.textContent = text(router);
       row.append(cell);
     });

@@ -10,7 +10,7 @@ let savedFor = null;
 
 function drawTraining() {
   if (!plane.clientWidth || !model) return;
-  const paths = model.path.length ? [{ router: null, colour: model.colour, points: model.path }] : [];
+  const paths = model.path.length ? [{ group: null, colour: model.colour, points: model.path }] : [];
   drawPlane(svg, root, plane.clientWidth, { routers: [], paths }, view);
   const last = model.path[model.path.length - 1];
   svg.setAttribute('aria-label', last

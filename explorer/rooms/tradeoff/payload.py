@@ -52,6 +52,9 @@ def plane_payload(
 ) -> dict[str, Any]:
     """The JSON value for ``PlaneView``.
 
+    Routers and paths of one ``group`` are one router: its circle, its square, which was measured just now, and its
+    trainings.
+
     Args:
         plane: of the experiments, or of the run logs.
         live: what was measured just now.
@@ -60,9 +63,12 @@ def plane_payload(
         view: chosen router, close-up and hidden layers, as a link has them; None leaves the view as it is.
     """
     routers = [*plane.routers, *live]
-    # One colour for a router and its trainings, also for those whose end is no point of the plane.
-    names = dict.fromkeys([*(_owner(router) for router in routers), *(path.router for path in plane.paths)])
+    circles = {router.mixer: router.key for router in reversed(plane.routers) if router.mixer}
+    groups = [circles.get(router.mixer, router.mixer) if router.live else router.key for router in routers]
+    # One colour for a router, its square and its trainings, also for trainings whose end is no point of the plane.
+    names = dict.fromkeys([*groups, *(path.router for path in plane.paths)])
     colours = {style.name: style.colour for style in expert_styles(list(names))}
+    marks = {group: str(number) for number, group in enumerate(names, start=1)}
     return {
         "version": version,
         "view": view,
@@ -71,11 +77,12 @@ def plane_payload(
         "tableCaption": "Click a head to sort. Test loss is the second reading: a point well placed need not write "
         "better text." if plane.is_measured else "Test loss comes with the comparison of routers.",
         "routers": [
-            _router(router, str(number), colours[_owner(router)]) for number, router in enumerate(routers, start=1)
+            {**_router(router), "group": group, "mark": marks[group], "colour": colours[group]}
+            for router, group in zip(routers, groups, strict=True)
         ],
         "paths": [
             {
-                "router": path.router if plane.is_measured else f"live:{path.router}",
+                "group": path.router,
                 "colour": colours[path.router],
                 "points": [[round(x, 4), round(y, 4)] for x, y in path.points],
             }
@@ -92,15 +99,9 @@ def python_of(plane: Plane, live: Sequence[PlaneRouter], prompts: Sequence[str])
     return _MEASURED_PYTHON if plane.is_measured else ""
 
 
-def _owner(router: PlaneRouter) -> str:
-    return router.key.removeprefix("live:")
-
-
-def _router(router: PlaneRouter, mark: str, colour: str) -> dict[str, Any]:
+def _router(router: PlaneRouter) -> dict[str, Any]:
     return {
         "key": router.key,
-        "mark": mark,
-        "colour": colour,
         "title": router.title,
         "lossText": router.loss_text,
         "sign": SIGNS.get(router.sign, ""),
