@@ -58,7 +58,6 @@ class Exports:
         *,
         other: RoutingTrace | None = None,
         recorded: RoutingTrace | None = None,
-        theme: Literal["light", "dark"] = "light",
     ) -> str:
         """A file of a figure of one trace, or of two.
 
@@ -71,7 +70,6 @@ class Exports:
                 for the whole trace with its provenance; ``py`` for a script that makes the view again.
             other: the second trace of figures that compare two.
             recorded: the trace that a what-if started from, for its script.
-            theme: page of the PNG.
 
         Returns:
             The path of the file, whose name says mixture, view and settings.
@@ -88,7 +86,7 @@ class Exports:
             return getattr(viz, name)(trace, *([] if other is None else [other]), **arguments)
 
         if kind in ("png", "svg", "html"):
-            return self._picture(session, stem, kind, draw(), dict(trace.provenance), theme)
+            return self._picture(session, stem, kind, draw(), dict(trace.provenance))
         if kind == "npz":
             return self._write(session, f"{stem}.npz", trace.save)
         if kind == "py":
@@ -108,7 +106,6 @@ class Exports:
         kind: Format,
         *,
         provenance: Mapping[str, Any] | None = None,
-        theme: Literal["light", "dark"] = "light",
     ) -> str:
         """A file of any figure of ``loramixer.viz``.
 
@@ -118,7 +115,6 @@ class Exports:
             stem: beginning of the file's name.
             kind: ``png``, ``svg``, ``html``, ``csv`` or ``parquet`` (the numbers of the figure).
             provenance: for the strip of the HTML file.
-            theme: page of the PNG.
 
         Returns:
             The path of the file.
@@ -127,7 +123,7 @@ class Exports:
             FigureError: a kind that a figure alone has not got.
         """
         if kind in ("png", "svg", "html"):
-            return self._picture(session, stem, kind, figure, dict(provenance or {}), theme)
+            return self._picture(session, stem, kind, figure, dict(provenance or {}))
         if kind in ("csv", "parquet"):
             return self._numbers(session, stem, kind, figure)
         raise FigureError(f"A figure alone has no {kind} file; choose png, svg, html, csv or parquet.")
@@ -174,10 +170,9 @@ class Exports:
         kind: str,
         figure: Any,
         provenance: dict[str, Any],
-        theme: Literal["light", "dark"],
     ) -> str:
         if kind == "png":
-            content = viz.to_png(figure, theme=theme)
+            content = viz.to_png(figure)
         elif kind == "svg":
             content = viz.to_svg(figure, theme="light").encode()
         else:

@@ -58,11 +58,8 @@ function createKeyboard(root, store) {
     store.change({ unit: names[(names.indexOf(store.state.unit) + 1) % names.length] });
   }
 
-  // Compare listens; the address holds the view that is pinned.
   function pin() {
     if (!store.state.model) return;
-    document.dispatchEvent(new Event('loramixer:flush-link'));
-    document.dispatchEvent(new CustomEvent('loramixer:pin', { detail: { query: window.location.search } }));
     document.querySelector('#pin button, button#pin')?.click();
   }
 

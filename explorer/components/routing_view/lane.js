@@ -65,7 +65,6 @@ function createLane(root, store) {
     entry.node.style.setProperty('--strength', strength(effect ? ahead.margin / ahead.value : ahead.margin).toFixed(3));
     entry.node.dataset.tip = describe(state, column, values, ahead);
     entry.node.classList.toggle('template', column.role === TEMPLATE || column.special);
-    entry.node.classList.toggle('continued', column.part > 1);
     return entry;
   }
 
