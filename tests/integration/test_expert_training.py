@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,31 @@ def test_a_joint_run_writes_over_nothing(backbone, tmp_path, capsys):
     (tmp_path / "language/adapter_model.safetensors").unlink()
     with pytest.raises(ExpertError, match="would write over it"):
         trained(backbone, tmp_path, jointly=True)
+
+
+@pytest.mark.parametrize("jointly", [False, True])
+def test_experts_whose_saving_broke_off_are_not_finished(backbone, tmp_path, capsys, jointly):
+    def fill_disk(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    whole = trained(backbone, tmp_path / "whole", jointly=jointly)
+    with pytest.MonkeyPatch.context() as patch:
+        # One by one the card comes after the weights, jointly the weights of the second expert after all of the first.
+        patch.setattr("loramixer.training.experts." + ("export_expert" if jointly else "_write_card"), fill_disk)
+        with pytest.raises(LoraMixerError, match=r"is good, and the same command goes on from step \d"):
+            trained(backbone, tmp_path / "cut", jointly=jointly)
+    if jointly:  # all weights were there, as after a kill while checkpoints were removed
+        for folder in whole:
+            (tmp_path / "cut" / folder.name).mkdir(exist_ok=True)
+            shutil.copy(folder / "adapter_model.safetensors", tmp_path / "cut" / folder.name)
+    folders = trained(backbone, tmp_path / "cut", jointly=jointly)
+    assert "finished" not in capsys.readouterr().out
+    for first, second in zip(whole, folders, strict=True):
+        assert (second / "README.md").is_file()
+        assert sorted(path.name for path in second.iterdir()) == sorted(path.name for path in first.iterdir())
+        weights = "adapter_model.safetensors"
+        assert (first / weights).read_bytes() == (second / weights).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["language", "math"]
 
 
 def test_targets_and_presets_that_do_not_exist_are_refused(backbone, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import math
 import signal
@@ -241,6 +242,32 @@ def test_the_log_and_the_card_of_a_router_say_preset_and_speed(kept):
     card = (kept / "README.md").read_text()
     assert "preset cpu-small" in card
     assert "the backbone alone takes" in card
+
+
+def fill_disk(*args, **kwargs):
+    """In place of whatever writes a file."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_between_weights_and_card_leaves_no_finished_mixture(kept, experts, tmp_path, capsys):
+    def train() -> None:
+        train_router(tmp_path, experts, examples=24, backbone=str(kept.parent / "backbone"), dtype=torch.float32)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("LORAMIXER_DATA", raising=False)
+        patch.setattr("loramixer.training.routers.write_router_card", fill_disk)
+        with pytest.raises(LoraMixerError, match="checkpoint-3 is good, and the same command goes on from step 3"):
+            train()
+        weights = (tmp_path / "adapter_model.safetensors").read_bytes()
+        patch.undo()
+        patch.delenv("LORAMIXER_DATA", raising=False)
+        train()
+        assert "holds a finished mixture" not in capsys.readouterr().out
+        assert (tmp_path / "README.md").is_file()
+        assert (tmp_path / "adapter_model.safetensors").read_bytes() == weights
+        assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+        train()
+        assert "holds a finished mixture" in capsys.readouterr().out
 
 
 def test_routers_cannot_be_kept_where_experts_train_or_beyond_the_end(experts, tmp_path):

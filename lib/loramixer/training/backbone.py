@@ -6,7 +6,6 @@ has the statistics of its domains and no more.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,7 +31,7 @@ from loramixer.data import (
 )
 from loramixer.distributed import is_main_process, say, wait_for_processes
 from loramixer.evaluation.texts import frequency_scores, model_scores, text_losses
-from loramixer.training.checkpoints import survivable
+from loramixer.training.checkpoints import CHECKPOINTS, discard, is_finished, survivable
 from loramixer.training.loop import run_training
 from loramixer.training.run_log import RunLog
 from loramixer.training.selective_scan import scan_by_hand
@@ -126,7 +125,7 @@ def train_backbone(
         LoraMixerError: the run had to stop, see :func:`loramixer.training.loop.run_training`.
     """
     folder = Path(output)
-    if (folder / WEIGHTS_FILE).is_file():
+    if is_finished(folder, WEIGHTS_FILE):
         say(f"{folder} holds a finished backbone; delete it to train it again.")
         return folder
     shape, shares = shape or BackboneShape(), dict(shares or SHARES)
@@ -163,11 +162,11 @@ def train_backbone(
         model.config.use_cache = True  # the Trainer turns it off
         log.summary["held_out"] = held_out_table(model, tokenizer, pieces, list(shares), test_rows, seed)
         log.save(folder)
-        with survivable(folder / "checkpoints"):
+        with survivable(folder / CHECKPOINTS):
             write_backbone_card(folder, log)
             tokenizer.save_pretrained(folder)
             model.save_pretrained(folder)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        discard(folder / CHECKPOINTS)
     wait_for_processes()
     return folder
 

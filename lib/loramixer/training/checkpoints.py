@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,29 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from loramixer.distributed import say
 from loramixer.errors import LoraMixerError, MixerError
+from loramixer.experts import WEIGHTS_FILE
 
 FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+CHECKPOINTS = "checkpoints"
+"""Folder, inside that of a run, of its checkpoints; it goes when everything else is written."""
+
+
+def is_finished(folder: Path, weights: str = WEIGHTS_FILE) -> bool:
+    """Whether a run left its result in ``folder``, whole: weights are written before the card, checkpoints go last."""
+    return (folder / weights).is_file() and not (folder / CHECKPOINTS).exists()
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder that says that a run is not finished; a kill meanwhile leaves all of it or nothing."""
+    gone = folder.with_name(f".{folder.name}-of-a-finished-run")
+    shutil.rmtree(gone, ignore_errors=True)
+    try:
+        folder.rename(gone)
+    except OSError:  # there is none, or this system renames no folder that is in use
+        gone = folder
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +25,8 @@ from loramixer.data import (
 )
 from loramixer.distributed import is_main_process, say, wait_for_processes
 from loramixer.errors import ExpertError
-from loramixer.training.checkpoints import survivable
+from loramixer.experts import WEIGHTS_FILE
+from loramixer.training.checkpoints import CHECKPOINTS, discard, is_finished, survivable
 from loramixer.training.expert_optimizer import ExpertAdamW
 from loramixer.training.loop import fast_training_dtype, run_training
 from loramixer.training.presets import Preset, find_preset
@@ -38,7 +38,6 @@ from loramixer.tuner.export import export_expert
 from loramixer.versions import library_versions
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def train_experts(
 
 
 def _train_one(folder: Path, domain: str, run: _Run) -> Path:
-    if (folder / WEIGHTS_FILE).is_file():
+    if is_finished(folder):
         say(f"{folder} holds a finished expert; delete it to train it again.")
         return folder
     torch.manual_seed(run.settings.seed)
@@ -164,10 +163,10 @@ def _train_one(folder: Path, domain: str, run: _Run) -> Path:
     log = _run_log(run, found, files, {"domain": domain})
     run_training(peft_model, tokenizer, found.rows, folder, run.settings, log)
     if is_main_process():
-        with survivable(folder / "checkpoints"):
+        with survivable(folder / CHECKPOINTS):
             save_expert(peft_model, folder, files)
             _write_card(folder, domain, log)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        discard(folder / CHECKPOINTS)
     wait_for_processes()
     return folder
 
@@ -176,7 +175,7 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
     folders = [output / name for name in domains]
     finished = [folder for folder in folders if (folder / WEIGHTS_FILE).is_file()]
     run_folder = output / "joint-training"
-    if len(finished) == len(folders):
+    if len(finished) == len(folders) and not run_folder.exists():
         say(f"{output} holds these experts finished; delete them to train them again.")
         return folders
     if finished and not run_folder.is_dir():
@@ -204,7 +203,7 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
     config.base_model_name_or_path = files.name
     config.revision = files.revision if files.origin == "hub" else None
     if is_main_process():
-        with survivable(run_folder / "checkpoints"):
+        with survivable(run_folder / CHECKPOINTS):
             for name, folder in zip(domains, folders, strict=True):
                 mine = [row for row in found.examples if row.domain == name]
                 own = {"domain": name, "rows": rows_per_task(mine), "rows_fingerprint": fingerprint(mine)}
@@ -212,7 +211,7 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
                 own_log.save(folder)
                 _write_card(folder, name, own_log)
                 export_expert(peft_model, name, folder, dtype=torch.bfloat16)
-        shutil.rmtree(run_folder, ignore_errors=True)
+        discard(run_folder)
     wait_for_processes()
     return folders
 

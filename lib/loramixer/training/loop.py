@@ -17,7 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from loramixer.distributed import is_main_process, launched_processes, say
 from loramixer.errors import LoraMixerError
 from loramixer.training.batches import RowCollator, SpreadRows, attention_row_by_row, make_collator
-from loramixer.training.checkpoints import last_good_checkpoint_text, last_whole_checkpoint, survivable
+from loramixer.training.checkpoints import CHECKPOINTS, last_good_checkpoint_text, last_whole_checkpoint, survivable
 from loramixer.training.run_log import RunLog
 from loramixer.training.selective_scan import scan_by_hand
 from loramixer.training.settings import LoopSettings
@@ -76,7 +76,7 @@ def run_training(
         LoraMixerError: the loss or a gradient is not finite, or the disk is full; the last checkpoint stays good. Or
             there are more processes than rows in a forward pass.
     """
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / CHECKPOINTS
     names = [str(row.get("id", number)) for number, row in enumerate(rows)]
     numbered = [{**{k: v for k, v in row.items() if k != "id"}, "row": number} for number, row in enumerate(rows)]
     is_adapted = hasattr(model, "get_base_model")

@@ -26,6 +26,7 @@ from loramixer.errors import DataError
 from loramixer.evaluation.experiments.measure import Measurement
 from loramixer.evaluation.experiments.plan import BASE_GATES, Run
 from loramixer.mixers import CONFIG_FILE, WEIGHTS_FILE, ZOO
+from loramixer.training.checkpoints import is_finished
 from loramixer.training.run_log import RunLog
 
 HASH_LENGTH = 16
@@ -77,11 +78,11 @@ class Workshop:
     def router_folder(self, run: Run) -> Path:
         """The trained mixture of a run: in the work folder, or that of the zoo where the same run ships."""
         folder = self.work / "routers" / run.name
-        return folder if (folder / WEIGHTS_FILE).is_file() else self._shipped(run) or folder
+        return folder if is_finished(folder) else self._shipped(run) or folder
 
     def is_trained(self, run: Run) -> bool:
         """Whether the routers of a run are there."""
-        return (self.router_folder(run) / WEIGHTS_FILE).is_file()
+        return is_finished(self.router_folder(run))
 
     def log(self, run: Run) -> RunLog | None:
         """The log of a finished training, from the archive or beside the weights; None where there is neither."""
