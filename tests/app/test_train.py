@@ -15,7 +15,7 @@ import pytest
 
 from explorer.rooms.train.choices import LOSSES, describe_data, domains_of, zoo_experts
 from explorer.rooms.train.estimate import Speed, duration, estimate, logged_speed, memory_bytes, speed_of
-from explorer.rooms.train.handlers import LINK_FIELDS, NAMES, TrainHandlers
+from explorer.rooms.train.handlers import CONTROLS, LINK_FIELDS, NAMES, OWN, SHIPPED, TrainHandlers
 from explorer.trainings import Trainings
 from loramixer.errors import LoraMixerError
 from loramixer.training.run_log import RunLog
@@ -28,7 +28,7 @@ SECONDS = 60
 SETTINGS: dict[str, Any] = {
     "experts": ["math", "medical"], "domains": ["math", "medical"], "data": "default", "loss": "rsl",
     "balance_weight": 1, "entropy_weight": 0.3, "entropy": "flatten", "scale": "unit", "examples": 32, "seed": 7,
-    "top_k": 2, "probe": "How many mg?",
+    "top_k": 2, "probe": "How many mg?", "pool": SHIPPED,
 }  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def handlers(tmp_path: Path) -> Iterator[TrainHandlers]:
 
 def start(handlers: TrainHandlers, **changes: Any) -> tuple[Any, ...]:
     values = {**SETTINGS, **changes}
-    return handlers.start(session(), *(values[name] for name in (*NAMES, "probe")))
+    return handlers.start(session(), *(values[name] for name in CONTROLS))
 
 
 def follow(handlers: TrainHandlers, key: str, state: str, step: int = 0) -> list[tuple[Any, ...]]:
@@ -162,7 +162,7 @@ def test_a_job_is_what_the_controls_say(handlers: TrainHandlers) -> None:
     ("changes", "words"),
     [
         ({"experts": ["math"]}, "at least 2 experts"),
-        ({"experts": ["math", "poetry"]}, "no expert 'math' among none"),
+        ({"experts": ["math", "poetry"]}, "no expert 'poetry' among math, medical, code"),
         ({"domains": []}, "at least one domain"),
         ({"examples": 1}, "1 examples were asked for"),
         ({"examples": 10**9}, "one for each domain"),
@@ -184,18 +184,41 @@ def test_strangers_may_train_a_little(handlers: TrainHandlers, monkeypatch: pyte
     monkeypatch.setenv("LORAMIXER_PUBLIC", "1")
     assert "to 200." in start(handlers, examples=500)[2]["text"]
     assert handlers.job(SETTINGS, "one").max_minutes == 5
-    assert "ends after 5 minutes" in handlers.estimate_line(["math", "medical"], 32, session())["text"]
+    assert "ends after 5 minutes" in handlers.estimate_line(["math", "medical"], 32, SHIPPED, session())["text"]
 
 
 def test_experts_of_ones_own_can_be_trained_over(handlers: TrainHandlers) -> None:
     handlers.services = {"own_experts": lambda who: ("mine", {"law": "a", "math": "b"} if who == "one" else {})}
-    experts, domains, _ = handlers.take_own(session())
-    assert (experts.value, domains) == (["law", "math"], ["math"])
-    job = handlers.job({**SETTINGS, "experts": ["law", "math"], "domains": ["math"]}, "one")
+    experts, domains, pool, _ = handlers.take_own(session())
+    assert (experts.value, domains, pool) == (["law", "math"], ["math"], OWN)
+    job = handlers.job({**SETTINGS, "experts": ["law", "math"], "domains": ["math"], "pool": pool}, "one")
     assert (job.backbone, job.experts) == ("mine", {"law": "a", "math": "b"})
-    assert "holds 0 experts" in handlers.take_own(session("other"))[2]["text"]
-    with pytest.raises(LoraMixerError, match="no expert 'law'"):
-        handlers.job({**SETTINGS, "experts": ["law", "math"]}, "other")
+    assert "holds 0 experts" in handlers.take_own(session("other"))[-1]["text"]
+    with pytest.raises(LoraMixerError, match="no longer here"):
+        handlers.job({**SETTINGS, "experts": ["law", "math"], "pool": OWN}, "other")
+    assert "no longer here" in handlers.estimate_line(["law", "math"], 32, OWN, session("other"))["text"]
+
+
+def test_experts_of_ones_own_may_be_called_as_shipped_ones(handlers: TrainHandlers) -> None:
+    mine = {"math": "mine/math", "medical": "mine/medical"}
+    handlers.services = {"own_experts": lambda who: ("smollm2-135m", mine)}
+    values = {**SETTINGS, "pool": handlers.take_own(session())[2]}
+    assert handlers.job(values, "one").experts == mine
+    experts, domains, pool, _ = handlers.take_shipped()
+    assert (experts.value, domains) == (list(EXPERTS), list(EXPERTS))
+    shipped = handlers.job({**values, "pool": pool}, "one").experts
+    assert shipped == {name: EXPERTS[name] for name in mine}
+
+
+def test_time_is_estimated_for_the_backbone_of_the_pool(
+    handlers: TrainHandlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers.services = {"own_experts": lambda who: ("mine", dict(EXPERTS))}
+    asked: list[str] = []
+    monkeypatch.setattr(handlers, "_speed_here", asked.append)
+    for pool in (SHIPPED, OWN):
+        handlers.estimate_line(["math", "medical"], 32, pool, session())
+    assert asked == ["smollm2-135m", "mine"]
 
 
 def test_controls_follow_the_loss(handlers: TrainHandlers) -> None:
@@ -216,7 +239,7 @@ def test_settings_come_back_from_their_address(handlers: TrainHandlers) -> None:
     assert query["room"] == "train"
     *controls, line = handlers.open_link(session(**query))
     found = dict(zip(NAMES, controls, strict=True))
-    assert found == {name: value for name, value in SETTINGS.items() if name != "probe"}
+    assert found == {name: SETTINGS[name] for name in NAMES}
     assert line == gr.skip()
     assert handlers.open_link(session(room="explore")) == (gr.skip(),) * (len(LINK_FIELDS) + 1)
     assert "'poetry'" in handlers.open_link(session(room="train", e="poetry"))[-1]["text"]

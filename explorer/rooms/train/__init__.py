@@ -23,7 +23,7 @@ from explorer.rooms.train.choices import (
     domains_of,
 )
 from explorer.rooms.train.files import TRAIN_FORMATS, code_maker, file_maker
-from explorer.rooms.train.handlers import ROOM, TrainHandlers
+from explorer.rooms.train.handlers import ROOM, SHIPPED, TrainHandlers
 from explorer.settings import DEFAULT_K, limits
 from loramixer.data import RECIPES
 
@@ -55,7 +55,9 @@ def build(page: Page) -> None:
             packed = gr.DownloadButton("Save", visible=False, size="sm", elem_id="train-packed")
             with gr.Accordion("Experts and rows", elem_id="train-rows") as rows_fold:
                 experts, domains, data, examples = _rows_controls(handlers)
-                own = gr.Button("Experts from Your own", size="sm", elem_id="train-own")
+                with gr.Row(elem_classes="buttons-in-row"):
+                    shipped = gr.Button("Shipped experts", size="sm", min_width=60, elem_id="train-shipped")
+                    own = gr.Button("Experts from Your own", size="sm", min_width=60, elem_id="train-own")
             with gr.Accordion("Routing loss", elem_id="train-losses") as loss_fold:
                 loss, balance, entropy, sign, scale = _loss_controls()
             with gr.Accordion("Probe prompt, seed and gate", open=False, elem_id="train-more"):
@@ -75,17 +77,19 @@ def build(page: Page) -> None:
 
     # In the order of the fields of a link.
     controls = [experts, domains, data, loss, balance, entropy, sign, scale, examples, seed, k]
-    own.click(handlers.take_own, None, [experts, domains, room_status], **AT_ONCE)
-    page.wanted.change(handlers.take_wanted, page.wanted, [experts, domains, room_status], **AT_ONCE)
+    pool = gr.Textbox(SHIPPED, visible=False)
+    taken = [experts, domains, pool, room_status]
+    estimating: dict[str, Any] = {"inputs": [experts, examples, pool], "outputs": estimate, **AT_ONCE}
+    for take in (
+        shipped.click(handlers.take_shipped, None, taken, **AT_ONCE),
+        own.click(handlers.take_own, None, taken, **AT_ONCE),
+        page.wanted.change(handlers.take_wanted, page.wanted, taken, **AT_ONCE),
+    ):
+        # Experts of the same names are no change of the control, and yet others.
+        take.then(handlers.estimate_line, **estimating)
     loss.change(handlers.show_loss, loss, [loss, balance, entropy, sign, scale], **AT_ONCE)
     data.change(handlers.choose_data, data, data, **AT_ONCE)
-    gr.on(
-        [page.demo.load, experts.change, examples.change],
-        handlers.estimate_line,
-        [experts, examples],
-        estimate,
-        **AT_ONCE,
-    )
+    gr.on([page.demo.load, experts.change, examples.change], handlers.estimate_line, **estimating)
     # Of changes while one is under way, Gradio would otherwise drop the last.
     typed = {**AT_ONCE, "trigger_mode": "always_last"}
     written = [
@@ -101,7 +105,7 @@ def build(page: Page) -> None:
         event.then(None, query, None, js=WRITE, **AT_ONCE)
 
     timer = gr.Timer(1.0, active=False)
-    train.click(handlers.start, [*controls, probe], [key, seen, room_status, timer], **AT_ONCE).then(
+    train.click(handlers.start, [*controls, probe, pool], [key, seen, room_status, timer], **AT_ONCE).then(
         None, key, None, js=REMEMBER, **AT_ONCE
     )
     stop.click(handlers.stop, key, [room_status, timer], **AT_ONCE)

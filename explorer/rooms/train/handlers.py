@@ -50,6 +50,12 @@ LINK_FIELDS = (
 
 NAMES = tuple(field.name for field in LINK_FIELDS)
 
+CONTROLS = (*NAMES, "probe", "pool")
+"""All controls, by the names of the values of :meth:`TrainHandlers.job`."""
+
+SHIPPED, OWN = "shipped", "own"
+"""Values of ``pool``: whose experts the names are. A visitor's may have the same names as those of the zoo."""
+
 logger = logging.getLogger(__name__)
 
 OwnExperts = Callable[[str], tuple[str, Mapping[str, str]]]
@@ -95,19 +101,27 @@ class TrainHandlers:
         backbone, experts = service(session)
         return backbone, dict(experts)
 
-    def take_own(self, request: gr.Request) -> tuple[Any, Any, Status]:
-        """Experts and domains of what the visitor brought, and the line."""
+    def take_own(self, request: gr.Request) -> tuple[Any, ...]:
+        """Experts and domains of what the visitor brought, the pool, and the line."""
         _, found = self.own_experts(session_of(request))
         if len(found) < LEAST_EXPERTS:
             text = f"The room Your own holds {len(found)} experts of yours; bring at least {LEAST_EXPERTS} there."
-            return gr.skip(), gr.skip(), status("note", text)
-        names = list(found)
-        line = status("quiet", f"{len(names)} experts of your own are chosen; their rows come from the domains below.")
-        return gr.CheckboxGroup(choices=names, value=names), domains_of(found) or list(self.experts()), line
+            return *(gr.skip(),) * 3, status("note", text)
+        line = status("quiet", f"{len(found)} experts of your own are chosen; their rows come from the domains below.")
+        return *self._all_of(found), OWN, line
 
-    def take_wanted(self, wanted: dict[str, Any], request: gr.Request) -> tuple[Any, Any, Any]:
+    def take_shipped(self) -> tuple[Any, ...]:
+        """Back to the experts that everybody can choose: experts, domains, the pool, and the line."""
+        return *self._all_of(self.experts()), SHIPPED, status("quiet", "The shipped experts are chosen.")
+
+    def _all_of(self, experts: Mapping[str, str]) -> tuple[Any, list[str]]:
+        """The control of these experts, all of them chosen, and their domains."""
+        names = list(experts)
+        return gr.CheckboxGroup(choices=names, value=names), domains_of(experts) or list(self.experts())
+
+    def take_wanted(self, wanted: dict[str, Any], request: gr.Request) -> tuple[Any, ...]:
         """The room Your own has sent its visitor here."""
-        return self.take_own(request) if wanted.get("room") == "train" else (gr.skip(), gr.skip(), gr.skip())
+        return self.take_own(request) if wanted.get("room") == "train" else (gr.skip(),) * 4
 
     def choose_experts(self, experts: list[str]) -> Any:
         """The domains of the chosen experts; as they were where none has one."""
@@ -133,13 +147,12 @@ class TrainHandlers:
         """The sentence under the choice of rows."""
         return gr.Radio(info=describe_data(data))
 
-    def estimate_line(self, experts: list[str], examples: float | None, request: gr.Request) -> Status:
+    def estimate_line(self, experts: list[str], examples: float | None, pool: str, request: gr.Request) -> Status:
         """Time and memory before anything begins."""
         if len(experts) < LEAST_EXPERTS:
             return status("note", f"Choose at least {LEAST_EXPERTS} experts.")
         try:
-            is_own = not set(experts) <= set(self.experts())
-            backbone = self.own_experts(session_of(request))[0] if is_own else self.backbone()
+            backbone, _ = self._pool(pool, session_of(request))
             speed = self._speed_here(backbone) or logged_speed(self.source.mixers(), backbone)
             text = estimate(backbone, len(experts), int(examples or 0), speed).text
         except LoraMixerError as error:
@@ -165,13 +178,13 @@ class TrainHandlers:
     # ------------------------------------------------------------------ training
 
     def start(self, request: gr.Request, *values: Any) -> tuple[Any, ...]:
-        """Begin; values are those of the controls in the order of ``LINK_FIELDS``, then the probe prompt.
+        """Begin; values are those of the controls in the order of ``CONTROLS``.
 
         Returns:
             Key of the training, what the page has seen of it, status, and a timer.
         """
         try:
-            controls = dict(zip((*NAMES, "probe"), values, strict=True))
+            controls = dict(zip(CONTROLS, values, strict=True))
             key = self.trainings.start(self.job(controls, session_of(request)))
         except LoraMixerError as error:
             return gr.skip(), gr.skip(), status("error", str(error)), gr.skip()
@@ -184,13 +197,11 @@ class TrainHandlers:
             LoraMixerError: something does not go together.
         """
         names, domains = list(values["experts"] or ()), tuple(values["domains"] or ())
-        zoo, (own_backbone, own) = self.experts(), self.own_experts(session)
         if len(names) < LEAST_EXPERTS:
             raise ExpertError(f"A router needs a choice: tick at least {LEAST_EXPERTS} experts.")
-        is_own = not set(names) <= set(zoo)
-        pool, backbone = (own, own_backbone) if is_own else (zoo, self.backbone())
+        backbone, pool = self._pool(values["pool"], session)
         if unknown := [name for name in names if name not in pool]:
-            raise ExpertError(f"There is no expert '{unknown[0]}' among {', '.join(pool) or 'none'}.")
+            raise ExpertError(f"There is no expert '{unknown[0]}' among {', '.join(pool)}.")
         experts = {name: source for name, source in pool.items() if name in names}
         if not domains:
             raise DataError("Rows are needed: tick at least one domain.")
@@ -227,6 +238,21 @@ class TrainHandlers:
             max_minutes=limits().training_minutes,
             title=f"{loss.label}, trained here",
         )
+
+    def _pool(self, pool: str, session: str) -> tuple[str, dict[str, str]]:
+        """Backbone and experts that the names are taken from.
+
+        Raises:
+            ExpertError: the visitor's own, which are no longer here.
+        """
+        if pool != OWN:
+            return self.backbone(), self.experts()
+        backbone, experts = self.own_experts(session)
+        if not experts:
+            raise ExpertError(
+                "Your own experts are no longer here; bring them again in the room Your own, or press Shipped experts."
+            )
+        return backbone, experts
 
     def attach(self, key: str | None) -> tuple[Any, Any, Any]:
         """A page that is opened again finds its training: key, what it has seen, and a timer that looks at once."""
