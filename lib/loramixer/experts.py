@@ -165,8 +165,9 @@ def new_expert(name: str, shapes: Mapping[str, tuple[int, int]], settings: NewEx
 
 
 def locate_expert(name: str, source: str, max_bytes: int | None = None) -> tuple[Path, str]:
-    """The local folder of an expert, downloaded when ``source`` is a Hub id, and the source pinned to its commit.
+    """The local folder of an expert, downloaded when ``source`` is a Hub id, and the source for later.
 
+    That is a Hub id pinned to its commit, or the absolute path of a folder, so that it means the same in any folder.
     A download of more than ``max_bytes`` is refused before it begins.
     """
     folder = Path(source)
@@ -179,7 +180,7 @@ def locate_expert(name: str, source: str, max_bytes: int | None = None) -> tuple
         missing = [file for file in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / file).is_file()]
         if missing:
             raise ExpertError(f"Expert '{name}' in {folder} lacks {' and '.join(missing)}; give a PEFT LoRA folder.")
-        return folder, source
+        return folder.resolve(), str(folder.resolve())
     named = split_hub_id(source)
     if named is None:
         raise ExpertError(f"Expert '{name}': there is no folder {source}; give a PEFT LoRA folder or a Hub id.")

@@ -125,6 +125,27 @@ def test_router_only_folders_hold_routers_only_and_can_move_with_their_experts(e
     assert torch.equal(logits_of(model), logits_of(reloaded))
 
 
+@pytest.mark.parametrize("save_experts", [False, True])
+def test_experts_that_were_given_by_relative_paths_are_found_from_any_folder(
+    experts, tmp_path, monkeypatch, save_experts
+):
+    shutil.copytree(Path(experts["a"]).parent, tmp_path / "here" / "experts")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    model = tiny.mixture({name: f"experts/{name}" for name in experts}, save_experts=save_experts)
+    model.save_pretrained("mixture")
+    loaded = PeftModel.from_pretrained(tiny.llama(), "mixture").eval()
+    monkeypatch.chdir(tmp_path / "there")
+    for mixed in (model, loaded):
+        mixed.save_pretrained("again")
+        saved = json.loads(Path("again/adapter_config.json").read_text())["experts"]
+        assert {name: value["source"] for name, value in saved.items()} == {
+            name: f"../../here/experts/{name}" for name in experts
+        }
+        assert torch.equal(logits_of(PeftModel.from_pretrained(tiny.llama(), "again").eval()), logits_of(model))
+        shutil.rmtree("again")
+
+
 def test_a_changed_or_missing_expert_is_an_error_not_wrong_logits(experts, tmp_path):
     shutil.copytree(Path(experts["a"]).parent, tmp_path / "experts")
     moved = {name: str(tmp_path / "experts" / name) for name in experts}

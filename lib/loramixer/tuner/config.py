@@ -265,7 +265,7 @@ class LoraMixerConfig(PeftConfig):
         if folder.is_dir():
             for value in config.experts.values():
                 if isinstance(value, dict) and (value["source"] or "").startswith("."):
-                    value["source"] = os.path.normpath(folder / value["source"])
+                    value["source"] = str((folder / value["source"]).resolve())
         return config
 
 
@@ -312,7 +312,7 @@ def _check_rule(rule: Any) -> None:
 
 
 def _relative_source(source: str, folder: Path) -> str:
-    if not Path(source).is_dir():
+    if not os.path.isabs(source) and not Path(source).is_dir():
         return source  # a Hub id
     relative = os.path.relpath(Path(source).resolve(), folder)
     return relative if relative.startswith(".") else f"./{relative}"
