@@ -252,6 +252,37 @@ def test_the_number_of_experts_is_limited(handlers: OwnHandlers, monkeypatch: py
     assert f"{PUBLIC_LIMITS.experts} experts are the most" in view[1]["text"]
 
 
+def test_a_single_expert_can_be_removed(handlers: OwnHandlers, adapter: Path, tmp_path: Path) -> None:
+    chosen = first_shipped(handlers)
+    upload = zipped(tmp_path / "law.zip", content_of(adapter))
+    handlers.add_files([str(upload)], BACKBONE, chosen, session())
+    shelf = handlers.shelves.of("one")
+    law = Path(shelf.sources["law"])
+    shelf.training = BACKBONE, dict(shelf.sources)
+    view = handlers.keep(BACKBONE, chosen, session())
+    assert list(shelf.sources) == view[2].value == chosen
+    assert list(handlers.shelves.training_of("one")[1]) == chosen
+    assert "law" not in table_of(view)
+    assert not law.exists()
+    assert shipped_experts() != {}
+    assert Path(shelf.sources[chosen[0]]).is_dir()  # of the package, not of the visitor
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_refused_upload_takes_no_room(
+    handlers: OwnHandlers, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    monkeypatch.setenv("LORAMIXER_PUBLIC", "1")
+    shelf = handlers.shelves.of("one")
+    for number in range(PUBLIC_LIMITS.experts - first):
+        shelf.add("expert", f"organisation/expert-{number}")
+    kept = dict(shelf.sources)
+    two = {f"{name}/{file}": content for name in ("a", "b") for file, content in content_of(adapter).items()}
+    view = handlers.add_files([str(zipped(tmp_path / "two.zip", two))], BACKBONE, [], session())
+    assert "press “Remove unticked”" in view[1]["text"]
+    assert (shelf.sources, shelf.bytes, list(shelf.folder.iterdir())) == (kept, 0, [])
+
+
 def test_the_hub_out_of_reach_is_one_sentence(handlers: OwnHandlers, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 

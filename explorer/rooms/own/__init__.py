@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from explorer.components.status_line import StatusLine
+from explorer.handlers import status
 from explorer.link import to_query
 from explorer.page import Page
 from explorer.rooms.own.handlers import UNTRAINED, UNTRAINED_LABEL, OwnHandlers, shipped_experts
@@ -60,7 +62,9 @@ def build(page: Page) -> None:
             with gr.Row(elem_id="own-actions"):
                 explore = gr.Button("Explore with these", variant="primary", interactive=False, elem_id="own-explore")
                 train = gr.Button("Train a router", interactive=False, elem_id="own-train", visible=_has_room("train"))
-            clear = gr.Button("Remove all", size="sm", elem_id="own-clear")
+            with gr.Row(elem_classes="buttons-in-row"):
+                keep = gr.Button("Remove unticked", size="sm", min_width=60, elem_id="own-keep")
+                clear = gr.Button("Remove all", size="sm", min_width=60, elem_id="own-clear")
         table = gr.HTML(
             f"<section class='own-fit'>{EMPTY}</section>",
             elem_id="own-table",
@@ -73,19 +77,32 @@ def build(page: Page) -> None:
     # The Hub may take seconds to answer, so these wait for each other and not for the model.
     slow: dict[str, Any] = {**private, "concurrency_id": "own", "concurrency_limit": 2}
     view = [table, line, chosen, routers, explore, train]
-    gr.on([add.click, named.submit], handlers.add_named, [named, backbone, chosen], [*view, named], **slow)
-    files.upload(handlers.add_files, [files, backbone, chosen], [*view, files], **slow)
-    shipped.input(handlers.add_shipped, [shipped, backbone, chosen], [*view, shipped], **slow)
-    # Of several quick changes the last one counts.
-    gr.on([backbone.input, chosen.input], handlers.check, [backbone, chosen], view, trigger_mode="always_last", **slow)
-    clear.click(handlers.clear, backbone, view, **slow)
     went = [page.wanted, page.tabs, line]
-    explore.click(handlers.explore, [backbone, chosen, routers], went, **slow)
-    train.click(handlers.train, [backbone, chosen], went, **slow)
+    # Of several quick changes the last one counts.
+    last: dict[str, Any] = {**slow, "trigger_mode": "always_last"}
+    look, make = "Looking at the experts …", "Making the mixture …"
+    for triggers, text, handler, inputs, outputs, how in (
+        ([add.click, named.submit], look, handlers.add_named, [named, backbone, chosen], [*view, named], slow),
+        ([files.upload], look, handlers.add_files, [files, backbone, chosen], [*view, files], slow),
+        ([shipped.input], look, handlers.add_shipped, [shipped, backbone, chosen], [*view, shipped], slow),
+        ([backbone.input, chosen.input], look, handlers.check, [backbone, chosen], view, last),
+        ([keep.click], look, handlers.keep, [backbone, chosen], view, slow),
+        ([clear.click], look, handlers.clear, [backbone], view, slow),
+        ([explore.click], make, handlers.explore, [backbone, chosen, routers], went, slow),
+        ([train.click], look, handlers.train, [backbone, chosen], went, slow),
+    ):
+        # Said by the browser itself, so that it never comes after the answer.
+        gr.on(triggers, None, None, line, js=_busy(text), queue=False, **private)
+        gr.on(triggers, handler, inputs, outputs, **how).failure(handlers.refused, None, line, queue=False, **private)
     page.services["own_experts"] = handlers.shelves.training_of
     # What was brought is in no link, so the address only names the room.
     page.demo.load(lambda: to_query("own", {}, ()), None, page.addresses["own"], queue=False, **private)
     page.demo.unload(handlers.leave)
+
+
+def _busy(text: str) -> str:
+    """JavaScript of an event whose output is the status line."""
+    return f"() => ({json.dumps(status('busy', text))})"
 
 
 def _or_folder() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -81,9 +82,15 @@ class OwnHandlers:
         """Uploaded experts; clears the upload box."""
 
         def bring(shelf: Shelf) -> list[str]:
-            room = limits().upload_bytes - shelf.bytes
-            found = unpack(files or [], shelf.new_folder("upload"), room)
-            return [shelf.add(folder.name, str(folder)) for folder in found]
+            room, before = limits().upload_bytes - shelf.bytes, list(shelf.sources)
+            target = shelf.new_folder("upload")
+            try:
+                return [shelf.add(folder.name, str(folder)) for folder in unpack(files or [], target, room)]
+            except Exception:
+                # All or nothing, and what is refused takes no room.
+                shelf.keep(before)
+                shutil.rmtree(target, ignore_errors=True)
+                raise
 
         return self._changed(bring, backbone, chosen, request, None)
 
@@ -106,6 +113,11 @@ class OwnHandlers:
         """The table for this backbone and these experts."""
         return self._view(lambda shelf: (self._check(shelf, backbone), list(chosen or [])), request)
 
+    def keep(self, backbone: str, chosen: Sequence[str], request: gr.Request) -> View:
+        """Take away every expert that is not ticked, those that do not fit among them."""
+        self.shelves.of(session_of(request)).keep(chosen or [])
+        return self.check(backbone, chosen, request)
+
     def clear(self, backbone: str, request: gr.Request) -> View:
         """Free everything that this session brought."""
         self.shelves.forget(session_of(request))
@@ -122,7 +134,7 @@ class OwnHandlers:
             name, title = self._mix(session, backbone, chosen, routers)
         except LoraMixerError as error:
             return gr.skip(), gr.skip(), status("error", str(error))
-        text = f"{title} is in the list of routers of this visit; it is freed when you leave."
+        text = f"{title} is chosen in Explore. After another router, choose it again here; it is freed when you leave."
         return want("explore", name, title), gr.Tabs(selected="explore"), status("note", text)
 
     def train(self, backbone: str, chosen: Sequence[str], request: gr.Request) -> tuple[Any, Any, Status]:
@@ -134,6 +146,10 @@ class OwnHandlers:
             return gr.skip(), gr.skip(), status("error", str(error))
         shelf.training = checked.backbone.name, {name: shelf.sources[name] for name in experts}
         return want("train", "", ""), gr.Tabs(selected="train"), status("note", "Train has taken these experts.")
+
+    def refused(self) -> Status:
+        """The queue took nothing."""
+        return status("error", "Nothing was done: too many visitors are waiting. Try again in a minute.")
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""
@@ -169,18 +185,12 @@ class OwnHandlers:
         folder = assemble(shelf.new_folder("mixture"), experts, checked.backbone, title, trained)
         return self.shelves.put_mixture(session, folder, title), title
 
-    def experts_of(self, session: str) -> tuple[str, dict[str, str]]:
-        """Backbone and experts of a visitor, for the room that trains routers over them."""
-        shelf = self.shelves.of(session)
-        return shelf.backbone, dict(shelf.sources)
-
     def _check(self, shelf: Shelf, backbone: str) -> Checked:
         source = (backbone or "").strip()
         self._refuse_paths(source, "backbone")
         # Those of the list never change, and their shapes take a second.
         find = _outline_once if source in self.source.backbones() else outline_backbone
         outline = find(source, limits().backbone_parameters)
-        shelf.backbone = source
         if outline.revision:
             shelf.fetched.add(outline.name)
         most = limits().upload_bytes

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import uuid
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +29,6 @@ class Shelf:
     Attributes:
         folder: temporary; everything uploaded or written for this session lies in it.
         sources: expert name → folder or Hub id, in the order of the gates.
-        backbone: that the experts were last checked against; empty before.
         mixture: name of the mixture that the registry holds for it; empty when there is none.
         fetched: Hub ids that this session had fetched.
         training: backbone and experts that Train takes, name → folder or Hub id.
@@ -36,7 +36,6 @@ class Shelf:
 
     folder: Path
     sources: dict[str, str] = field(default_factory=dict)
-    backbone: str = ""
     mixture: str = ""
     fetched: set[str] = field(default_factory=set)
     training: tuple[str, dict[str, str]] = ("", {})
@@ -56,7 +55,9 @@ class Shelf:
         if (here := next((known for known, place in self.sources.items() if place == source), None)) is not None:
             return here
         if len(self.sources) >= (most := limits().experts):
-            raise ExpertError(f"{most} experts are the most that one mixture can have here; remove one first.")
+            raise ExpertError(
+                f"{most} experts are the most that one mixture can have here; untick one and press “Remove unticked”."
+            )
         stem = name.strip().replace(".", "-") or "expert"
         check_expert_name(stem)
         free, number = stem, 2
@@ -66,6 +67,16 @@ class Shelf:
         if named := split_hub_id(source):
             self.fetched.add(named[0])
         return free
+
+    def keep(self, names: Collection[str]) -> None:
+        """Take all other experts away, with their files in this shelf; Train has them no longer either."""
+        for name in [name for name in self.sources if name not in names]:
+            place = Path(self.sources.pop(name))
+            if place.is_relative_to(self.folder):
+                shutil.rmtree(place, ignore_errors=True)
+        backbone, experts = self.training
+        kept = {name: source for name, source in experts.items() if source in self.sources.values()}
+        self.training = backbone, kept
 
     @property
     def bytes(self) -> int:

@@ -58,8 +58,8 @@ def build(page: Page) -> None:
             StatusLine(status("note", NOT_INSTALLED), elem_id="tradeoff-no-replay", visible=not has_replays)
             with gr.Accordion("Share and export", open=False, elem_id="tradeoff-share", elem_classes="share-fold"):
                 gr.HTML(
-                    "<p class='note'>Files and Python are of the measured plane, without squares and replays; what is on "
-                    "screen is saved below the table.</p>",
+                    "<p class='note'>Files and Python are of the measured plane, without squares and replays; what is "
+                    "on screen is saved below the table.</p>",
                     apply_default_css=False,
                 )
                 share_and_export(
