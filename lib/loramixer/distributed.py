@@ -1,4 +1,4 @@
-"""Data-parallel runs: which process this one is, and sums over all of them, with gradient.
+"""Data-parallel runs: which process this one is, and sums over all of them, with gradient; and layers on many devices.
 
 The balance term is a product of means (p̄ · f̄), which differs between a batch and the average over its parts, so
 data-parallel training needs the means of the whole batch (Qiu et al., 2025, arXiv 2501.11873, on f̄). The loss of
@@ -8,6 +8,7 @@ Transformers' own mixtures takes the means of each process alone.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,6 +40,11 @@ def wait_for_processes() -> None:
     """Go on when every process has come here."""
     if process_count() > 1:
         distributed.barrier()
+
+
+def stack_on_first(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``torch.stack`` of tensors that a `device_map` may have spread over several devices, on that of the first."""
+    return torch.stack([part.to(parts[0].device) for part in parts])
 
 
 def mean_over_processes(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -9,10 +9,11 @@ import torch
 
 from loramixer import LoraMixerConfig
 from loramixer.errors import MixerError
-from loramixer.losses import Form, load_balance
+from loramixer.losses import Form, load_balance, preservation
 from loramixer.tuner.config import RoutingLoss
 from loramixer.tuner.routing_loss import TokenGroup, group_by_tokens, routing_loss, routing_statistics
-from loramixer.tuner.runtime import SiteCall
+from loramixer.tuner.runtime import OutputNorms, RoutingCapture, SiteCall
+from loramixer.tuner.sites import TokenStream
 
 MASK = torch.tensor([True, True, False, True])
 
@@ -55,6 +56,39 @@ def test_a_site_that_is_called_twice_counts_twice():
     p = torch.rand(2, 3, 4).softmax(-1)
     (group,) = group_by_tokens(["a"], ["tokens"], [SiteCall(0, p), SiteCall(0, p)], {})
     assert group.p.shape == (2, 6, 4)
+
+
+def test_sites_on_several_devices_meet_on_that_of_the_first():
+    """As a `device_map` over several GPUs leaves them; the device without memory stands for the first one."""
+    p, gram = torch.rand(2, 3, 4).softmax(-1), torch.rand(6, 4, 4)
+    calls = [
+        SiteCall(site, p.to(device), p.flatten(0, -2).to(device), gram.to(device))
+        for site, device in enumerate(["meta", "cpu", "cpu"])
+    ]
+    streams: list[TokenStream] = ["encoder", "encoder", "decoder"]
+    inputs = {"attention_mask": torch.ones(2, 3), "decoder_attention_mask": torch.ones(2, 3)}
+    found = group_by_tokens(["a", "b", "c"], streams, calls, inputs)
+    assert [len(group.p) for group in found] == [2, 1]
+    for group in found:
+        assert {part.device.type for part in (group.p, group.mask, group.logits, group.output_gram)} == {"meta"}
+    index = torch.tensor([0, 3])
+    for reduction in ("per_site", "pooled"):
+        assert routing_loss(config(reduction=reduction, z_weight=0.1), found, index).is_meta
+    assert routing_statistics(config(), found, index)["own_share"].is_meta
+
+
+def test_a_capture_gathers_sites_of_several_devices():
+    capture = RoutingCapture(["a", "b"], ["tokens", "tokens"], contributions=True)
+    for site, device in enumerate(["meta", "cpu"]):
+        p, norms = torch.rand(1, 3, 4, device=device), OutputNorms(torch.rand(3, 4, device=device), torch.rand(3))
+        capture.add(site, p, p, OutputNorms(norms.experts, norms.base.to(device)))
+    (found,) = capture.take_streams().values()
+    assert all(part.is_meta and len(part) == 2 for part in (found.logits, found.gates, found.contributions))
+
+
+def test_preserved_experts_may_lie_on_several_devices():
+    pairs = [(torch.ones(2, device=device), torch.zeros(2, device=device)) for device in ("meta", "cpu")]
+    assert preservation(pairs).is_meta
 
 
 def test_keys_that_could_belong_to_either_text_are_refused():

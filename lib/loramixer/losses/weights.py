@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import torch
 
+from loramixer.distributed import stack_on_first
+
 
 def preservation(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """Σ ‖θ − θ⁰‖² over the matrices of the preserved experts (paper, Eq. 11, without its β): a scalar.
@@ -15,4 +17,4 @@ def preservation(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Te
     Args:
         pairs: ``(θ, θ⁰)`` of every matrix: what it is, and what it was when training began.
     """
-    return torch.stack([((current - initial) ** 2).sum() for current, initial in pairs]).sum()
+    return stack_on_first([((current - initial) ** 2).sum() for current, initial in pairs]).sum()

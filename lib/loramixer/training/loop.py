@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from loramixer.distributed import is_main_process, launched_processes, say
+from loramixer.distributed import is_main_process, launched_processes, say, stack_on_first
 from loramixer.errors import LoraMixerError
 from loramixer.training.batches import RowCollator, SpreadRows, attention_row_by_row, make_collator
 from loramixer.training.checkpoints import CHECKPOINTS, last_good_checkpoint_text, last_whole_checkpoint, survivable
@@ -348,5 +348,5 @@ class _StopOnBadGradient(TrainerCallback):
     ) -> None:
         assert self.trainer.model is not None
         gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
-        if gradients and not torch.stack([gradient.sum() for gradient in gradients]).isfinite().all():
+        if gradients and not stack_on_first([gradient.sum() for gradient in gradients]).isfinite().all():
             self.trainer.stop("A gradient is no number", self.trainer.rows_of_step)

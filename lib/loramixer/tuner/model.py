@@ -350,9 +350,9 @@ class LoraMixerModel(BaseTuner):
             kept = preservation_loss(model, config)
             if kept is not None:
                 self.routing_statistics["preservation_loss"] = kept.detach()
-                addition = addition + kept
+                addition = addition + kept.to(addition.device)
             self._warn_if_unused(addition)
-            total = task_loss + addition
+            total = task_loss + addition.to(task_loss.device)
         share = share_of_step(model, recording.inputs).to(total.device)
         # Without a single label the mean is no number, while its share of the step is nothing.
         total = torch.where(share > 0, share * total, 0.0)

@@ -90,6 +90,8 @@ def group_by_tokens(
 ) -> list[TokenGroup]:
     """Put the routers that saw the same tokens together, with the mask that belongs to these tokens.
 
+    Sites may lie on several devices; all groups are on that of the first site.
+
     Args:
         sites: module names of the routed projections.
         streams: which tokens each of them sees.
@@ -100,26 +102,27 @@ def group_by_tokens(
         MixerError: it cannot be known which of a site's tokens are padding.
     """
     calls: dict[tuple[TokenStream, torch.Size], list[SiteCall]] = {}
-    for call in sorted(recorded, key=lambda call: call.site):
+    in_order = sorted(recorded, key=lambda call: call.site)
+    for call in in_order:
         calls.setdefault((streams[call.site], call.p.shape[:-1]), []).append(call)
     groups = []
     for (stream, shape), found in calls.items():
         mask = _mask(sites[found[0].site], stream, shape, inputs)
-        p_SNE = torch.stack([call.p.flatten(0, -2) for call in found])
+        device = in_order[0].p.device
         groups.append(
             TokenGroup(
-                p_SNE,
-                None if mask is None else mask.to(p_SNE.device),
-                _stacked([call.logits for call in found]),
-                _stacked([call.output_gram for call in found]),
+                torch.stack([call.p.flatten(0, -2).to(device) for call in found]),
+                None if mask is None else mask.to(device),
+                _stacked([call.logits for call in found], device),
+                _stacked([call.output_gram for call in found], device),
             )
         )
     return groups
 
 
-def _stacked(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+def _stacked(parts: Sequence[torch.Tensor | None], device: torch.device) -> torch.Tensor | None:
     """Tensors of all sites ``[S, …]``, or None where they were not recorded."""
-    found = [part for part in parts if part is not None]
+    found = [part.to(device) for part in parts if part is not None]
     return torch.stack(found) if found else None
 
 
@@ -329,7 +332,7 @@ def routing_statistics(
     }
     if expert_index is not None:
         share_BE = torch.cat([_share_of_rows(group, len(expert_index)) for group in groups]).mean(dim=0)
-        own_BE = expert_index[:, None] == torch.arange(share_BE.shape[-1], device=expert_index.device)
+        own_BE = expert_index.to(share_BE.device)[:, None] == torch.arange(share_BE.shape[-1], device=share_BE.device)
         rows_E = own_BE.sum(dim=0)
         found["own_share"] = mean_over_processes(torch.where(own_BE, share_BE, 0.0).sum(dim=0) / rows_E, rows_E)
     return found

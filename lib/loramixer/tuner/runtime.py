@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from loramixer.distributed import stack_on_first
 from loramixer.errors import MixerError, RoutingError, TraceError
 from loramixer.routing import (
     GateMode,
@@ -161,7 +162,7 @@ class RoutingCapture:
                 "trace would be wrong."
             )
         logits, gates, *norms = (
-            torch.stack([torch.cat(store[site], dim=1) for site in sites]).float() for store in self._stores
+            stack_on_first([torch.cat(store[site], dim=1) for site in sites]).float() for store in self._stores
         )
         return StreamRouting(sites, logits, gates, *norms[:1], *(part.squeeze(-1) for part in norms[1:]))
 
