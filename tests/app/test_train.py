@@ -193,7 +193,7 @@ def test_experts_of_ones_own_can_be_trained_over(handlers: TrainHandlers) -> Non
     assert (experts.value, domains, pool) == (["law", "math"], ["math"], OWN)
     job = handlers.job({**SETTINGS, "experts": ["law", "math"], "domains": ["math"], "pool": pool}, "one")
     assert (job.backbone, job.experts) == ("mine", {"law": "a", "math": "b"})
-    assert "holds 0 experts" in handlers.take_own(session("other"))[-1]["text"]
+    assert "handed over 0 experts" in handlers.take_own(session("other"))[-1]["text"]
     with pytest.raises(LoraMixerError, match="no longer here"):
         handlers.job({**SETTINGS, "experts": ["law", "math"], "pool": OWN}, "other")
     assert "no longer here" in handlers.estimate_line(["law", "math"], 32, OWN, session("other"))["text"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from explorer.rooms.tradeoff.points import COMMAND, SIGNS, Plane, PlanePath, PlaneRouter
@@ -64,7 +64,7 @@ def plane_payload(
     """
     routers = [*plane.routers, *live]
     circles = {router.mixer: router.key for router in reversed(plane.routers) if router.mixer}
-    groups = [circles.get(router.mixer, router.mixer) if router.live else router.key for router in routers]
+    groups = [_group(router, circles) for router in routers]
     # One colour for a router, its square and its trainings, also for trainings whose end is no point of the plane.
     names = dict.fromkeys([*groups, *(path.router for path in plane.paths)])
     colours = {style.name: style.colour for style in expert_styles(list(names))}
@@ -97,6 +97,13 @@ def python_of(plane: Plane, live: Sequence[PlaneRouter], prompts: Sequence[str])
     if live:
         return _LIVE_PYTHON.format(prompts=list(prompts), mixers=[router.mixer for router in live])
     return _MEASURED_PYTHON if plane.is_measured else ""
+
+
+def _group(router: PlaneRouter, circles: Mapping[str, str]) -> str:
+    """Key of the circle that a router is, or that its square belongs to; a square without one is by itself."""
+    if not router.live or router.mixer is None:
+        return router.key
+    return circles.get(router.mixer, router.mixer)
 
 
 def _router(router: PlaneRouter) -> dict[str, Any]:

@@ -105,7 +105,10 @@ class TrainHandlers:
         """Experts and domains of what the visitor brought, the pool, and the line."""
         _, found = self.own_experts(session_of(request))
         if len(found) < LEAST_EXPERTS:
-            text = f"The room Your own holds {len(found)} experts of yours; bring at least {LEAST_EXPERTS} there."
+            text = (
+                f"Your own has handed over {len(found)} experts; tick at least {LEAST_EXPERTS} that fit there, and "
+                "press “Train a router”."
+            )
             return *(gr.skip(),) * 3, status("note", text)
         line = status("quiet", f"{len(found)} experts of your own are chosen; their rows come from the domains below.")
         return *self._all_of(found), OWN, line
