@@ -403,13 +403,13 @@ def _generate(
             _evaluation_mode(model),
             acting,
             torch.inference_mode(),
+            _sampling_seed(settings),
             capture_routing(model, contributions) as capture,
         ):
             if settings["max_new_tokens"] == 0:
                 model(input_ids=input_ids, attention_mask=mask)
                 steps.put(_Step(encoded.ids, capture.take_arrays()))
             else:
-                torch.manual_seed(settings["seed"])
                 output = model.generate(
                     input_ids=input_ids,
                     attention_mask=mask,
@@ -444,6 +444,20 @@ def _acting(model: Any, interventions: Sequence[Intervention], prompt_tokens: in
 def _sampling(temperature: float) -> dict[str, Any]:
     """How `generate` decodes: greedily at temperature 0."""
     return {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+
+
+@contextmanager
+def _sampling_seed(settings: dict[str, Any]) -> Iterator[None]:
+    """Draw by the seed while the block samples; what the caller draws afterwards does not change by it."""
+    import torch
+
+    if not settings["temperature"] > 0:
+        yield
+        return
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(settings["seed"])
+        yield
 
 
 @contextmanager
@@ -491,8 +505,7 @@ def _trace_side(
 
     input_ids = torch.tensor([encoded.ids], device=next(model.parameters()).device)
     mask = torch.ones_like(input_ids)
-    with _evaluation_mode(model), torch.inference_mode():
-        torch.manual_seed(settings["seed"])
+    with _evaluation_mode(model), torch.inference_mode(), _sampling_seed(settings):
         max_new_tokens = settings["max_new_tokens"]
         # One token at least, which brings the token that the decoder starts from.
         limits = {"max_new_tokens": max(max_new_tokens, 1), "pad_token_id": tokenizer.pad_token_id}

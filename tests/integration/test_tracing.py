@@ -82,6 +82,15 @@ def test_sampling_follows_the_seed(model, tokenizer):
     assert texts[0] == texts[1] != texts[2]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_the_random_numbers_of_the_caller_go_on_as_without_a_trace(model, tokenizer, temperature):
+    torch.manual_seed(4)
+    expected = torch.rand(3)
+    torch.manual_seed(4)
+    trace(model, tokenizer, "the dose", 4, temperature=temperature, seed=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
 @pytest.mark.parametrize("prompt", ["", "   \n"])
 def test_an_empty_prompt_is_one_sentence(model, tokenizer, prompt):
     with pytest.raises(TraceError, match="The prompt is empty"):
