@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from explorer.files import read_trace_file
 from explorer.gold import spans_of
 from explorer.registry import ModelSource
 from explorer.sessions import Tickets
 from explorer.settings import (
     DEFAULT_MIXER,
     DEFAULT_NEW_TOKENS,
-    MEGABYTE,
     RunRequest,
     check_new_tokens,
     check_prompt,
-    limits,
     parse_gate,
 )
 from explorer.summary import describe_change, describe_comparison, describe_routing, summarise
@@ -190,11 +190,7 @@ class PublicApi:
         def numbers() -> dict[str, Any]:
             if trace and (prompt or "").strip():
                 raise TraceError("Both a prompt and a trace file were given; give one of them.")
-            found = (
-                RoutingTrace.load(trace, max_megabytes=limits().trace_bytes / MEGABYTE)
-                if trace
-                else self._run(prompt, mixer, k, 0)
-            )
+            found = read_trace_file(Path(trace)) if trace else self._run(prompt, mixer, k, 0)
             return {**describe_routing(found, by_site=True), "provenance": found.provenance}
 
         return _answer(numbers)

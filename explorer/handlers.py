@@ -16,7 +16,7 @@ from typing import Any
 import gradio as gr
 
 from explorer.examples import EXAMPLES, find_example
-from explorer.files import read_trace_file
+from explorer.files import read_drawable_trace
 from explorer.gold import gold_experts
 from explorer.link import parse
 from explorer.payload import Payload, PayloadEncoder, ViewState, encode_trace
@@ -114,7 +114,7 @@ class Handlers:
             view, key = gr.skip(), self.keep_opening(request)
         else:
             shown, view = _shown_of(trace), self.recordings.payload(example, router_of_recording)
-            key = self.traces.put(session_of(request), trace)
+            key = self.traces.put(session_of(request), trace, "recorded")
         if example and trace is None:
             notes.append("The link's example has no recording here; press Generate.")
         if trace is not None and not prompt:
@@ -150,16 +150,16 @@ class Handlers:
             return (gr.skip(),) * 4
         if self.tickets.is_open(session_of(request)):
             return gr.skip(), gr.skip(), gr.skip(), status("note", "Stop the run before you open a file.")
-        name = Path(file).name
         try:
-            trace = read_trace_file(Path(file))
+            trace = read_drawable_trace(Path(file))
         except LoraMixerError as error:
-            return gr.skip(), gr.skip(), gr.skip(), status("error", str(error).replace(str(file), f"'{name}'"))
+            return gr.skip(), gr.skip(), gr.skip(), status("error", str(error))
         shown = _shown_of(trace)
         facts = run_request(prompt_text(trace), shown["mixer"], shown["gate"], DEFAULT_NEW_TOKENS)
         payload = encode_trace(trace, "opened", facts, gold_experts(trace))
-        key = self.traces.put(session_of(request), trace)
-        return payload, shown, key, status("quiet", f"Opened {name}: {len(trace.tokens)} tokens, no model was run.")
+        key = self.traces.put(session_of(request), trace, "opened")
+        text = f"Opened {Path(file).name}: {len(trace.tokens)} tokens, no model was run."
+        return payload, shown, key, status("quiet", text)
 
     def model_status(self, recording_on_screen: bool) -> Status:
         """The line about the model; says what is on screen meanwhile."""
@@ -322,7 +322,7 @@ class Handlers:
 
     def _keep_recording(self, key: str, request: gr.Request) -> str:
         trace = self.recordings.trace(key)
-        return "" if trace is None else self.traces.put(session_of(request), trace)
+        return "" if trace is None else self.traces.put(session_of(request), trace, "recorded")
 
     def _shown_of_recording(self, key: str) -> Shown:
         trace = self.recordings.trace(key)
@@ -372,7 +372,7 @@ class _Frames:
             view, shown = self._encode(state), self.shown
             # Whoever has left cannot ask for it, and it would stay for nobody.
             if self.ticket.is_open:
-                current = self.traces.put(self.ticket.session, self.last)
+                current = self.traces.put(self.ticket.session, self.last, state)
         if self.ticket.is_replaced:
             return view, gr.skip(), shown, current, gr.skip(), gr.skip()
         return view, line, shown, current, *run_buttons(running=False)

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections import OrderedDict
 
+from explorer.payload import ViewState
 from explorer.settings import limits
 from loramixer.errors import TraceError
 from loramixer.trace import RoutingTrace
@@ -26,13 +27,19 @@ class TraceStore:
         self._max_bytes = max_bytes
         self._session_bytes = limits().trace_bytes if session_bytes is None else session_bytes
         self._lock = threading.Lock()
-        self._traces: OrderedDict[tuple[str, str], RoutingTrace] = OrderedDict()
+        self._traces: OrderedDict[tuple[str, str], tuple[RoutingTrace, ViewState]] = OrderedDict()
 
-    def put(self, session: str, trace: RoutingTrace) -> str:
-        """Keep a trace; returns its key."""
+    def put(self, session: str, trace: RoutingTrace, state: ViewState = "finished") -> str:
+        """Keep a trace; returns its key.
+
+        Args:
+            session: whose it is.
+            trace: is not copied.
+            state: where it comes from; a run that has come to its end unless something else is said.
+        """
         key = uuid.uuid4().hex
         with self._lock:
-            self._traces[session, key] = trace
+            self._traces[session, key] = trace, state
             # First the session's own, so that a busy visitor costs the others nothing.
             self._make_room([pair for pair in self._traces if pair[0] == session], self._session_bytes)
             self._make_room(list(self._traces), self._max_bytes)
@@ -44,6 +51,17 @@ class TraceStore:
         Raises:
             TraceError: this session has no such trace, or it was forgotten to make room.
         """
+        return self._find(session, key)[0]
+
+    def state_of(self, session: str, key: str) -> ViewState:
+        """Where the trace of a key comes from.
+
+        Raises:
+            TraceError: as for :meth:`get`.
+        """
+        return self._find(session, key)[1]
+
+    def _find(self, session: str, key: str) -> tuple[RoutingTrace, ViewState]:
         with self._lock:
             if (session, key) not in self._traces:
                 raise TraceError("This trace is no longer in memory; generate it again, or open its saved file.")
@@ -52,7 +70,7 @@ class TraceStore:
 
     def _make_room(self, pairs: list[tuple[str, str]], max_bytes: int) -> None:
         """Drop the least recently used of these traces until they fit; the newest stays."""
-        taken = [trace_bytes(self._traces[pair]) for pair in pairs]
+        taken = [trace_bytes(self._traces[pair][0]) for pair in pairs]
         for position, pair in enumerate(pairs[:-1]):
             if sum(taken[position:]) <= max_bytes:
                 return

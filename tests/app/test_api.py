@@ -127,7 +127,7 @@ def test_what_cannot_be_done_is_one_sentence(
 def test_a_file_that_is_no_trace_is_refused(api: PublicApi, tmp_path: Path) -> None:
     path = tmp_path / "trace.npz"
     path.write_bytes(b"PK no trace")
-    with pytest.raises(gr.Error, match="no routing trace"):
+    with pytest.raises(gr.Error, match=r"^'trace\.npz is no routing trace"):
         api.metrics(trace=str(path))
 
 

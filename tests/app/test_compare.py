@@ -15,6 +15,7 @@ import pytest
 from explorer.comparison_payload import Side, encode_comparison
 from explorer.examples import EXAMPLES, find_example
 from explorer.exports import Exports
+from explorer.payload import ViewState
 from explorer.recordings import INDEX, Recordings
 from explorer.rooms.compare.files import code_maker, file_maker
 from explorer.rooms.compare.handlers import CompareHandlers
@@ -175,6 +176,8 @@ def test_the_room_opens_with_a_ready_made_comparison_once(room: CompareHandlers)
     assert is_skip(room.enter({}, True, session())[SIDES])
     assert is_skip(room.enter(room.choose_ready(0, session())[SIDES], False, session())[SIDES])
     assert is_skip(room.enter({}, False, session(room="compare", a="run~mine~3~8"))[SIDES])
+    # In the addresses of other rooms, a is something else.
+    assert not is_skip(room.enter({}, False, session(room="train", a="1.5"))[SIDES])
     # What if and Train have an “a” of their own in the address.
     shown = room.enter({}, False, session(room="train", a="4.0"))
     assert head_of(shown[VIEW]) == head_of(room.choose_ready(0, session())[VIEW])
@@ -240,6 +243,26 @@ def test_a_trace_file_needs_no_model(room: CompareHandlers, tmp_path: Path) -> N
     shown = room.take_file("A", str(broken), {}, session())
     assert shown[STATUS]["text"].startswith("broken.npz is no routing trace")
     assert str(tmp_path) not in shown[STATUS]["text"]
+
+
+def test_what_cannot_be_drawn_is_not_compared(
+    room: CompareHandlers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_trace("A file", layers=2).save(tmp_path / "mine.npz")
+    monkeypatch.setattr("explorer.files.MAX_TOKENS", 20)
+    shown = room.take_file("A", str(path), {}, session())
+    assert is_skip(shown[SIDES])
+    assert "at most 20 tokens" in shown[STATUS]["text"]
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [("opened", "from a file"), ("stopped", "stopped"), ("failed", "broken off"), ("finished", "live")],
+)
+def test_what_explore_shows_keeps_where_it_comes_from(room: CompareHandlers, state: ViewState, words: str) -> None:
+    shown = room.take_current("A", room.traces.put("one", make_trace(), state), {}, session())
+    assert shown[SIDES]["A"]["state"] == state
+    assert f"top 3, {words}, " in shown[LINE_A]["text"]
 
 
 def test_swap_and_clear(room: CompareHandlers) -> None:

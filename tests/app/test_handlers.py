@@ -338,6 +338,7 @@ def test_an_opened_file_is_shown_and_a_broken_one_is_one_sentence(handlers: Hand
     assert payload["state"] == "opened"
     assert shown == {"mixer": RSL, "gate": "3"}
     assert handlers.traces.get("one", key).experts == EXPERTS
+    assert handlers.traces.state_of("one", key) == "opened"
     assert line["text"].startswith("Opened mine.npz")
     (tmp_path / "broken.npz").write_bytes(b"nothing")
     payload, _, key, line = handlers.open_file(str(tmp_path / "broken.npz"), session())
@@ -345,6 +346,17 @@ def test_an_opened_file_is_shown_and_a_broken_one_is_one_sentence(handlers: Hand
     assert is_skip(key)
     assert line["kind"] == "error"
     assert str(tmp_path) not in line["text"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "stop_after", "state"),
+    [("How many?", None, "finished"), ("How many?", 4, "stopped"), ("CRASH", None, "failed")],
+)
+def test_the_kept_trace_says_how_its_run_ended(
+    handlers: Handlers, prompt: str, stop_after: int | None, state: str
+) -> None:
+    current = press_generate(handlers, prompt, stop_after=stop_after)[-1][3]
+    assert handlers.traces.state_of("one", current) == state
 
 
 def link(query: dict[str, str]) -> Any:

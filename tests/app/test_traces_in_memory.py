@@ -17,6 +17,14 @@ def test_a_trace_is_found_by_its_own_session_only() -> None:
         store.get("two", key)
 
 
+def test_a_trace_keeps_where_it_comes_from() -> None:
+    store = TraceStore()
+    run, opened = store.put("one", make_trace()), store.put("one", make_trace(), "opened")
+    assert (store.state_of("one", run), store.state_of("one", opened)) == ("finished", "opened")
+    with pytest.raises(TraceError, match="no longer in memory"):
+        store.state_of("two", opened)
+
+
 def test_the_least_recently_used_trace_makes_room() -> None:
     trace = make_trace()
     store = TraceStore(max_bytes=2 * trace_bytes(trace))

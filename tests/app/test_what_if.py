@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from explorer.comparison_payload import effect
+from explorer.payload import ViewState
 from explorer.recordings import Recordings
 from explorer.rooms.compare.files import code_maker
 from explorer.rooms.what_if.changes import GateChange, ModelChange, positions_of
@@ -77,6 +78,28 @@ def test_the_room_opens_on_what_explore_shows(room: WhatIfHandlers) -> None:
     assert [slider.label for slider in sliders if slider.visible] == list(EXPERTS)
     assert all(is_skip(value) for value in room.enter(key, shown[BASE], session()))
     assert all(is_skip(value) for value in room.enter("", {}, session()))
+
+
+@pytest.mark.parametrize("state", ["opened", "stopped", "finished"])
+def test_the_original_keeps_where_it_comes_from(room: WhatIfHandlers, state: ViewState) -> None:
+    shown = room.take(room.traces.put("one", make_trace(PROMPT), state), session())
+    assert shown[BASE]["state"] == shown[VIEW]["a"]["state"] == state
+
+
+def test_a_trace_that_was_made_under_an_intervention_is_one_sentence(room: WhatIfHandlers) -> None:
+    trace = make_trace(PROMPT)
+    trace.provenance["interventions"] = [{"kind": "mask", "experts": ["math"]}]
+    key = room.traces.put("one", trace, "opened")
+    for shown in (
+        room.take(key, session()),
+        room.enter(key, {}, session()),
+        room.open_link(key, session(room="what_if", k="1")),
+    ):
+        assert shown[STATUS]["kind"] == "error"
+        assert "intervention" in shown[STATUS]["text"]
+        assert is_skip(shown[BASE])
+        assert is_skip(shown[VIEW])
+        assert len(shown) in (9 + SLIDERS, 13 + SLIDERS)
 
 
 def test_no_trace_is_said(room: WhatIfHandlers) -> None:

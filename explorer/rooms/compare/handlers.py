@@ -11,8 +11,10 @@ from typing import Any, Literal
 import gradio as gr
 
 from explorer.comparison_payload import Side, clip, encode_comparison
+from explorer.files import read_drawable_trace
 from explorer.handlers import Status, status
 from explorer.link import parse, to_query
+from explorer.payload import ViewState
 from explorer.recordings import RecordingKey, Recordings
 from explorer.registry import ModelSource
 from explorer.rooms.compare.link import FIELDS, RunSpec, file_spec, parse_spec, recording_spec, run_spec
@@ -27,7 +29,6 @@ from explorer.settings import (
     check_prompt,
     default_gate,
     gate_choices,
-    limits,
     parse_gate,
 )
 from explorer.summary import prompt_text
@@ -52,6 +53,9 @@ FIRST_STEPS = (
     "Press a ready-made comparison, or choose A, then B: what Explore shows, a recording, a trace file, "
     "or a new run with another prompt, router, training step or gate."
 )
+
+_HOW = {"recorded": "recorded", "opened": "from a file", "stopped": "stopped", "failed": "broken off"}
+"""State of a trace in its line; the others are live."""
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +111,7 @@ class CompareHandlers:
             trace = self.traces.get(session_of(request), current)
         except LoraMixerError as error:
             return self._refused(error)
-        return self._show(_chosen(sides, side, self._pin(current, trace)), request)
+        return self._show(_chosen(sides, side, self._pin(current, trace, request)), request)
 
     def take_pinned(self, pinned: dict[str, Any], sides: Sides, request: gr.Request) -> Shown:
         """Pinned in Explore, with its button or the key c: becomes A."""
@@ -127,15 +131,12 @@ class CompareHandlers:
         """A trace file becomes A or B; it needs no model."""
         if not file:
             return (gr.skip(),) * 6
-        name = clip(Path(file).name)
         try:
-            # Opened here, so that no message names the folder of uploads.
-            with Path(file).open("rb") as content:
-                trace = RoutingTrace.load(content, max_megabytes=limits().trace_bytes / 1e6)
+            trace = read_drawable_trace(Path(file))
         except LoraMixerError as error:
-            return self._refused(TraceError(str(error).replace("This file", name, 1)))
-        key = self.traces.put(session_of(request), trace)
-        pinned = {"key": key, "state": "opened", "spec": file_spec(name)}
+            return self._refused(error)
+        key = self.traces.put(session_of(request), trace, "opened")
+        pinned = {"key": key, "state": "opened", "spec": file_spec(clip(Path(file).name))}
         return self._show(_chosen(sides, side, pinned), request)
 
     def swap(self, sides: Sides, request: gr.Request) -> Shown:
@@ -223,11 +224,9 @@ class CompareHandlers:
                 if not ticket.is_open or ticket.is_replaced:
                     return
                 was_cut = ticket.was_cut(trace.tokens.roles.count("generated"), asked.max_new_tokens)
-                pinned = {
-                    "key": self.traces.put(ticket.session, trace),
-                    "state": "stopped" if was_cut else "finished",
-                    "spec": run_spec(found.name, gate, asked.max_new_tokens),
-                }
+                state: ViewState = "stopped" if was_cut else "finished"
+                key = self.traces.put(ticket.session, trace, state)
+                pinned = {"key": key, "state": state, "spec": run_spec(found.name, gate, asked.max_new_tokens)}
                 yield last_frame(ticket, self._show({**_accepted(sides), side: pinned}, request))
             except LoraMixerError as error:
                 yield last_frame(ticket, self._refused(error))
@@ -322,16 +321,17 @@ class CompareHandlers:
         trace = self.recordings.trace(*key)
         if trace is None:
             raise TraceError(f"There is no recording '{recording_spec(key)}' here.")
-        return self._pin(self.traces.put(session_of(request), trace), trace)
+        return self._pin(self.traces.put(session_of(request), trace, "recorded"), trace, request)
 
-    def _pin(self, key: str, trace: RoutingTrace) -> Pinned:
+    def _pin(self, key: str, trace: RoutingTrace, request: gr.Request) -> Pinned:
+        state = self.traces.state_of(session_of(request), key)
         recording = self.recordings.key_of(trace)
         if recording:
-            return {"key": key, "state": "recorded", "spec": recording_spec(recording)}
+            return {"key": key, "state": state, "spec": recording_spec(recording)}
         facts = trace.provenance
         gate = "all (soft)" if facts.get("gate") == "soft" else str(facts.get("k", ""))
         spec = run_spec(str(facts.get("mixer")), gate, int(facts.get("max_new_tokens") or DEFAULT_NEW_TOKENS))
-        return {"key": key, "state": "finished", "spec": spec}
+        return {"key": key, "state": state, "spec": spec}
 
     def _show(self, sides: Sides, request: gr.Request) -> Shown:
         session = session_of(request)
@@ -385,7 +385,7 @@ def _line_of(side: str, found: Side | None) -> Status:
         return status("quiet", f"{side}: not chosen yet")
     facts = found.trace.provenance
     count = found.trace.tokens.roles.count("generated")
-    how = {"recorded": "recorded", "opened": "from a file", "stopped": "stopped"}.get(found.state, "live")
+    how = _HOW.get(found.state, "live")
     gate = f"top {facts['k']}" if facts.get("gate") == "top_k" else str(facts.get("gate", "gate not stated"))
     return status(
         "ready",

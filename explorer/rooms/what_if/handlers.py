@@ -14,7 +14,7 @@ from explorer.comparison_payload import Side, clip, effect, encode_comparison
 from explorer.examples import EXAMPLES
 from explorer.handlers import Status, status
 from explorer.link import parse, to_query
-from explorer.payload import Payload, encode_trace
+from explorer.payload import Payload, ViewState, encode_trace
 from explorer.recordings import Recordings
 from explorer.registry import ModelSource
 from explorer.rooms.compare.link import parse_spec, recording_spec, run_spec
@@ -90,12 +90,12 @@ class WhatIfHandlers:
             Base, its line, view, result, status; then gate, temperature, mask, experts, and the sliders.
         """
         if not current:
-            return (*(gr.skip(),) * 4, status("note", NOTHING_YET), *(gr.skip(),) * (4 + self.sliders))
+            return self._only_status(status("note", NOTHING_YET))
         try:
             trace = self.traces.get(session_of(request), current)
+            return self._open(current, trace, _unchanged(trace), request)
         except LoraMixerError as error:
-            return (*(gr.skip(),) * 4, status("error", str(error)), *(gr.skip(),) * (4 + self.sliders))
-        return self._open(current, trace, _unchanged(trace), request)
+            return self._only_status(status("error", str(error)))
 
     def enter(self, current: str, base: Base, request: gr.Request) -> tuple[Any, ...]:
         """The room was opened: it works on what Explore shows, unless that is what it has already."""
@@ -201,7 +201,7 @@ class WhatIfHandlers:
         found = parse_spec(values["base"])
         key, trace = "", None
         if isinstance(found, tuple) and (trace := self.recordings.trace(*found)) is not None:
-            key = self.traces.put(session_of(request), trace)
+            key = self.traces.put(session_of(request), trace, "recorded")
         elif values["base"]:
             notes.append("The trace of this link is no recording, so the link's settings act on what Explore shows.")
         if trace is None:
@@ -210,7 +210,7 @@ class WhatIfHandlers:
             try:
                 trace = self.traces.get(session_of(request), key)
             except LoraMixerError:
-                return (*(gr.skip(),) * 4, status("note", NOTHING_YET), *(gr.skip(),) * (8 + self.sliders))
+                return *self._only_status(status("note", NOTHING_YET)), *(gr.skip(),) * 4
         usual = _unchanged(trace)
         gate = values["gate"] if values["gate"] in gate_choices(len(trace.experts)) else usual.gate
         change = GateChange(
@@ -223,7 +223,10 @@ class WhatIfHandlers:
             shown = self._open(key, trace, change, request)
         except LoraMixerError as error:
             notes.append(str(error))
-            shown = self._open(key, trace, usual, request)
+            try:
+                shown = self._open(key, trace, usual, request)
+            except LoraMixerError as reason:  # nothing follows from these scores, whatever the gates
+                return *self._only_status(status("error", str(reason))), *(gr.skip(),) * 4
         experts = [name for name in read_names(values["experts"]) if name in trace.experts]
         shown = (*shown[:8], gr.CheckboxGroup(choices=list(trace.experts), value=experts), *shown[9:])
         if key != current:
@@ -252,7 +255,11 @@ class WhatIfHandlers:
         """Key of the recording that Explore opens with; empty when there is none."""
         found = (self.recordings.trace(example.key) for example in EXAMPLES)
         trace = next((trace for trace in found if trace is not None), None)
-        return "" if trace is None else self.traces.put(session_of(request), trace)
+        return "" if trace is None else self.traces.put(session_of(request), trace, "recorded")
+
+    def _only_status(self, line: Status) -> tuple[Any, ...]:
+        """As :meth:`take`, where all but the status stays as it is."""
+        return (*(gr.skip(),) * 4, line, *(gr.skip(),) * (4 + self.sliders))
 
     def _trace(self, base: Base, request: gr.Request) -> RoutingTrace:
         if not base:
@@ -263,7 +270,8 @@ class WhatIfHandlers:
         recording = self.recordings.key_of(trace)
         facts = trace.provenance
         spec = recording_spec(recording) if recording else _spec_of_run(trace)
-        base = {"key": key, "state": "recorded" if recording else "finished", "spec": spec, "current": key}
+        state = self.traces.state_of(session_of(request), key)
+        base = {"key": key, "state": state, "spec": spec, "current": key}
         view, result = self._at_once(base, trace, change)
         gates = f"{short_name(str(facts.get('mixer', 'router not stated')))}, {_gate_words(trace)}"
         line = status("ready", f"{gates}, “{clip(prompt_text(trace), 70)}”")
@@ -345,8 +353,8 @@ class WhatIfHandlers:
                 if not ticket.is_open or ticket.is_replaced:
                     return
                 was_cut = ticket.was_cut(written.tokens.roles.count("generated"), _new_tokens(trace))
-                state = "stopped" if was_cut else "finished"
-                key = self.traces.put(ticket.session, written)
+                state: ViewState = "stopped" if was_cut else "finished"
+                key = self.traces.put(ticket.session, written, state)
                 result = {"key": key, "change": plan.words, "control": plan.control}
                 view = self._beside(base, trace, written, state, plan, None)
                 if plan.control is None or was_cut:
@@ -393,7 +401,7 @@ class WhatIfHandlers:
         base: Base,
         trace: RoutingTrace,
         written: RoutingTrace,
-        state: str,
+        state: ViewState,
         plan: _Plan,
         control: RoutingTrace | None,
     ) -> Payload:
@@ -402,7 +410,7 @@ class WhatIfHandlers:
             numbers = {"label": CONTROL_LABEL, "hint": CONTROL_HINT, **effect(trace, control)}
         view = encode_comparison(
             Side(trace, base["state"], "original"),  # type: ignore[arg-type]
-            Side(written, state, plan.words),  # type: ignore[arg-type]
+            Side(written, state, plan.words),
             control=numbers,
             payload_of_a=self._payload(base, trace),
         )
