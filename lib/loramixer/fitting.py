@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from loramixer.backbones import CATALOGUE
 from loramixer.errors import BackboneError, ExpertError, HubError, MixerError
@@ -96,6 +95,8 @@ def outline_backbone(source: str, max_parameters: int | None = None) -> Backbone
     Raises:
         BackboneError: unknown, out of reach, larger than allowed, or in need of remote code.
     """
+    from loramixer.tuner.sites import linear_shapes
+
     entry = CATALOGUE.get(source) or next((one for one in CATALOGUE.values() if one.hub_id == source), None)
     name, revision, config = source, None, None
     if entry is not None:
@@ -123,12 +124,7 @@ def outline_backbone(source: str, max_parameters: int | None = None) -> Backbone
             f"{source} has {parameters / 1e6:,.0f} million parameters, and at most "
             f"{max_parameters / 1e6:,.0f} million can be loaded here."
         )
-    shapes = {
-        module: (layer.in_features, layer.out_features)
-        for module, layer in model.named_modules()
-        if isinstance(layer, nn.Linear)
-    }
-    return BackboneOutline(name, revision, parameters, shapes)
+    return BackboneOutline(name, revision, parameters, linear_shapes(model))
 
 
 def check_fit(name: str, source: str | Path, backbone: BackboneOutline, max_bytes: int | None = None) -> Fit:

@@ -15,6 +15,7 @@ from loramixer.tuner.editing import add_expert, remove_expert, rename_expert
 from loramixer.tuner.export import export_expert
 from loramixer.tuner.runtime import active_runtime, mask_experts
 from tests import tiny
+from tests.architectures import ARCHITECTURES, batch
 from tests.tiny import logits_of
 
 
@@ -229,6 +230,31 @@ def test_new_experts_start_as_the_backbone_and_train_with_the_routers():
         name.rpartition(".default")[0].rpartition("_")[2] for name, p in model.named_parameters() if p.grad is not None
     }
     assert trainable == {"B", "A", "router"}
+
+
+@pytest.mark.parametrize(
+    ("name", "last_names"),
+    [
+        ("llama", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+        ("llama-sequence", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+        ("gpt2", {"c_attn", "c_proj", "c_fc"}),
+    ],
+)
+def test_new_experts_change_all_linear_layers_but_the_head(name, last_names):
+    architecture = ARCHITECTURES[name]
+    config = LoraMixerConfig(
+        experts={"a": None, "b": None},
+        r=2,
+        target_modules="all-linear",
+        train_experts=True,
+        task_type=architecture.task_type,
+    )
+    model = get_peft_model(architecture.build(), config)
+    sites = active_runtime(model).sites
+    assert {site.rpartition(".")[2] for site in sites} == last_names
+    inputs = batch(architecture)
+    plain, mixed = architecture.build().eval(), model.eval()
+    assert torch.equal(mixed(**inputs).logits, plain(**inputs).logits)
 
 
 def test_new_experts_beside_given_ones_take_their_sites(experts, tmp_path):

@@ -15,7 +15,8 @@ from loramixer.errors import BackboneError, MixerError
 from loramixer.fitting import BackboneOutline, assemble, check_fit, mixture_bytes, outline_backbone, routers_fit
 from loramixer.mixers import ZOO, list_mixers
 from loramixer.tuner.editing import remove_expert
-from tests import tiny
+from tests import architectures, tiny
+from tests.architectures import ARCHITECTURES
 
 
 @pytest.fixture
@@ -65,6 +66,17 @@ def test_different_ranks_and_targets_fit(backbone: BackboneOutline, folders: dic
     assert fits["b"].targets == ("q_proj", "v_proj")
     assert [fit.matching for fit in fits.values()] == [8, 4, 2]
     assert all(weights.A.is_meta for fit in fits.values() for weights in fit.expert.sites.values())
+
+
+def test_experts_of_gpt2_fit_its_layers_that_are_no_nn_linear(tmp_path: Path) -> None:
+    architecture = ARCHITECTURES["gpt2"]
+    architecture.build().save_pretrained(tmp_path / "gpt2")
+    backbone = outline_backbone(str(tmp_path / "gpt2"))
+    assert backbone.shapes["transformer.h.0.attn.c_attn"] == (16, 48)
+    experts = usable(architectures.save_experts(architecture, tmp_path / "experts"), backbone)
+    folder = assemble(tmp_path / "mixture", experts, backbone, "Mine")
+    model = PeftModel.from_pretrained(architecture.build(), str(folder))
+    assert set(model.active_peft_config.experts) == {"a", "b", "c"}
 
 
 def test_what_does_not_fit_says_why(backbone: BackboneOutline, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from loramixer.tuner.routing_loss import (
 )
 from loramixer.tuner.runtime import GateSettings, MixtureRuntime
 from loramixer.tuner.sharing import InputGroup, input_of
-from loramixer.tuner.sites import token_streams
+from loramixer.tuner.sites import hidden_linear_layers, is_all_linear, linear_shapes, token_streams
 
 PATIENCE = 4
 """Forward passes in training whose routing loss may stay without a gradient before there is a warning."""
@@ -103,23 +103,16 @@ class LoraMixerModel(BaseTuner):
         if len(found) == len(given):
             return found
         sites = {site for expert in found.values() for site in expert.sites}
-        if config.target_modules:
-            sites = {site for site in self._linear_sites() if check_target_module_exists(config, site)}
+        linear = linear_shapes(self.model)
+        if is_all_linear(config.target_modules):
+            sites = hidden_linear_layers(self.model, config.task_type)
+        elif config.target_modules:
+            sites = {site for site in linear if check_target_module_exists(config, site)}
             if not sites:
                 raise MixerError(f"No linear layer of this backbone matches target_modules={config.target_modules!r}.")
-        shapes = {site: _get_in_out_features(module) for site, module in self._linear_sites().items() if site in sites}
+        shapes = {site: shape for site, shape in linear.items() if site in sites}
         new = {name: new_expert(name, shapes, config) for name in given if name not in found}
         return {name: found.get(name) or new[name] for name in given}
-
-    def _linear_sites(self) -> dict[str, nn.Module]:
-        """The linear layers of the backbone by module name, quantised ones too."""
-        found: dict[str, nn.Module] = {}
-        for name, module in self.model.named_modules():
-            layer: nn.Module = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-            inside = isinstance(module, BaseTunerLayer) or ".base_layer" not in name
-            if inside and isinstance(layer, nn.Linear) and ".lora_mixer_" not in name:
-                found[name] = layer
-        return found
 
     def read_fitting_expert(self, name: str, source: str, config: LoraMixerConfig) -> Expert:
         """Read an expert that is to join a mixture.

@@ -1,12 +1,16 @@
-"""What the name of a routed projection says: its block, a name unique in the block, and which tokens it sees."""
+"""Where experts can act in a backbone, and what the name of a site says: its block, and which tokens it sees."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+from peft import TaskType
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND, SEQ_CLS_HEAD_NAMES
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 TokenStream = Literal["tokens", "encoder", "decoder", "unknown"]
 """The tokens that pass through a site: the only ones there are, or one of the two sides of an encoder–decoder."""
@@ -15,6 +19,41 @@ CROSS_ATTENTION = re.compile(r"encdecattention|encoder_attn|cross_?att", re.IGNO
 """In the names that Transformers gives to cross-attention."""
 
 _KEY_OR_VALUE = re.compile(r"(k|v|kv|key|value|key_value)(_proj|_lin)?")
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers of a backbone by module name, quantised ones and GPT-2's Conv1D too, without any adapters."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        layer = _base_layer(module)
+        inside = isinstance(module, BaseTunerLayer) or ".base_layer" not in name
+        if inside and isinstance(layer, nn.Linear | Conv1D) and ".lora_mixer_" not in name:
+            found[name] = layer
+    return found
+
+
+def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """In and out features of :func:`linear_layers`."""
+    return {name: _get_in_out_features(layer) for name, layer in linear_layers(model).items()}
+
+
+def is_all_linear(target_modules: Any) -> bool:
+    """Whether `target_modules` is PEFT's word for :func:`hidden_linear_layers`."""
+    return isinstance(target_modules, str) and target_modules.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND
+
+
+def hidden_linear_layers(model: nn.Module, task_type: TaskType | str | None) -> set[str]:
+    """Module names of all linear layers but the output embedding or, without one, the head of a classifier."""
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    heads = [output]
+    if output is None and task_type == TaskType.SEQ_CLS:
+        heads = [getattr(model, name, None) for name in SEQ_CLS_HEAD_NAMES]
+    layers = [_base_layer(head) for head in heads]
+    return {name for name, layer in linear_layers(model).items() if not any(layer is head for head in layers)}
+
+
+def _base_layer(module: Any) -> Any:
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 def split_sites(modules: Sequence[str]) -> list[tuple[int, str, str]]:
