@@ -18,7 +18,9 @@ import loramixer
 from loramixer import LoraMixerConfig, load_mixer, push_mixer
 from loramixer import hub as hub_module
 from loramixer.backbones import backbone_files
+from loramixer.data import Example
 from loramixer.errors import BackboneError, ExpertError, HubError, MixerError
+from loramixer.evaluation.matrix import expert_matrix
 from loramixer.experts import read_expert
 from loramixer.fitting import outline_backbone
 from loramixer.hub import push_folder, split_hub_id
@@ -117,6 +119,24 @@ def test_main_is_followed_when_it_moves(hub, published):
     first = read_expert("a", "org/a")
     move(hub, "org/a")
     assert read_expert("a", "org/a").sha256 != first.sha256
+
+
+def test_the_expert_matrix_takes_experts_from_the_hub_and_opens_no_pickle(hub, published, tmp_path, monkeypatch):
+    monkeypatch.setattr("loramixer.evaluation.matrix.held_out_examples", held_out_row)
+    backbone = str(tiny_backbone(tmp_path / "backbone"))
+    before = move(hub, "org/a")
+    ids = {"a": f"org/a@{before}", "moved": "org/a"}
+    losses = {name: rows[0].loss for name, rows in expert_matrix(ids, ["math"], backbone=backbone).items()}
+    assert len(set(losses.values())) == 3
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled/adapter_config.json").write_text("{}")
+    (tmp_path / "pickled/adapter_model.bin").write_bytes(b"")
+    with pytest.raises(ExpertError, match=r"has pickled weights \(.bin\), which are never opened"):
+        expert_matrix({"b": tmp_path / "pickled"}, ["math"], backbone=backbone)
+
+
+def held_out_row(domain: str, count: int, seed: int) -> list[Example]:
+    return [Example("1", "t", domain, "the dose", "ten")]
 
 
 def test_only_the_named_files_are_ever_requested(hub, experts):

@@ -73,6 +73,12 @@ def test_every_choice_scores_what_it_scores_behind_its_prompt(mixture, monkeypat
     assert mixture.config._attn_implementation != lines.SHARED_PROMPTS
 
 
+def test_all_choices_are_cut_alike():
+    found = lines.encode_row(ROWS[2], tiny.tokenizer(), 1024, max_answer=2)
+    assert [len(answer) for answer in found.answers] == [2, 2, 2, 2]
+    assert len(lines.encode_row(ROWS[2], tiny.tokenizer(), 1024, 256).answers[2]) > 2
+
+
 def test_a_backbone_with_a_state_scores_every_answer_by_itself(tmp_path, monkeypatch):
     architecture = architectures.ARCHITECTURES["mamba"]
     model = architectures.mixture(architecture, architectures.save_experts(architecture, tmp_path))

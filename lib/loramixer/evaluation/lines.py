@@ -68,7 +68,7 @@ def encode_row(example: Example, tokenizer: Any, max_length: int, max_answer: in
     if example.choices and example.label is not None:
         for index, choice in enumerate(example.choices):
             if index != example.label:
-                other = encode(example, tokenizer, max_length, target=choice)
+                other = encode(example, tokenizer, max_length, max_answer, target=choice)
                 assert other is not None  # the gold answer fitted, and a choice needs one token only
                 answers.append(other["input_ids"][size:])
     return ScoredRow(gold["input_ids"][:size], answers, gold["own_tokens"])

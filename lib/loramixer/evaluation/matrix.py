@@ -11,6 +11,7 @@ import torch
 from loramixer.backbones import load_backbone
 from loramixer.data import held_out_examples
 from loramixer.evaluation.harness import DomainResult, Progress, evaluate
+from loramixer.experts import locate_expert
 from loramixer.tuner import LoraMixerConfig
 from loramixer.tuner.guards import has_state_space_mixers
 from loramixer.tuner.runtime import set_gate
@@ -31,7 +32,7 @@ def expert_matrix(
     """Evaluate the backbone (``"backbone"``) and each expert alone on held-out rows of each domain.
 
     Args:
-        experts: expert name → PEFT LoRA folder.
+        experts: expert name → folder or Hub id of a plain PEFT LoRA.
         domains: names of :data:`loramixer.data.RECIPES`.
         backbone: what :func:`loramixer.load_backbone` takes.
         count: test rows per domain.
@@ -40,6 +41,9 @@ def expert_matrix(
         progress: receives ``(done, total)`` rows over the whole matrix.
         finished: lines of the same matrix that an earlier call measured; they are not measured again.
         on_expert: receives all lines so far after each one.
+
+    Raises:
+        ExpertError: an expert that is not there, or not in safetensors.
     """
     from peft import PeftModel, get_peft_model
 
@@ -47,6 +51,7 @@ def expert_matrix(
     results: dict[str, list[DomainResult]] = dict(finished or {})
     if {"backbone", *experts} <= set(results):
         return results
+    folders = {name: str(locate_expert(name, str(source))[0]) for name, source in experts.items()}
     model, tokenizer = load_backbone(backbone, dtype=dtype)
     total = len(rows) * (1 + len(experts))
 
@@ -69,16 +74,16 @@ def expert_matrix(
     peft_model: Any = None
     if has_state_space_mixers(model):
         # A LoRA of PEFT would be passed over at their dt_proj, and is refused at their out_proj.
-        peft_model = get_peft_model(model, LoraMixerConfig(experts={name: str(at) for name, at in experts.items()}))
-        for name in experts:
+        peft_model = get_peft_model(model, LoraMixerConfig(experts=dict(folders)))
+        for name in folders:
             set_gate(peft_model, "domain", domain=name)
             measure(name, peft_model)
         return results
-    for name, folder in experts.items():
+    for name, folder in folders.items():
         if peft_model is None:
-            peft_model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+            peft_model = PeftModel.from_pretrained(model, folder, adapter_name=name)
         else:
-            peft_model.load_adapter(str(folder), adapter_name=name)
+            peft_model.load_adapter(folder, adapter_name=name)
         peft_model.set_adapter(name)
         measure(name, peft_model)
     return results
