@@ -31,10 +31,10 @@ from explorer.settings import (
     RunRequest,
     check_new_tokens,
     check_prompt,
-    default_gate,
     describe_gate,
     gate_choice_of,
     gate_choices,
+    gate_for,
     parse_gate,
 )
 from explorer.summary import prompt_text
@@ -139,9 +139,7 @@ class Handlers:
             notes.append(str(error))
             return gr.skip(), gr.skip(), ""
         choices = gate_choices(len(mixer.experts))
-        gate = ALL_EXPERTS if values["gate"] == "all" else values["gate"]
-        if gate not in choices:
-            gate = default_gate(len(mixer.experts))
+        gate = gate_for(mixer, ALL_EXPERTS if values["gate"] == "all" else values["gate"])
         return self.choose_wanted({"room": "explore", "mixer": mixer.name}), gr.Radio(choices, value=gate), gate
 
     def open_file(self, file: str | None, request: gr.Request) -> tuple[Any, ...]:
@@ -202,7 +200,7 @@ class Handlers:
         except LoraMixerError as error:
             return gr.skip(), gr.skip(), status("error", str(error))
         choices = gate_choices(len(mixer.experts))
-        kept = gate if gate in choices else default_gate(len(mixer.experts))
+        kept = gate_for(mixer, gate)
         note = self.settings_note(name, kept, shown)
         return gr.Dropdown(info=describe_mixer(mixer)), gr.Radio(choices=choices, value=kept), note
 

@@ -51,6 +51,8 @@ def _router_hint(trace: RoutingTrace) -> str:
     where = f"What chose the experts: {len(trace.sites)} routers in {len(trace.layers)} layers."
     if trace.provenance.get("mixer") in (None, "", "unnamed"):
         return f"{where} It has no name, so nothing says whether it was trained; its weights may be random."
+    if trace.provenance.get("untrained"):
+        return f"{where} Its routers are as they were initialised; nobody has trained them."
     if kept := kept_at(str(trace.provenance["mixer"])):
         return f"{where} As they were after {kept[1]} steps of the training of {kept[0]}."
     return f"{where} A saved, trained mixture of this name."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from loramixer.errors import RoutingError, TraceError
 
 if TYPE_CHECKING:
+    from loramixer.mixers import MixerInfo
     from loramixer.tuner.intervening import Intervention
 
 ALL_EXPERTS = "all (soft)"
@@ -117,6 +118,16 @@ def gate_choices(experts: int) -> list[str]:
 def default_gate(experts: int) -> str:
     """The choice a mixture starts with."""
     return str(DEFAULT_K) if experts > DEFAULT_K else ALL_EXPERTS
+
+
+def gate_for(mixer: MixerInfo, chosen: str) -> str:
+    """The gate control's choice once a router is chosen: the one before, where the router can do that.
+
+    Untrained routers give all experts nearly the same weight, so which of them are ahead would be chance.
+    """
+    if mixer.untrained:
+        return ALL_EXPERTS
+    return chosen if chosen in gate_choices(len(mixer.experts)) else default_gate(len(mixer.experts))
 
 
 def parse_gate(choice: str, experts: int) -> tuple[GateMode, int]:

@@ -37,6 +37,7 @@ class MixerInfo:
         experts: expert names, in the order of the gates.
         top_k: experts per token.
         seed: of the router training, or None where no run log is beside it.
+        untrained: whether the routers are known to be as they were initialised.
     """
 
     name: str
@@ -46,6 +47,7 @@ class MixerInfo:
     experts: tuple[str, ...]
     top_k: int
     seed: int | None
+    untrained: bool = False
 
 
 def list_mixers() -> list[MixerInfo]:
@@ -69,6 +71,7 @@ def mixer_info(folder: Path, name: str) -> MixerInfo:
         experts=tuple(config["expert_order"]),
         top_k=config["top_k"],
         seed=settings.get("seed"),
+        untrained=bool(config.get("untrained")),
     )
 
 

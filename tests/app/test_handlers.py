@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -239,6 +240,14 @@ def test_new_settings_leave_the_view_and_say_so(handlers: Handlers) -> None:
     note = handlers.settings_note(BALANCE, ALL_EXPERTS, shown)
     assert note["kind"] == "note"
     assert "still shows smollm2-135m/rsl with top 3" in note["text"]
+
+
+def test_a_router_that_nobody_has_trained_begins_with_all_experts(handlers: Handlers) -> None:
+    source = handlers.source
+    name = source.add(Path("anywhere"), "Mine")
+    assert handlers.choose_mixer(name, "2", {})[1].value == "2"
+    source.added[name] = replace(source.added[name], untrained=True)  # type: ignore[attr-defined]
+    assert handlers.choose_mixer(name, "2", {})[1].value == ALL_EXPERTS
 
 
 def test_the_soft_gate_reaches_the_model(handlers: Handlers) -> None:

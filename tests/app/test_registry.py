@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from explorer.models import LoadedModels
+from explorer.provenance import provenance_items
 from explorer.registry import ModelRegistry
 from explorer.settings import RunRequest
 from loramixer.errors import MixerError
@@ -49,6 +51,20 @@ def test_an_added_router_runs_under_its_private_name(saved: Path) -> None:
     assert trace.provenance["mixer"] == name
     route(registry, name)
     assert len(model.peft_config) == len(before) + 1
+
+
+@pytest.mark.parametrize("untrained", [True, False])
+def test_a_trace_of_untrained_routers_says_that_nobody_has_trained_them(saved: Path, untrained: bool) -> None:
+    config = json.loads((saved / "adapter_config.json").read_text())
+    (saved / "adapter_config.json").write_text(json.dumps({**config, "untrained": untrained}))
+    registry, _ = registry_with_model(saved)
+    name = registry.add(saved, "Mine")
+    assert registry.find(name).untrained is untrained
+    (hint,) = (
+        item["hint"] for item in provenance_items(route(registry, name), "finished") if item["label"] == "Router"
+    )
+    assert ("nobody has trained them" in hint) is untrained
+    assert ("A saved, trained mixture" in hint) is not untrained
 
 
 def test_a_removed_router_leaves_the_memory(saved: Path) -> None:

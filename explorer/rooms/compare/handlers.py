@@ -27,8 +27,8 @@ from explorer.settings import (
     RunRequest,
     check_new_tokens,
     check_prompt,
-    default_gate,
     gate_choices,
+    gate_for,
     parse_gate,
 )
 from explorer.summary import prompt_text
@@ -158,7 +158,7 @@ class CompareHandlers:
         except LoraMixerError:
             return gr.skip(), gr.skip(), gr.skip()
         choices = gate_choices(len(mixer.experts))
-        kept = gate if gate in choices else default_gate(len(mixer.experts))
+        kept = gate_for(mixer, gate)
         steps = step_control(self.source.steps(mixer.name), step or "")
         return gr.Dropdown(info=f"Trained with: {mixer.loss}"), steps, gr.Radio(choices=choices, value=kept)
 

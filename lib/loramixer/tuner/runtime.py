@@ -529,6 +529,7 @@ def describe_mixture(model: Any) -> dict[str, Any]:
         "mixer": getattr(config, "mixer_name", None) or config.title or "unnamed",
         "title": config.title,
         "loss": config.loss_text,
+        "untrained": config.untrained,
         "gate": gate.mode,
         "k": gate.k,
         "renormalize": gate.renormalize and all(rule.get("renormalize", True) for rule in config.site_gates),
