@@ -254,6 +254,8 @@ def test_preserved_experts_follow_their_names(experts):
         ({"routing_loss": "entropy"}, "routing_loss is 'entropy'; it can be rsl, load_balance, ds_moe"),
         ({"loss_form": "printed"}, "loss_form is 'printed'; it can be paper, code"),
         ({"z_weight": -1.0}, "z_weight is -1.0; it is a weight, 0 or above"),
+        ({"entropy_weight": -0.3}, "entropy_weight is -0.3; it is a weight, 0 or above"),
+        ({"dropout": 1.5}, "dropout is 1.5; it is a probability, from 0 to below 1"),
         ({"preserve": ["law"], "train_experts": True}, "preserve names 'law', but the mixture has a"),
         ({"preserve": ["a"]}, "preserve is for experts that train, these are frozen; set train_experts=True"),
         ({"preserve": ["a"], "train_experts": True, "experts": {"a": None}}, "'a' is new"),

@@ -101,6 +101,7 @@ def test_rules_survive_saving(experts, tmp_path):
     [
         ({"gate": "soft"}, MixerError, "no rule of site_gates"),
         ({"sites": ".*", "gates": "soft"}, MixerError, "no rule of site_gates"),
+        ({"sites": ["q_proj"], "gate": "soft"}, MixerError, "no rule of site_gates"),
         ({"sites": "(", "gate": "soft"}, MixerError, "no regular expression"),
         ({"sites": ".*", "gate": "loud"}, RoutingError, "'loud'"),
         ({"sites": ".*", "top_k": 9}, RoutingError, "from 1 to 3"),

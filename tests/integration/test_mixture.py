@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import loramixer
@@ -123,6 +123,29 @@ def test_router_only_folders_hold_routers_only_and_can_move_with_their_experts(e
     shutil.move(tmp_path / "one", tmp_path / "two")
     reloaded = PeftModel.from_pretrained(tiny.llama(), tmp_path / "two" / "mixture").eval()
     assert torch.equal(logits_of(model), logits_of(reloaded))
+
+
+class PlainNet(torch.nn.Module):
+    """A module that is no model of Transformers, so that it has no configuration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).relu())
+
+
+def test_a_module_without_a_configuration_takes_a_mixture(tmp_path):
+    for name in "ab":
+        lora = LoraConfig(r=2, target_modules=["first", "second"], init_lora_weights=False)
+        get_peft_model(PlainNet(), lora).save_pretrained(tmp_path / name)
+    model = get_peft_model(PlainNet(), LoraMixerConfig(experts={name: str(tmp_path / name) for name in "ab"})).eval()
+    x = torch.ones(2, 3, 8)
+    assert not torch.allclose(model(x), PlainNet()(x))
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(PeftModel.from_pretrained(PlainNet(), tmp_path / "saved").eval()(x), model(x))
 
 
 @pytest.mark.parametrize("save_experts", [False, True])

@@ -23,6 +23,7 @@ Mixing = Literal["auto", "dense", "sparse"]
 RoutingLoss = Literal["rsl", "load_balance", "ds_moe", "gmoe", "aesl", "supervised", "none"]
 
 WEIGHTS = (
+    "entropy_weight",
     "poisson_weight",
     "normal_weight",
     "orthogonality_weight",
@@ -30,7 +31,7 @@ WEIGHTS = (
     "z_weight",
     "preservation_weight",
 )
-"""Fields that weigh a term whose sign is fixed."""
+"""Fields that weigh a term whose sign is fixed, or has a field of its own (``entropy``)."""
 
 
 class MixerPeftType(str, Enum):
@@ -160,6 +161,8 @@ class LoraMixerConfig(PeftConfig):
                 raise MixerError(f"{name} is '{given}'; it can be {', '.join(get_args(allowed))}.")
         if self.noise_std < 0:
             raise MixerError(f"noise_std is {self.noise_std}; it is a standard deviation, 0 or above.")
+        if not 0 <= self.dropout < 1:
+            raise MixerError(f"dropout is {self.dropout}; it is a probability, from 0 to below 1.")
         for name in WEIGHTS:
             if not getattr(self, name) >= 0:
                 raise MixerError(f"{name} is {getattr(self, name)}; it is a weight, 0 or above.")
@@ -297,10 +300,10 @@ def check_expert_name(name: Any) -> None:
 
 def _check_rule(rule: Any) -> None:
     allowed = ("sites", "gate", "training_gate", *RULE_FIELDS)
-    if not isinstance(rule, dict) or "sites" not in rule or not set(rule) <= set(allowed):
+    if not isinstance(rule, dict) or not isinstance(rule.get("sites"), str) or not set(rule) <= set(allowed):
         raise MixerError(
-            f"{rule!r} is no rule of site_gates; a rule is a dictionary with 'sites' (a regular expression) and any "
-            f"of {', '.join(allowed[1:])}."
+            f"{rule!r} is no rule of site_gates; a rule is a dictionary with 'sites' (a regular expression as a "
+            f"text) and any of {', '.join(allowed[1:])}."
         )
     try:
         re.compile(rule["sites"])

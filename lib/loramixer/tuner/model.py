@@ -192,7 +192,8 @@ class LoraMixerModel(BaseTuner):
     def _check_backbone(self, experts: dict[str, Expert], config: LoraMixerConfig) -> None:
         """Experts of another backbone are refused where both names are public ones."""
         files = getattr(self.model, "backbone_files", None)
-        here = files.name if files else getattr(self.model.config, "_name_or_path", "")
+        # A plain module has no configuration, and PEFT gives it a dictionary.
+        here = files.name if files else getattr(getattr(self.model, "config", None), "_name_or_path", "")
         for expert in experts.values():
             there = expert.backbone
             if there and _is_hub_id(there) and here and _is_hub_id(here) and there != here:
