@@ -17,12 +17,16 @@ from loramixer.backbones import CATALOGUE, Notify, load_backbone
 from loramixer.cards import UNPUBLISHED, write_mixture_card
 from loramixer.errors import HubError, LoraMixerError, MixerError
 from loramixer.hub import PUSHED_FILES, fetch, is_pinned, push_folder, split_hub_id
+from loramixer.training.run_log import RunLog
 
 ZOO = Path(__file__).parent / "zoo"
 """Folder of the experts and routers that ship with the package."""
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+
+SAVED_FIELDS = ("experts", "expert_order", "top_k")
+"""Of the configuration, without which nobody knows what its routers choose from; settled before it is saved."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class MixerInfo:
     Attributes:
         name: what :func:`load_mixer` takes.
         title: a short name for people.
-        backbone: name of its backbone in the catalogue, or the Hub id.
+        backbone: name of its backbone in the catalogue, or the Hub id; empty where it was saved without one.
         loss: the routing loss in one line.
         experts: expert names, in the order of the gates.
         top_k: experts per token.
@@ -57,12 +61,15 @@ def list_mixers() -> list[MixerInfo]:
 
 
 def mixer_info(folder: Path, name: str) -> MixerInfo:
-    """Read what a mixture folder says about itself."""
+    """Read what a mixture folder says about itself.
+
+    Raises:
+        MixerError: a configuration or run log that is damaged, or of something else.
+    """
     config = _read_config(folder, name)
-    backbone = config["base_model_name_or_path"]
+    backbone = config.get("base_model_name_or_path") or ""
     known = next((entry.name for entry in CATALOGUE.values() if entry.public_name == backbone), backbone)
-    log = folder / "run_log.json"
-    settings = json.loads(log.read_text())["settings"] if log.is_file() else {}
+    settings = _logged_settings(folder)
     return MixerInfo(
         name=name,
         title=config.get("title") or name,
@@ -73,6 +80,20 @@ def mixer_info(folder: Path, name: str) -> MixerInfo:
         seed=settings.get("seed"),
         untrained=bool(config.get("untrained")),
     )
+
+
+def _logged_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run log beside a mixture, if there is one."""
+    path = folder / RunLog.FILE_NAME
+    if not path.is_file():
+        return {}
+    try:
+        return dict(RunLog.load(path).settings)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MixerError(
+            f"{path} is no run log of a training ({error}); delete it, or copy it again from where the mixture comes "
+            "from."
+        ) from error
 
 
 def _loss_text(config: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
@@ -110,8 +131,13 @@ def load_mixer(
     name = _with_revision(name, revision)
     folder = mixer_folder(name)
     config = _load_config(folder, name)
+    backbone_name = backbone or config.base_model_name_or_path
+    if not backbone_name:
+        raise MixerError(
+            f"'{name}' names no backbone (base_model_name_or_path in its {CONFIG_FILE}); give it with backbone=…."
+        )
     model, tokenizer = load_backbone(
-        backbone or config.base_model_name_or_path,
+        backbone_name,
         revision=None if backbone else config.revision,
         dtype=dtype,
         device=device,
@@ -254,7 +280,7 @@ def mixer_folder(name: str | Path) -> Path:
     if named is None or text.split("/", maxsplit=1)[0] in CATALOGUE:
         raise MixerError(f"There is no mixture '{text}'; the zoo has {known}, or give a folder or a Hub id.")
     try:
-        return fetch(*named, required=(CONFIG_FILE, WEIGHTS_FILE), optional=("run_log.json",)).folder
+        return fetch(*named, required=(CONFIG_FILE, WEIGHTS_FILE), optional=(RunLog.FILE_NAME,)).folder
     except HubError as error:
         raise MixerError(f"'{text}' is no folder and no mixture of the zoo ({known}), and {error}.") from error
 
@@ -272,10 +298,17 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise MixerError(f"{folder / CONFIG_FILE} cannot be read ({error}).") from error
+    if not isinstance(config, dict):
+        raise MixerError(f"{folder / CONFIG_FILE} is no configuration but a {type(config).__name__}; give a mixture.")
     if config.get("peft_type") != "LORA_MIXER":
         raise MixerError(
             f"'{name}' is a PEFT adapter of type {config.get('peft_type')}, not a mixture; to mix LoRAs pass them to "
             "LoraMixerConfig(experts=…)."
+        )
+    if missing := [field for field in SAVED_FIELDS if config.get(field) is None]:
+        raise MixerError(
+            f"{folder / CONFIG_FILE} lacks {' and '.join(missing)}; give a folder that save_pretrained of a mixture "
+            "wrote."
         )
     if not (folder / WEIGHTS_FILE).is_file():
         raise MixerError(f"'{name}' has no {WEIGHTS_FILE}; mixtures are read from safetensors only.")
