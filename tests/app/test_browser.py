@@ -190,6 +190,24 @@ def test_a_prompt_that_is_sent_during_a_run_is_the_one_that_is_answered(page: An
     assert page.is_disabled("#stop")
 
 
+def test_a_visitor_who_waits_may_change_the_prompt(page: Any, synthetic_page_url: str) -> None:
+    busy = page.context.new_page()
+    busy.goto(synthetic_page_url)
+    busy.wait_for_selector(".token")
+    generate(busy, f"{MATH_MEDICAL} PAUSE")  # has the model until Stop
+    wait_until_writing(busy)
+    generate(page, "What is a first prompt?")
+    for prompt, words in ((" ", "prompt is empty"), ("What is a second prompt?", "1 run was asked for before yours")):
+        page.fill("#prompt textarea", prompt)
+        page.press("#prompt textarea", "Shift+Enter")
+        wait_for_status(page, words)
+    busy.click("#stop")
+    wait_for_status(page, "Done")
+    busy.close()
+    assert "second" in text_of(page, ".lane-text")
+    assert page.is_enabled("#generate")
+
+
 def test_stop_keeps_what_was_written(page: Any) -> None:
     generate(page, f"{MATH_MEDICAL} PAUSE")  # writes four tokens and waits for Stop, however busy the machine is
     wait_until_writing(page)
@@ -296,3 +314,9 @@ def test_numbers_explain_themselves_on_focus(page: Any) -> None:
     page.focus(".load-number:last-child")
     assert page.locator(".tip").is_visible()
     assert "mutual information" in text_of(page, ".tip")
+    # A screen reader hears it as the description of the number, and Esc closes it.
+    described = page.get_attribute(".load-number:last-child", "aria-describedby")
+    assert described == page.get_attribute(".tip", "id")
+    page.keyboard.press("Escape")
+    assert not page.locator(".tip").is_visible()
+    assert page.get_attribute(".load-number:last-child", "aria-describedby") is None

@@ -188,8 +188,8 @@ class TradeoffHandlers:
                     done.append(found)
                     yield self._payload(done), gr.skip(), gr.skip(), gr.skip()
                 was_cut = ticket.was_cut(len(done), len(mixers))
-                text = f"{'Stopped' if was_cut else 'Measured'}: {len(done)} of {len(mixers)} routers on "
-                text += f"{len(EXAMPLES)} example prompts."
+                words = "Stopped" if was_cut else "Measured"
+                text = f"{words}: {len(done)} of {len(mixers)} routers on {len(EXAMPLES)} example prompts."
                 yield last_frame(ticket, (gr.skip(), status("note" if was_cut else "quiet", text)))
             except LoraMixerError as error:
                 yield last_frame(ticket, (gr.skip(), status("error", str(error))))
