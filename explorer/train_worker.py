@@ -200,27 +200,18 @@ class Follower:
 
 def probe_trace(model: Any, tokenizer: Any, prompt: str) -> RoutingTrace:
     """Route the probe prompt with soft gates; the training goes on as if nothing had been."""
-    import torch
-
     import loramixer
-    from loramixer.training.batches import ROW_BY_ROW
+    from loramixer.training.batches import ordinary_attention
     from loramixer.tuner.runtime import active_runtime
 
-    runtime, backbone = active_runtime(model), model.get_base_model()
-    former, was_training = runtime.inference, model.training
-    attention = backbone.config._attn_implementation
+    runtime = active_runtime(model)
+    former = runtime.inference
     try:
-        with torch.random.fork_rng(devices=[]):
-            if attention == ROW_BY_ROW:
-                backbone.set_attn_implementation("sdpa")
-            model.eval()
+        with ordinary_attention(model):
             loramixer.set_gate(model, mode="soft")
             return loramixer.trace(model, tokenizer, prompt)
     finally:
         runtime.inference = former
-        model.train(was_training)
-        if attention == ROW_BY_ROW:
-            backbone.set_attn_implementation(attention)
 
 
 def _without_paths(text: str, folder: Path) -> str:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM, TrainerCallback
 
+import loramixer
+from loramixer.errors import LoraMixerError
 from loramixer.training.batches import (
     RowCollator,
     attend_row_by_row,
     attention_row_by_row,
     make_collator,
+    ordinary_attention,
     rows_fit_in_line,
 )
+from loramixer.training.loop import run_training
+from loramixer.training.run_log import RunLog
 from loramixer.tuner import LoraMixerLayer
 from tests import tiny
 from tests.architectures import ARCHITECTURES
-from tests.integration.test_router_training import router_gradients, training_mixture
+from tests.integration.test_router_training import SETTINGS, router_gradients, training_mixture
 
 
 def rows() -> list[dict]:
@@ -80,6 +86,40 @@ def test_backbones_that_mix_rows_are_padded():
     sliding = MistralForCausalLM(config).eval()
     assert rows_fit_in_line(sliding, rows(), longest=16)
     assert not rows_fit_in_line(sliding, rows(), longest=17)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_model_that_trains_row_by_row_reads_and_writes_as_before_where_it_is_told_to(experts, attention):
+    model = training_mixture(experts)
+    backbone = model.get_base_model()
+    backbone.set_attn_implementation(attention)
+    expected = loramixer.trace(model, tiny.tokenizer(), "the dose", 3)
+    with attention_row_by_row(backbone):
+        with pytest.raises(LoraMixerError, match=r"\(cu_seq_lens_q\); run it inside .*batches\.ordinary_attention"):
+            loramixer.trace(model, tiny.tokenizer(), "the dose", 3)
+        with ordinary_attention(model), ordinary_attention(backbone):
+            assert backbone.config._attn_implementation == attention
+            found = loramixer.trace(model, tiny.tokenizer(), "the dose", 3)
+        assert model.training
+        assert torch.isfinite(model(**RowCollator(2, True, True)(rows())).loss)
+    np.testing.assert_array_equal(found.gates, expected.gates)
+    with ordinary_attention(model):
+        assert backbone.config._attn_implementation == attention
+
+
+class TraceWhileTraining(TrainerCallback):
+    def on_log(self, args, state, control, model=None, processing_class=None, **kwargs):
+        with ordinary_attention(model):
+            loramixer.trace(model, processing_class, "the dose", 2, temperature=1.0)
+
+
+def test_a_callback_that_traces_changes_nothing_of_a_training(experts, tmp_path):
+    weights = []
+    for name, callbacks in (("plain", []), ("traced", [TraceWhileTraining()])):
+        model = training_mixture(experts, noise_std=0.1)
+        run_training(model, tiny.tokenizer(), rows(), tmp_path / name, SETTINGS, RunLog({}), callbacks=callbacks)
+        weights.append(torch.cat([value.flatten() for value in model.parameters() if value.requires_grad]))
+    assert torch.equal(*weights)
 
 
 def test_attention_by_whole_matrices_is_that_of_the_kernel():

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import AttentionInterface
@@ -20,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from loramixer.data import IGNORED_LABEL
+from loramixer.errors import LoraMixerError
 
 ROW_BY_ROW = "loramixer_row_by_row"
 """Name of :func:`attend_row_by_row` in Transformers' table of attention functions."""
@@ -164,6 +166,10 @@ def rows_fit_in_line(model: Any, rows: Sequence[dict[str, Any]], longest: int) -
     return bool((together - alone).std() <= TRIAL_TOLERANCE * alone.std())
 
 
+_ORDINARY: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
+"""Backbone that attends row by row → its attention before and afterwards."""
+
+
 @contextmanager
 def attention_row_by_row(model: Any) -> Iterator[bool]:
     """Attend row by row while the block runs; yields whether the backbone can."""
@@ -171,11 +177,31 @@ def attention_row_by_row(model: Any) -> Iterator[bool]:
     possible = bool(getattr(model, "_can_set_attn_implementation", bool)()) and former in ("sdpa", "eager")
     if possible:
         model.set_attn_implementation(ROW_BY_ROW)
+        _ORDINARY[model] = former
     try:
         yield possible
     finally:
         if possible:
+            del _ORDINARY[model]
             model.set_attn_implementation(former)
+
+
+@contextmanager
+def ordinary_attention(model: Any) -> Iterator[None]:
+    """Attend as without a training while the block runs: for callbacks that trace, generate or evaluate meanwhile.
+
+    Args:
+        model: the model that trains, or its backbone; one that attends as usual is left as it is.
+    """
+    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if getattr(backbone.config, "_attn_implementation", None) != ROW_BY_ROW:
+        yield
+        return
+    backbone.set_attn_implementation(_ORDINARY[backbone])
+    try:
+        yield
+    finally:
+        backbone.set_attn_implementation(ROW_BY_ROW)
 
 
 def attend_row_by_row(
@@ -198,7 +224,15 @@ def attend_row_by_row(
 
     Returns:
         ``[1, tokens, heads, features]`` and None.
+
+    Raises:
+        LoraMixerError: no ``cu_seq_lens_q``; whoever called the backbone knows nothing of lines.
     """
+    if kwargs.get("cu_seq_lens_q") is None:
+        raise LoraMixerError(
+            "This model trains and attends row by row, and this call does not say where rows begin and end "
+            "(cu_seq_lens_q); run it inside `with loramixer.training.batches.ordinary_attention(model):`."
+        )
     ends = kwargs.pop("cu_seq_lens_q").tolist()
     parts = []
     for start, end in pairwise(ends):

@@ -94,7 +94,8 @@ def train_router(
         keep_routers_at: optimiser steps (0 is before training) after which the routers alone are kept in
             ``output/routers/step-…``, each a small mixture that :func:`loramixer.load_mixer` takes.
         report_to: where metrics go besides the run log: ``none``, ``trackio`` or ``tensorboard``.
-        callbacks: further callbacks of the Trainer; one that raises ends the run, and its last checkpoint stays.
+        callbacks: further callbacks of the Trainer; one that raises ends the run, and its last checkpoint stays. One
+            that runs the model needs :func:`loramixer.training.batches.ordinary_attention`.
         measure_speed: whether the run ends with a few batches that time the backbone alone, for its summary.
         **config_fields: further fields of :class:`loramixer.LoraMixerConfig`.
 
