@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -180,7 +181,8 @@ def locate_expert(name: str, source: str, max_bytes: int | None = None) -> tuple
         missing = [file for file in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / file).is_file()]
         if missing:
             raise ExpertError(f"Expert '{name}' in {folder} lacks {' and '.join(missing)}; give a PEFT LoRA folder.")
-        return folder.resolve(), str(folder.resolve())
+        here = os.path.abspath(folder)
+        return Path(here), here
     named = split_hub_id(source)
     if named is None:
         raise ExpertError(f"Expert '{name}': there is no folder {source}; give a PEFT LoRA folder or a Hub id.")

@@ -268,7 +268,7 @@ class LoraMixerConfig(PeftConfig):
         if folder.is_dir():
             for value in config.experts.values():
                 if isinstance(value, dict) and (value["source"] or "").startswith("."):
-                    value["source"] = str((folder / value["source"]).resolve())
+                    value["source"] = os.path.abspath(folder / value["source"])
         return config
 
 
