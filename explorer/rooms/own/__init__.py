@@ -96,7 +96,7 @@ def build(page: Page) -> None:
         gr.on(triggers, handler, inputs, outputs, **how).failure(handlers.refused, None, line, queue=False, **private)
     page.services["own_experts"] = handlers.shelves.training_of
     # What was brought is in no link, so the address only names the room.
-    page.demo.load(lambda: to_query("own", {}, ()), None, page.addresses["own"], queue=False, **private)
+    page.addresses["own"].value = to_query("own", {}, ())
     page.demo.unload(handlers.leave)
 
 

@@ -50,7 +50,7 @@ def build(page: Page) -> None:
                     make_file=file_maker(page.exports, handlers.traces_of),
                     make_code=code_maker(handlers.traces_of),
                     inputs=[base, result],
-                    prompt=PromptInLink("#what-if-text textarea", "w", "with the words of the prompt"),
+                    prompt=PromptInLink("#what-if-text :is(textarea, input)", "w", "with the words of the prompt"),
                 )
         view = CompareView(
             "what_if",
