@@ -19,8 +19,7 @@ from transformers.models.mamba2 import modeling_mamba2
 
 from loramixer.errors import MixerError
 from loramixer.tuner import LoraMixerLayer, guards
-from loramixer.tuner.editing import add_expert
-from loramixer.tuner.runtime import mask_experts
+from loramixer.tuner.editing import add_expert, remove_expert
 from tests import architectures, tiny
 from tests.architectures import ARCHITECTURES, batch, merged
 
@@ -166,7 +165,7 @@ def test_an_expert_that_is_added_later_is_not_passed_over_either(name, kernel, t
     later = architectures.save_experts(architecture, tmp_path / "later")["a"]
     model = architectures.mixture(architecture, {"first": first}, training_gate="top_k", top_k=1)
     add_expert(model, "later", later)
-    mask_experts(model, "first")
+    remove_expert(model, "first")
     torch.testing.assert_close(loss_of(model.train(), name), loss_of(merged(architecture, later), name))
     assert kernel.calls == 0
 
