@@ -180,6 +180,8 @@ class FakeSource:
                 return
             if written == 4 and "PAUSE" in request.prompt:
                 stop.wait(120)
+                if "LATE" in request.prompt:  # as a model that is in the middle of a token
+                    time.sleep(1)
                 return
             if written == 3 and "CRASH" in request.prompt:
                 raise RuntimeError("an invented fault")

@@ -14,7 +14,7 @@ from tests.app.synthetic import make_trace
 pytestmark = pytest.mark.browser
 
 AXIS_WIDTH, HEAD_HEIGHT, CELL_WIDTH, CELL_HEIGHT = 38, 16, 15, 11
-"""Where the cells of the map are; see map.js."""
+"""Where the cells of the map are; see canvas.js and map.js."""
 
 MATH_MEDICAL = "A child weighs 20 kg and needs 12 mg of ibuprofen per kg. How many mg is that, and is it safe?"
 
@@ -179,7 +179,7 @@ def test_the_load_is_that_of_the_library(page: Any) -> None:
 
 
 def test_a_prompt_that_is_sent_during_a_run_is_the_one_that_is_answered(page: Any) -> None:
-    generate(page, f"{MATH_MEDICAL} PAUSE")
+    generate(page, f"{MATH_MEDICAL} PAUSE LATE")
     wait_until_writing(page)
     page.fill("#prompt textarea", "What is a second prompt?")
     page.press("#prompt textarea", "Shift+Enter")
