@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -54,7 +55,7 @@ FORMATS = (
     ExportFormat("png", "PNG", "A picture of the view."),
     ExportFormat("svg", "SVG", "A drawing of the view, sharp at any size."),
     ExportFormat("html", "HTML", "One file with every figure and its numbers; opens without a network."),
-    ExportFormat("csv", "CSV", "All numbers as a table, one row for each token, router and expert."),
+    ExportFormat("csv", "CSV", "All numbers of the view as a table."),
     ExportFormat("parquet", "Parquet", "The same table, small and typed."),
     ExportFormat("npz", "Trace", "The whole trace with its provenance; drop it on this page to open it again."),
 )
@@ -109,12 +110,19 @@ def _file_buttons(
             entry.key: gr.Button(entry.label, size="sm", min_width=56, elem_id=f"{room}-export-{entry.key}")
             for entry in formats
         }
+    gr.HTML(_hints(formats), apply_default_css=False)
     line = StatusLine(elem_id=f"{room}-export-status")
     ready = gr.DownloadButton("Save", visible=False, size="sm", elem_id=f"{room}-export-ready")
     for key, button in buttons.items():
         button.click(
             _exporting(key, make_file), [address, *inputs], [ready, line], js=READ_ADDRESS, **private
         ).success(None, ready, None, js=SAVE_FILE, **private)
+
+
+def _hints(formats: Sequence[ExportFormat]) -> str:
+    """What is in each file, to be unfolded."""
+    entries = "".join(f"<dt>{escape(entry.label)}</dt><dd>{escape(entry.hint)}</dd>" for entry in formats)
+    return f"<details class='note'><summary>What is in each file</summary><dl>{entries}</dl></details>"
 
 
 def _code_button(

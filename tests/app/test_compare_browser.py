@@ -134,6 +134,10 @@ def test_one_selection_leads_all_views_and_goes_into_the_address(page: Any) -> N
     wait_for_text(page, "#compare-view .card-token", "patient")
     wait_for_text(page, "#compare-view .lock", "Locked")
     assert "gate of medical" in text_of(page, ".legends")
+    # A radio button that was pressed keeps the focus, and takes no letters.
+    page.focus("#compare-side input[type=radio] >> nth=0")
+    page.keyboard.press("e")
+    wait_for_text(page, ".legends", "entropy")
 
 
 def test_pinning_in_explore_then_running_b(page: Any) -> None:

@@ -140,6 +140,21 @@ def test_the_table_sorts_and_selects_by_keys(watched: Watched, synthetic_page_ur
     assert page.locator(".numbers tbody tr[tabindex='0']").count() == 1
 
 
+def test_the_focus_stays_on_its_row_when_the_table_is_drawn_anew(watched: Watched, synthetic_page_url: str) -> None:
+    page = open_page(watched, synthetic_page_url, "o=table")
+    page.wait_for_selector(".numbers tbody tr")
+    page.focus(".numbers tbody tr:first-child")
+    for _ in range(3):
+        page.keyboard.press("ArrowDown")
+    row = page.evaluate("document.activeElement.dataset.token")
+    page.evaluate("() => { window.row = document.activeElement; }")
+    page.keyboard.press("p")
+    page.wait_for_function("!window.row.isConnected")
+    page.wait_for_function("document.activeElement.matches('.numbers tbody tr')")
+    assert page.evaluate("document.activeElement.dataset.token") == row
+    assert page.get_attribute(".numbers tr.active", "data-token") == row
+
+
 def test_layers_and_parts_change_every_mean(watched: Watched, synthetic_page_url: str) -> None:
     page = open_page(watched, synthetic_page_url, "l=5-9&ph=generation")
     trace = make_trace(PROMPTS[0], seed=0)
@@ -182,6 +197,14 @@ def test_gate_and_effect_stand_side_by_side(watched: Watched, synthetic_page_url
     read = "nodes => nodes.map(node => node.textContent)"
     shown = page.eval_on_selector_all(".effect-grid > .number:not(.flag-count)", read)[1::2]
     assert [float(text.rstrip(" %")) for text in shown] == pytest.approx((100 * shares).tolist(), abs=0.006)
+    page.evaluate("() => { window.flag = document.querySelector('.flags .choice'); }")
+    key = page.get_attribute(".flags .choice", "data-key")
+    page.click(".flags .choice")
+    page.wait_for_function("!window.flag.isConnected")
+    assert page.evaluate("document.activeElement.dataset.key") == key
+    page.set_viewport_size({"width": 390, "height": 900})
+    labels = page.locator(".effect-grid > .bar-label:visible").all_text_contents()
+    assert labels == ["gate, mean", "effect, mean"] * len(EXPERTS)
     page.keyboard.press("g")
     page.wait_for_function("document.querySelector('.legend').textContent.includes('added most')")
 
@@ -217,6 +240,8 @@ def test_files_and_code_are_of_the_view_on_screen(watched: Watched, synthetic_pa
     words = aggregate(make_trace(PROMPTS[0], seed=0), "word", "mean")
     assert table["token"].nunique() == len(shown_positions(words))
     page.wait_for_selector("#explore-export-ready")
+    page.click("#explore-share summary")
+    assert "opens without a network" in page.inner_text("#explore-share details")
     page.click("#explore-export-python")
     page.wait_for_selector("#explore-python textarea")
     script = page.input_value("#explore-python textarea")

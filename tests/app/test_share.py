@@ -36,6 +36,11 @@ def test_what_cannot_be_exported_is_one_sentence() -> None:
     assert line == {"kind": "error", "text": "There is nothing to export yet."}
 
 
+def test_what_is_in_each_file_is_said() -> None:
+    text = share._hints(share.FORMATS)
+    assert all(entry.label in text and entry.hint in text for entry in share.FORMATS)
+
+
 @pytest.mark.parametrize(
     ("query", "values"),
     [("", {}), ("?v=1&m=", {"v": "1", "m": ""}), ("k=2&k=3", {"k": "3"}), ("p=a%26b+c", {"p": "a&b c"})],

@@ -99,6 +99,52 @@ def test_measured_routers_open_in_explore(page: Any) -> None:
     page.wait_for_function("document.querySelector('#mixer input').value === 'Load balance'")
 
 
+def test_measuring_leaves_the_view_as_it_is(page: Any) -> None:
+    page.click(".plane-view .choice:has-text('Close up')")
+    page.click(".plane-view .row-name:text-is('load balance 4')")
+    assert page.evaluate("document.activeElement.textContent") == "load balance 4"  # the table was drawn anew
+    page.focus(".plane")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("new URL(location).searchParams.get('r')?.startsWith('RSL flatten')")
+    page.click("#tradeoff-measure")
+    page.wait_for_selector(".plane svg [data-key^='live:'] >> nth=1", state="attached")
+    assert page.get_attribute(".plane-view .choice:has-text('Close up')", "aria-pressed") == "true"
+    assert "RSL flatten" in page.text_content(".plane-view tr.chosen")
+    corners = (
+        "name => [...document.querySelectorAll('.plane-view tbody tr')].find((row) => row.textContent.includes(name))"
+    )
+    read = f"name => getComputedStyle(({corners})(name).querySelector('.mark-number')).borderRadius"
+    assert page.evaluate(read, "Load balance") != page.evaluate(read, "load balance 4")
+
+
+def test_a_replay_that_is_out_of_sight_tells_nobody(page: Any) -> None:
+    page.click("#tradeoff-replay input")
+    page.click("[role=option]:has-text('RSL (5 steps)')")
+    page.wait_for_selector(".replay-view[data-empty=false] .frames-map canvas", state="visible")
+    page.click("#tradeoff-frames .frames-measures .choice >> nth=1")
+    assert page.evaluate("document.activeElement.matches('.frames-measures .choice[aria-pressed=true]')")
+    page.evaluate(
+        """() => {
+          window.told = [];
+          document.addEventListener('loramixer:replay', ({ detail }) => window.told.push(detail.trail.length));
+        }"""
+    )
+    page.click("button[role=tab]:has-text('Lessons')")
+    page.wait_for_selector("#lesson-text", state="visible")
+    page.evaluate(
+        """() => {
+          window.told.length = 0;
+          const slider = document.querySelector('#tradeoff-frames .frames-slider');
+          slider.value = '3';
+          slider.dispatchEvent(new Event('input'));
+        }"""
+    )
+    assert page.evaluate("window.told") == []
+    page.click("button[role=tab]:has-text('Trade-off')")
+    page.wait_for_function("window.told.includes(4)")
+    assert page.locator(".plane svg text:has-text('prompt, step 30')").count() == 1
+
+
 def test_a_replay_moves_the_map_and_the_point(page: Any) -> None:
     page.click("#tradeoff-replay input")
     page.click("[role=option]:has-text('RSL (5 steps)')")

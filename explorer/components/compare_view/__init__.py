@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.components.assets import read_assets
+from explorer.components.assets import read_assets, with_token_card
 
 _FOLDER = Path(__file__).parent
 _SHARED = _FOLDER.parent / "routing_view"
@@ -23,9 +23,12 @@ _SCRIPTS = (
     "facts.js",
     "switches.js",
     "lanes.js",
+    "../canvas.js",
     "maps.js",
+    "../token_card.js",
     "card.js",
     "loads.js",
+    "../keys.js",
     "keyboard.js",
     "link.js",
     "main.js",
@@ -53,7 +56,7 @@ class CompareView(gr.HTML):
         empty_title: str = "Nothing to compare yet",
         **arguments: Any,
     ) -> None:
-        template = read_assets(_FOLDER, ["template.html"])
+        template = with_token_card(read_assets(_FOLDER, ["template.html"]), "Selected token in both")
         super().__init__(
             value=value,
             html_template=template.replace("EMPTY_TITLE", empty_title),

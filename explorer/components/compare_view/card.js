@@ -4,8 +4,8 @@ function comparisonSentence({ comparison, projection }, { layer, column }) {
   const cell = cellsOf(comparison, column, projection)[layer];
   const where = `layer ${comparison.layers[layer]}, ${projectionWords(comparison, projection)}`;
   const best = (side) => {
-    const { winner } = leaderOf(cell[side].gates);
-    return `${comparison.experts[winner].name} ${fixed(cell[side].gates[winner])}`;
+    const { winner, value } = leader(cell[side].gates);
+    return winner < 0 ? 'no gate' : `${comparison.experts[winner].name} ${fixed(value)}`;
   };
   const { a: first, b: second } = comparison.names;
   if (!cell.b) return `${where}, ‘${nameOf(comparison, column, 'a')}’, only in ${first.letter}: ${best('a')}`;
@@ -17,11 +17,7 @@ function comparisonSentence({ comparison, projection }, { layer, column }) {
 }
 
 function createCompareCard(root, store) {
-  const find = (name) => root.querySelector(`.card-${name}`);
-  const parts = {
-    token: find('token'), where: find('where'), sentence: find('sentence'), live: find('live'),
-    experts: find('experts'), layers: find('layers'), lock: root.querySelector('.lock'),
-  };
+  const parts = createTokenCard(root, store);
   let built = '';
   let rows = [];
   let bars = [];
@@ -82,7 +78,7 @@ function createCompareCard(root, store) {
     const { a, b } = comparison.columns[active.column];
     const [first, second] = [[a, 'a'], [b, 'b']].map(([positions, side]) => (
       positions.length ? nameOf(comparison, active.column, side) : null));
-    setText(parts.token, [...new Set([first, second])].filter((text) => text !== null).join(' │ '));
+    const token = [...new Set([first, second])].filter((text) => text !== null).join(' │ ');
     const { letter: one } = comparison.names.a;
     const { letter: two } = comparison.names.b;
     // The tokens of a column follow each other.
@@ -91,12 +87,8 @@ function createCompareCard(root, store) {
       const [from, to] = [positions[0] + 1, positions[positions.length - 1] + 1];
       return from === to ? `token ${from} of ${letter}` : `tokens ${from}–${to} of ${letter}`;
     };
-    setText(parts.where, [place(a, one), place(b, two)].join(', '));
-    const sentence = comparisonSentence(state, active);
-    setText(parts.sentence, sentence);
-    if (state.announce) setText(parts.live, sentence);
-    setText(parts.lock, state.locked ? 'Locked' : 'Lock');
-    parts.lock.setAttribute('aria-pressed', String(state.locked));
+    const where = [place(a, one), place(b, two)].join(', ');
+    parts.drawHead({ token, where, sentence: comparisonSentence(state, active) }, state.announce);
   }
 
   function drawExperts({ comparison, projection }, { layer, column }) {
@@ -105,7 +97,7 @@ function createCompareCard(root, store) {
       setText(numbers[0], a ? fixed(a.gates[expert], 3) : '–');
       setText(numbers[1], b ? fixed(b.gates[expert], 3) : '–');
       setText(numbers[2], a && b ? signed(b.gates[expert] - a.gates[expert]) : '–');
-      line.classList.toggle('winner', [a, b].some((side) => side && leaderOf(side.gates).winner === expert));
+      line.classList.toggle('winner', [a, b].some((side) => side && leader(side.gates).winner === expert));
     });
   }
 
@@ -121,9 +113,6 @@ function createCompareCard(root, store) {
       track.title = `layer ${layer}: ${jsd === null ? 'only in one of them' : fixed(jsd, 3)}`;
     });
   }
-
-  parts.lock.dataset.tip = 'Keep this token while the pointer moves. Enter locks, Esc unlocks.';
-  parts.lock.addEventListener('click', () => { if (store.state.cell) store.lock(store.state.cell); });
 
   return function draw(state) {
     const active = store.active();

@@ -1,4 +1,4 @@
-// Keys. Those of the grid work while it has the focus, the others anywhere in this room except in a text field.
+// The keys of a comparison; see keys.js.
 
 const COMPARE_KEYS = [
   ['← → ↑ ↓', 'move the cell on the maps'],
@@ -13,20 +13,8 @@ const COMPARE_KEYS = [
 ];
 
 function createCompareKeyboard(root, store) {
-  const frame = root.querySelector('.map-frame');
   const help = root.querySelector('.help');
-  const far = () => store.state.visible.length;
-
-  const gridKeys = {
-    ArrowLeft: () => store.moveBy(0, -1),
-    ArrowRight: () => store.moveBy(0, 1),
-    ArrowUp: () => store.moveBy(-1, 0),
-    ArrowDown: () => store.moveBy(1, 0),
-    Home: () => store.moveBy(0, -far()),
-    End: () => store.moveBy(0, far()),
-    Enter: () => { if (store.state.cell && !store.state.locked) store.lock(store.state.cell); },
-    ' ': () => { if (store.state.cell) store.lock(store.state.cell); },
-  };
+  const gridKeys = createGridKeys(store);
   const roomKeys = {
     '[': () => store.moveBy(-1, 0),
     ']': () => store.moveBy(1, 0),
@@ -36,37 +24,14 @@ function createCompareKeyboard(root, store) {
     '?': () => { if (!help.open) help.showModal(); },
   };
 
-  function chooseExpert(key) {
-    const { comparison } = store.state;
-    if (comparison && Number(key) <= comparison.experts.length) store.setMeasure(Number(key) - 1);
+  function chooseExpert(number) {
+    if (number <= store.state.comparison.experts.length) store.setMeasure(number - 1);
   }
 
-  function isTyping(target) {
-    return Boolean(target.closest && target.closest('input, textarea, select, [contenteditable="true"]'));
-  }
-
-  function onPage(event) {
-    if (!root.isConnected) { document.removeEventListener('keydown', onPage); return; }
-    if (root.offsetParent === null || event.defaultPrevented || help.open || isTyping(event.target)) return;
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const action = roomKeys[event.key] || (/^[1-9]$/.test(event.key) ? () => chooseExpert(event.key) : null);
-    if (!action || !store.state.comparison) return;
-    action();
-    // Esc must keep closing dialogs and menus.
-    if (event.key !== 'Escape') event.preventDefault();
-  }
-
-  const list = make('dl');
-  COMPARE_KEYS.forEach(([key, meaning]) => list.append(make('dt', '', key), make('dd', '', meaning)));
-  const close = make('button', 'choice', 'Close');
-  close.type = 'button';
-  close.addEventListener('click', () => help.close());
-  help.replaceChildren(make('h2', '', 'Keys'), list, close);
-
-  frame.addEventListener('keydown', (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || !gridKeys[event.key]) return;
-    gridKeys[event.key]();
-    event.preventDefault();
+  buildHelp(help, COMPARE_KEYS);
+  onKeysOf(root.querySelector('.map-frame'), ({ key }) => gridKeys[key]);
+  onKeysOfRoom(root, ({ key }) => {
+    if (!store.state.comparison) return null;
+    return roomKeys[key] || (/^[1-9]$/.test(key) ? () => chooseExpert(Number(key)) : null);
   });
-  document.addEventListener('keydown', onPage);
 }

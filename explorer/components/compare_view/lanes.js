@@ -11,6 +11,9 @@ function createLanes(root, store) {
     const node = make('div', `compare-lane lane-${side}`);
     const head = make('h3', 'lane-head');
     const text = make('div', 'lane-text');
+    text.tabIndex = 0;
+    text.setAttribute('role', 'group');
+    text.setAttribute('aria-label', `Text ${side.toUpperCase()}, token by token`);
     const blocks = ['Prompt', 'Answer'].map((label) => {
       const block = make('div', 'lane-block');
       const body = make('p', 'lane-body');
@@ -37,19 +40,19 @@ function createLanes(root, store) {
 
   function tokenNode(model, position, { column, isOnly }, projection, name) {
     const token = model.tokens[position];
-    const gates = tokenGates(model, position, projection);
-    const { winner, margin } = leaderOf(gates);
-    const expert = model.experts[winner];
+    const { winner, value, margin } = leader(tokenGates(model, position, projection));
+    const expert = winner < 0 ? null : model.experts[winner];
     const node = make('span', 'token');
     const glyphs = make('span', 'glyphs', token.text.replace(/\n/g, '↵').replace(/ /g, '\u00a0') || '∅');
     if (token.parts > 1) glyphs.append(make('span', 'part', partMark(token)));
-    node.append(glyphs, make('span', 'letter', expert.letter));
+    node.append(glyphs, make('span', 'letter', expert ? expert.letter : '–'));
     node.dataset.column = String(column);
     node.classList.toggle('only', isOnly);
     node.classList.toggle('template', token.role === TEMPLATE || token.special);
-    node.style.setProperty('--expert', expert.colour);
+    node.style.setProperty('--expert', expert ? expert.colour : 'transparent');
     node.style.setProperty('--strength', strength(margin).toFixed(3));
-    node.dataset.tip = `${visibleText(token)}: ${expert.name} ${fixed(gates[winner])}, ahead by ${fixed(margin)}`
+    const ahead = expert ? `${expert.name} ${fixed(value)}, ahead by ${fixed(margin)}` : 'no expert has a gate';
+    node.dataset.tip = `${visibleText(token)}: ${ahead}`
       + (isOnly ? `. Only in ${name}.` : '');
     return node;
   }

@@ -53,7 +53,7 @@ function createSums(root) {
   function build(state) {
     const { comparison, projection, visible } = state;
     const { a, b } = comparison.names;
-    const [first, second] = [comparison.a, comparison.b].map((model) => sumsOf(model, ownTokens(model), projection));
+    const [first, second] = [comparison.a, comparison.b].map((model) => loadOfTokens(model, ownTokens(model), projection));
     const both = make('table');
     both.append(headRow(['', a.letter, b.letter, `${b.letter} − ${a.letter}`]), ...Object.entries(SUM_HINTS).map(([name, hint]) =>
       line(name, hint, [fixed(first[name]), fixed(second[name]), signed(second[name] - first[name])])));
@@ -113,7 +113,7 @@ function createLoads(root) {
     if (signature === drawn) return;
     drawn = signature;
     const tokens = [ownTokens(comparison.a), ownTokens(comparison.b)];
-    const loads = [sumsOf(comparison.a, tokens[0], projection).load, sumsOf(comparison.b, tokens[1], projection).load];
+    const loads = [loadOfTokens(comparison.a, tokens[0], projection).load, loadOfTokens(comparison.b, tokens[1], projection).load];
     const uniform = 1 / comparison.experts.length;
     const { a, b } = comparison.names;
     bars.replaceChildren(

@@ -1,10 +1,7 @@
 // Four layer × token maps on one canvas, one below the other, over the same tokens: A, B, B − A and the divergence.
-// The canvas covers the frame and draws only the columns in view; a spacer behind it gives the frame its scroll width.
 
-const AXIS_WIDTH = 38;
 const BAND_HEAD = 20;
 const LABEL_HEIGHT = 82;
-const CELL_WIDTH = 15;
 const CELL_HEIGHT = { least: 3, most: 12, total: 132 };
 const LETTER_SIZE = 9;
 const BANDS = ['a', 'b', 'difference', 'jsd'];
@@ -20,7 +17,6 @@ function diverging(share, ground) {
 function createMaps(root, store) {
   const frame = root.querySelector('.map-frame');
   const canvas = frame.querySelector('canvas');
-  const space = frame.querySelector('.map-space');
   const row = frame.querySelector('.map-row');
   const cellNode = frame.querySelector('.map-cell');
   const keys = root.querySelector('.keys');
@@ -38,27 +34,6 @@ function createMaps(root, store) {
     return { height, layers, band, columns: state.visible.length, view: frame.clientWidth, bottom: BANDS.length * band };
   }
 
-  function resize() {
-    const ratio = window.devicePixelRatio || 1;
-    const height = geometry.bottom + LABEL_HEIGHT;
-    space.style.width = `${AXIS_WIDTH + geometry.columns * CELL_WIDTH}px`;
-    const size = [Math.round(geometry.view * ratio), Math.round(height * ratio)];
-    if (canvas.width !== size[0] || canvas.height !== size[1]) {
-      [canvas.width, canvas.height] = size;
-      canvas.style.width = `${geometry.view}px`;
-      canvas.style.height = `${height}px`;
-      frame.style.height = `${height + frame.offsetHeight - frame.clientHeight}px`;
-    }
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
-  }
-
-  function inks() {
-    const style = getComputedStyle(root);
-    const read = (name) => style.getPropertyValue(name).trim();
-    return { text: read('--ink'), faint: read('--ink-faint'), paper: read('--paper'), track: read('--track'),
-      mono: read('--mono'), sans: read('--sans') };
-  }
-
   // Colour of a cell in a band, null where that side has no such token.
   function colourOf(state, band, cell, scales, paper) {
     if (band === 'jsd') return cell.jsd === null ? null : { fill: cividis(cell.jsd / scales.jsd) };
@@ -70,7 +45,8 @@ function createMaps(root, store) {
     if (!side) return null;
     if (state.measure === ENTROPY) return { fill: cividis(side.entropy) };
     if (state.measure !== TOP) return { fill: cividis(side.gates[state.measure]) };
-    const { winner, margin } = leaderOf(side.gates);
+    const { winner, margin } = leader(side.gates);
+    if (winner < 0) return { fill: paper };
     const expert = state.comparison.experts[winner];
     return { fill: mix(paper, parseColour(expert.colour), strength(margin)), letter: expert.letter };
   }
@@ -116,11 +92,6 @@ function createMaps(root, store) {
     return first === second ? first : `${first}│${second}`;
   }
 
-  function shorten(text, length) {
-    const letters = Array.from(text);
-    return letters.length > length ? `${letters.slice(0, length - 1).join('')}…` : text;
-  }
-
   function drawLabels(state, places, ink, active) {
     context.textAlign = 'right';
     context.textBaseline = 'middle';
@@ -132,7 +103,7 @@ function createMaps(root, store) {
       context.rotate(-Math.PI / 2);
       context.font = `${isActive ? '700' : '400'} 11px ${ink.mono}`;
       context.fillStyle = isActive || isGenerated(state.comparison, column) ? ink.text : ink.faint;
-      context.fillText(shorten(labelOf(state.comparison, column), 11), 0, 0);
+      context.fillText(clipText(labelOf(state.comparison, column), 11), 0, 0);
       context.restore();
     });
   }
@@ -180,7 +151,6 @@ function createMaps(root, store) {
     });
   }
 
-  // Two strokes, dark and light, so that the frame of the cell shows on every colour.
   function drawFocus(state, ink, active) {
     const place = active ? state.visible.indexOf(active.column) : -1;
     if (place < 0 || xOf(place) < AXIS_WIDTH - 1) return;
@@ -189,24 +159,14 @@ function createMaps(root, store) {
       context.lineWidth = 1;
       context.strokeStyle = ink.text;
       context.strokeRect(x - 0.5, yOf(number, 0) - 1.5, CELL_WIDTH, geometry.layers * geometry.height + 1);
-      [[state.locked ? 4 : 3, ink.paper], [state.locked ? 2 : 1.5, ink.text]].forEach(([width, colour]) => {
-        context.lineWidth = width;
-        context.strokeStyle = colour;
-        context.strokeRect(x - 0.5, y - 0.5, CELL_WIDTH, geometry.height);
-      });
+      frameBox(context, ink, x, y, CELL_WIDTH, geometry.height, state.locked);
     });
   }
 
-  function placesInView() {
-    const first = Math.max(0, Math.floor(frame.scrollLeft / CELL_WIDTH));
-    const last = Math.min(geometry.columns, Math.ceil((frame.scrollLeft + geometry.view - AXIS_WIDTH) / CELL_WIDTH) + 1);
-    return Array.from({ length: Math.max(0, last - first) }, (_, index) => first + index);
-  }
-
   function paint(state) {
-    const ink = inks();
+    const ink = inksOf(root);
     const active = store.active();
-    const places = placesInView();
+    const places = columnsInView(frame, geometry.columns);
     context.clearRect(0, 0, geometry.view, geometry.bottom + LABEL_HEIGHT);
     drawCells(state, places, ink);
     drawLabels(state, places, ink, active);
@@ -219,10 +179,7 @@ function createMaps(root, store) {
     const place = state.cell ? state.visible.indexOf(state.cell.column) : -1;
     if (place === lastColumn || state.peeked) return;
     lastColumn = place;
-    const left = place * CELL_WIDTH;
-    const room = geometry.view - AXIS_WIDTH;
-    if (left < frame.scrollLeft) frame.scrollLeft = left - CELL_WIDTH;
-    else if (left + 2 * CELL_WIDTH > frame.scrollLeft + room) frame.scrollLeft = left + 2 * CELL_WIDTH - room;
+    scrollToColumn(frame, place);
   }
 
   function describe(state) {
@@ -263,10 +220,10 @@ function createMaps(root, store) {
   return function draw(state) {
     if (!state.comparison || frame.clientWidth === 0) return;
     geometry = measureUp(state);
-    resize();
+    fitCanvases(frame, [canvas], geometry.columns, geometry.bottom + LABEL_HEIGHT);
     scrollToActive(state);
     describe(state);
-    drawLegends(state, inks().paper);
+    drawLegends(state, inksOf(root).paper);
     paint(state);
   };
 }

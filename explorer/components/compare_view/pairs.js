@@ -33,10 +33,6 @@ function meanOfTokens(model, positions, site) {
   return averageRows(positions.map((position) => siteGates(model, position, site)), model.experts.length);
 }
 
-function sumOf(row) {
-  return row.reduce((total, value) => total + value, 0);
-}
-
 // Jensen–Shannon divergence in bits, 0…1; null where a site has no gate at all.
 function divergence(first, second) {
   const [p, q] = [first, second].map((row) => row.map((value) => value / sumOf(row)));
@@ -72,7 +68,8 @@ function cellsOf(comparison, column, projection) {
 function differenceOf(cell, measure) {
   if (!cell.a || !cell.b) return null;
   if (measure === ENTROPY) return cell.b.entropy - cell.a.entropy;
-  const expert = measure === TOP ? leaderOf(cell.a.gates).winner : measure;
+  const expert = measure === TOP ? leader(cell.a.gates).winner : measure;
+  if (expert < 0) return null;
   return cell.b.gates[expert] - cell.a.gates[expert];
 }
 
@@ -108,7 +105,8 @@ function changesOf(comparison, columns, projection) {
       cell.a.rows.forEach((row, site) => {
         decisions += 1;
         const other = cell.b.rows[site];
-        if (sumOf(row) > 0 && sumOf(other) > 0 && leaderOf(row).winner !== leaderOf(other).winner) changed += 1;
+        const [before, after] = [leader(row).winner, leader(other).winner];
+        if (before >= 0 && after >= 0 && before !== after) changed += 1;
       });
       return cell.jsd;
     }));

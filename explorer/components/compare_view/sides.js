@@ -19,44 +19,16 @@ function meanOf(values) {
   return known.length > 0 ? known.reduce((total, value) => total + value, 0) / known.length : null;
 }
 
-// The expert with the largest gate, and how far it is ahead; of equal gates the first expert counts.
-function leaderOf(row) {
-  let winner = 0;
-  row.forEach((value, expert) => { if (value > row[winner]) winner = expert; });
-  const second = Math.max(0, ...row.filter((_, expert) => expert !== winner));
-  return { winner, margin: row[winner] - second };
-}
-
-function allSites(model, projection) {
-  return model.layers.flatMap((_, layer) => sitesOf(model, layer, projection));
-}
+const allLayers = (model) => [0, model.layers.length - 1];
 
 // Mean gates of a token over all layers, [E].
 function tokenGates(model, position, projection) {
-  const rows = allSites(model, projection).map((site) => siteGates(model, position, site));
-  return averageRows(rows, model.experts.length);
+  return meanGates(model, model.columns[position], projection, allLayers(model));
 }
 
-// Load of each expert and the three numbers of loramixer.metrics.plane_point.
-function sumsOf(model, positions, projection) {
-  const sites = allSites(model, projection);
-  const shares = [];
-  let undecided = 0;
-  let balanced = 0;
-  sites.forEach((site) => {
-    const rows = positions.map((position) => siteGates(model, position, site));
-    const share = averageRows(rows, model.experts.length);
-    undecided += rows.reduce((sum, row) => sum + entropyOf(row), 0) / Math.max(rows.length, 1);
-    balanced += entropyOf(share);
-    shares.push(share);
-  });
-  const count = Math.max(sites.length, 1);
-  return {
-    load: averageRows(shares, model.experts.length),
-    undecided: undecided / count,
-    balanced: balanced / count,
-    specialised: (balanced - undecided) / count,
-  };
+// Load of each expert, and how undecided, balanced and specialised the routers were, over some tokens and all layers.
+function loadOfTokens(model, positions, projection) {
+  return loadOf(model, positions.map((position) => model.columns[position]), projection, allLayers(model));
 }
 
 // Positions of the tokens that count in loads and numbers: no template, nothing special.

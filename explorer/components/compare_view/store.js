@@ -47,7 +47,7 @@ function createCompareStore() {
   // The expert whose load differs most says most.
   function mostChangedExpert() {
     const { comparison } = state;
-    const [a, b] = [comparison.a, comparison.b].map((model) => sumsOf(model, ownTokens(model), MEAN).load);
+    const [a, b] = [comparison.a, comparison.b].map((model) => loadOfTokens(model, ownTokens(model), MEAN).load);
     const changes = a.map((value, expert) => Math.abs(b[expert] - value));
     return changes.indexOf(Math.max(...changes));
   }

@@ -35,7 +35,7 @@ function sentenceOfRouter(router) {
 function markOf(router) {
   const mark = make('span', router.live ? 'mark-number live' : 'mark-number', router.mark);
   mark.style.background = router.colour;
-  mark.style.color = inkOnColour(router.colour);
+  mark.style.color = inkOn(parseColour(router.colour));
   return mark;
 }
 

@@ -115,7 +115,7 @@ function drawRouter(layer, place, router, isChosen, isActive, ink) {
   if (isChosen || isActive) group.append(shape('circle', { cx, cy, r: RADIUS + 4, fill: 'none', stroke: ink.text, 'stroke-width': isChosen ? 2.5 : 1.25 }));
   if (router.live) group.append(shape('rect', { x: cx - RADIUS + 1, y: cy - RADIUS + 1, width: 2 * RADIUS - 2, height: 2 * RADIUS - 2, fill: router.colour, stroke: ink.paper, 'stroke-width': 1.5 }));
   else group.append(shape('circle', { cx, cy, r: RADIUS, fill: router.colour, stroke: ink.paper, 'stroke-width': 1.5 }));
-  group.append(shape('text', { x: cx, y: cy + 4, 'text-anchor': 'middle', 'font-family': ink.sans, 'font-size': 12, 'font-weight': 650, fill: inkOnColour(router.colour) }, router.mark));
+  group.append(shape('text', { x: cx, y: cy + 4, 'text-anchor': 'middle', 'font-family': ink.sans, 'font-size': 12, 'font-weight': 650, fill: inkOn(parseColour(router.colour)) }, router.mark));
   layer.append(group);
 }
 

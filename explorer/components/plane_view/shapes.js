@@ -9,19 +9,6 @@ function shape(tag, attributes, text) {
   return node;
 }
 
-function inksOf(root) {
-  const style = getComputedStyle(root);
-  const ink = (name) => style.getPropertyValue(name).trim();
-  return { text: ink('--ink'), faint: ink('--ink-faint'), paper: ink('--paper'), line: ink('--line'), track: ink('--track'), sans: ink('--sans') };
-}
-
-// Black or white, whichever reads better on a colour.
-function inkOnColour(colour) {
-  const parts = [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16) / 255)
-    .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2] > 0.179 ? '#000000' : '#ffffff';
-}
-
 // About four round numbers inside a range.
 function ticksOf(low, high) {
   const rough = (high - low) / 4;

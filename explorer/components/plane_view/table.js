@@ -33,12 +33,12 @@ function createTable(root, choose) {
       cell.setAttribute('aria-sort', isSorted ? (order.falling ? 'descending' : 'ascending') : 'none');
       const button = make('button', 'sort', `${label}${isSorted ? (order.falling ? ' ↓' : ' ↑') : ''}`);
       button.type = 'button';
+      button.dataset.key = `sort ${name}`;
       if (HINTS[name]) button.dataset.tip = HINTS[name];
       button.addEventListener('click', () => {
         order.falling = isSorted && !order.falling;
         order.column = name;
         draw(shown.routers, shown.chosen, true);
-        frame.querySelectorAll('.sort')[COLUMNS.findIndex((column) => column[0] === name)].focus();
       });
       cell.append(button);
       row.append(cell);
@@ -54,6 +54,7 @@ function createTable(root, choose) {
         cell.scope = 'row';
         const button = make('button', 'row-name', router.title);
         button.type = 'button';
+        button.dataset.key = router.key;
         button.addEventListener('click', () => choose(router.key));
         cell.append(markOf(router), button);
       } else cell.textContent = text(router);
@@ -70,7 +71,7 @@ function createTable(root, choose) {
     top.append(head());
     sorted(routers).forEach((router) => body.append(line(router, chosen)));
     table.append(top, body);
-    frame.replaceChildren(table);
+    keepingFocus(frame, () => frame.replaceChildren(table));
   }
 
   return draw;

@@ -73,22 +73,22 @@ function createFrames(root, onStep) {
     [canvas.style.width, canvas.style.height] = [`${width}px`, `${height}px`];
     const context = canvas.getContext('2d');
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    const style = getComputedStyle(root);
-    const paper = parseColour(style.getPropertyValue('--paper').trim());
+    const ink = inksOf(root);
+    const paper = parseColour(ink.paper);
     layers.forEach((name, layer) => {
       tokens.forEach((_, token) => {
         context.fillStyle = css(cellColour(gatesAt(frame, layer, token), paper));
         context.fillRect(AXIS + token * wide, layer * high, wide - 1, high - 1);
       });
       if (layer % 5) return;
-      context.fillStyle = style.getPropertyValue('--ink-faint').trim();
-      context.font = `11px ${style.getPropertyValue('--sans')}`;
+      context.fillStyle = ink.faint;
+      context.font = `11px ${ink.sans}`;
       context.textAlign = 'right';
       context.textBaseline = 'middle';
       context.fillText(String(name), AXIS - 6, layer * high + high / 2);
     });
-    context.font = `11px ${style.getPropertyValue('--mono')}`;
-    context.fillStyle = style.getPropertyValue('--ink-faint').trim();
+    context.font = `11px ${ink.mono}`;
+    context.fillStyle = ink.faint;
     tokens.forEach((text, token) => {
       context.save();
       context.translate(AXIS + token * wide + wide / 2, high * layers.length + 4);
@@ -135,8 +135,12 @@ function createFrames(root, onStep) {
         button.style.setProperty('--expert', state.value.experts[measure].colour);
         button.classList.add('of-expert');
       }
-      button.setAttribute('aria-pressed', String(measure === state.measure));
-      button.addEventListener('click', () => { state.measure = measure; buildMeasures(); draw(); });
+      press(button, measure === state.measure);
+      button.addEventListener('click', () => {
+        state.measure = measure;
+        [...box.children].forEach((other) => press(other, other === button));
+        draw();
+      });
       return button;
     }));
   }

@@ -11,14 +11,14 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.components.assets import read_assets
+from explorer.components.assets import read_assets, with_token_card
 from explorer.view_link import component_fields
 
 _FOLDER = Path(__file__).parent
 _SCRIPTS = (
     "decode.js", "numbers.js", "colour.js", "dom.js", "store.js", "measure.js", "strip.js", "switches.js", "lane.js",
-    "map.js", "card.js", "load.js", "sections.js", "spans.js", "experts.js", "layers.js", "agreement.js", "effect.js",
-    "table.js", "link.js", "keyboard.js", "drop.js", "main.js",
+    "../canvas.js", "map.js", "../token_card.js", "card.js", "load.js", "sections.js", "spans.js", "experts.js",
+    "layers.js", "agreement.js", "effect.js", "table.js", "link.js", "../keys.js", "keyboard.js", "drop.js", "main.js",
 )  # fmt: skip
 """In the order in which they need each other; together they are the body of one function."""
 
@@ -33,7 +33,7 @@ class RoutingView(gr.HTML):
     def __init__(self, value: dict[str, Any] | None = None, **arguments: Any) -> None:
         super().__init__(
             value=value,
-            html_template=read_assets(_FOLDER, ["template.html"]),
+            html_template=with_token_card(read_assets(_FOLDER, ["template.html"]), "Selected token"),
             css_template=read_assets(_FOLDER, ["../base.css", "view.css"]),
             js_on_load="'use strict';\n" + read_assets(_FOLDER, _SCRIPTS),
             apply_default_css=False,

@@ -12,11 +12,7 @@ function sentenceOf(state, cell) {
 }
 
 function createCard(root, store) {
-  const find = (name) => root.querySelector(`.card-${name}`);
-  const parts = {
-    token: find('token'), where: find('where'), sentence: find('sentence'), live: find('live'), idle: find('idle'),
-    experts: find('experts'), layers: find('layers'), lock: root.querySelector('.lock'),
-  };
+  const parts = createTokenCard(root, store);
   let built = '';
   let rows = [];
   let facts = null;
@@ -204,17 +200,10 @@ function createCard(root, store) {
   }
 
   function drawHead(state, subject, active) {
-    setText(parts.token, clipText(visibleText(subject), 90));
-    setText(parts.where, placeText(state, subject, active));
-    const sentence = sentenceOf(state, active);
-    setText(parts.sentence, sentence);
-    if (state.announce && state.model.state !== 'generating') setText(parts.live, sentence);
-    setText(parts.lock, state.locked ? 'Locked' : 'Lock');
-    press(parts.lock, state.locked);
+    parts.drawHead({
+      token: clipText(visibleText(subject), 90), where: placeText(state, subject, active), sentence: sentenceOf(state, active),
+    }, state.announce && state.model.state !== 'generating');
   }
-
-  parts.lock.dataset.tip = 'Keep this token while the pointer moves. Enter locks, Esc unlocks.';
-  parts.lock.addEventListener('click', () => { if (store.state.cell) store.lock(store.state.cell); });
 
   return function draw(state) {
     const active = store.active();

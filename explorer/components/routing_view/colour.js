@@ -1,4 +1,14 @@
-// Colours of canvas cells. Experts bring their own; magnitude is cividis.
+// Colours of what is drawn. Experts bring their own; magnitude is cividis; the rest is of base.css, light or dark.
+
+// Inks and fonts by name, as a canvas and a saved picture need them.
+function inksOf(root) {
+  const style = getComputedStyle(root);
+  const ink = (name) => style.getPropertyValue(name).trim();
+  return {
+    text: ink('--ink'), faint: ink('--ink-faint'), paper: ink('--paper'), line: ink('--line'), track: ink('--track'),
+    mono: ink('--mono'), sans: ink('--sans'),
+  };
+}
 
 const CIVIDIS = [
   '#00224e', '#123570', '#3b496c', '#575d6d', '#707173', '#8a8678', '#a59c74', '#c3b369', '#e1cc55', '#fee838',

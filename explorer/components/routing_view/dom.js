@@ -75,6 +75,15 @@ function choiceGroup(label, members) {
   return node;
 }
 
+// Draws a box anew; the part that had the focus, known by its data-key, has it again.
+function keepingFocus(box, draw) {
+  const key = box.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  draw();
+  if (key === undefined) return;
+  const again = [...box.querySelectorAll('[data-key]')].find((node) => node.dataset.key === key);
+  if (again) again.focus();
+}
+
 // A function that draws with the next frame, once, however often it is called before.
 function oncePerFrame(draw) {
   let scheduled = false;
@@ -88,9 +97,11 @@ function oncePerFrame(draw) {
   };
 }
 
-// One tip for the whole component; it follows its number when focus or the wheel scrolls the page.
+// One tip for the whole component, which a screen reader hears as the description of its number, and Esc closes. It
+// follows its number when focus or the wheel scrolls the page.
 function attachTips(root) {
   const tip = root.querySelector('.tip');
+  tip.id = `tip-${Math.random().toString(36).slice(2)}`;
   let current = null;
 
   function place() {
@@ -103,9 +114,11 @@ function attachTips(root) {
   }
 
   function show(target) {
+    if (current && current !== target) current.removeAttribute('aria-describedby');
     current = target;
     tip.hidden = !target;
     if (!target) return;
+    target.setAttribute('aria-describedby', tip.id);
     setText(tip, target.dataset.tip);
     place();
   }
@@ -116,5 +129,9 @@ function attachTips(root) {
   root.addEventListener('focusin', over);
   root.addEventListener('mouseleave', leave);
   root.addEventListener('focusout', leave);
+  document.addEventListener('keydown', function onKey(event) {
+    if (!root.isConnected) document.removeEventListener('keydown', onKey);
+    else if (event.key === 'Escape') leave();
+  });
   window.addEventListener('scroll', place, { passive: true, capture: true });
 }

@@ -36,13 +36,14 @@ function createEffect(root, store) {
     return { sums, flags, cells };
   }
 
-  function barRow(expert, value, largest, text, hint) {
+  // The label takes the place of the head where the grid is narrow.
+  function barRow(label, expert, value, largest, text, hint) {
     const track = make('span', 'track');
     const bar = make('span', 'bar');
     bar.style.setProperty('--expert', expert.colour);
     bar.style.width = `${largest > 0 ? (100 * value) / largest : 0}%`;
     track.append(bar);
-    return [track, explained('span', 'number', text, hint)];
+    return [make('span', 'bar-label', label), track, explained('span', 'number', text, hint)];
   }
 
   function overview({ model }, { sums, cells }) {
@@ -55,8 +56,8 @@ function createEffect(root, store) {
       name.append(badge(expert), make('span', 'expert-name', expert.name));
       const share = chosen > 0 ? idle / chosen : NaN;
       grid.append(name,
-        ...barRow(expert, gate, cells, fixed(gate / cells), `${expert.name} got ${fixed(gate / cells, 3)} of the expert update on average over ${cells.toLocaleString('en')} router decisions.`),
-        ...barRow(expert, effect, largest, percent(effect / cells, 2), `What ${expert.name} added had on average ${percent(effect / cells, 2)} of the length of the frozen projection’s output. The longest bar is the largest of the experts.`),
+        ...barRow('gate, mean', expert, gate, cells, fixed(gate / cells), `${expert.name} got ${fixed(gate / cells, 3)} of the expert update on average over ${cells.toLocaleString('en')} router decisions.`),
+        ...barRow('effect, mean', expert, effect, largest, percent(effect / cells, 2), `What ${expert.name} added had on average ${percent(effect / cells, 2)} of the length of the frozen projection’s output. The longest bar is the largest of the experts.`),
         explained('span', 'number flag-count', chosen > 0 ? `${idle} of ${chosen}` : '–',
           chosen > 0 ? `${expert.name} had a gate of at least ${HIGH_GATE} in ${chosen} router decisions; in ${idle} of them (${percent(share, 0)}) it added under ${100 * NO_EFFECT} % of what all experts added there.`
             : `${expert.name} never had a gate of at least ${HIGH_GATE} here.`));
@@ -76,6 +77,7 @@ function createEffect(root, store) {
         store.change({ projection });
         store.select({ layer, token: column.tokens[0] });
       });
+      button.dataset.key = [layer, projection, column.tokens[0], expert].join('/');
       button.append(badge(model.experts[expert]), make('span', '', text));
       item.append(button);
       return item;
@@ -90,8 +92,8 @@ function createEffect(root, store) {
       return;
     }
     const found = collect(state);
-    body.replaceChildren(overview(state, found), ...flagList(state, found.flags), make('p', 'caption',
-      'A gate says how much the router asked for; the effect is the length of what came, ‖g·BAx‖ over ‖Wx‖. An expert can be chosen and still change nothing.'));
+    const note = make('p', 'caption', 'A gate says how much the router asked for; the effect is the length of what came, ‖g·BAx‖ over ‖Wx‖. An expert can be chosen and still change nothing.');
+    keepingFocus(body, () => body.replaceChildren(overview(state, found), ...flagList(state, found.flags), note));
   }
 
   return createSection(root, store, 'effect', (state, body, active, isNew) => { if (isNew) draw(state, body); });

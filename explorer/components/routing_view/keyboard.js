@@ -1,4 +1,4 @@
-// Keys. Those of the grid work while it has the focus, the others anywhere except in a text field.
+// The keys of one trace; see keys.js.
 
 const KEYS = [
   ['← → ↑ ↓', 'move the cell, in the map or in the text'],
@@ -20,29 +20,9 @@ const KEYS = [
 ];
 
 function createKeyboard(root, store) {
-  const frame = root.querySelector('.map-frame');
   const help = root.querySelector('.help');
 
-  function buildHelp() {
-    const list = make('dl');
-    KEYS.forEach(([key, meaning]) => list.append(make('dt', '', key), make('dd', '', meaning)));
-    const close = make('button', 'choice', 'Close');
-    close.type = 'button';
-    close.addEventListener('click', () => help.close());
-    help.replaceChildren(make('h2', '', 'Keys'), list, close);
-  }
-
-  const lastPlace = () => store.state.visible.length;
-  const gridKeys = {
-    ArrowLeft: () => store.moveBy(0, -1),
-    ArrowRight: () => store.moveBy(0, 1),
-    ArrowUp: () => store.moveBy(-1, 0),
-    ArrowDown: () => store.moveBy(1, 0),
-    Home: () => store.moveBy(0, -lastPlace()),
-    End: () => store.moveBy(0, lastPlace()),
-    Enter: () => { if (store.state.cell && !store.state.locked) store.lock(store.state.cell); },
-    ' ': () => { if (store.state.cell) store.lock(store.state.cell); },
-  };
+  const gridKeys = createGridKeys(store);
 
   function chooseExpert(number) {
     if (store.state.model && number <= store.state.model.experts.length) store.change({ measure: number - 1 });
@@ -78,38 +58,13 @@ function createKeyboard(root, store) {
     '?': () => { if (!help.open) help.showModal(); },
   };
 
-  function isTyping(target) {
-    return Boolean(target.closest && target.closest('input:not([type=checkbox], [type=radio]), textarea, select, [contenteditable="true"]'));
-  }
-
   const brushKeys = { ArrowLeft: () => store.brushBy(-1), ArrowRight: () => store.brushBy(1) };
+  const moveOrBrush = (keys) => (event) => (event.shiftKey && brushKeys[event.key]) || keys[event.key];
 
-  function handle(keys, event) {
-    const action = keys[event.key] || (keys === pageKeys && /^[1-9]$/.test(event.key) && (() => chooseExpert(Number(event.key))));
-    if (!action) return;
-    action();
-    // Esc must keep closing dialogs and menus.
-    if (event.key !== 'Escape') event.preventDefault();
-  }
-
-  function onPage(event) {
-    if (!root.isConnected) { document.removeEventListener('keydown', onPage); return; }
-    // A room that is not open takes no keys.
-    if (root.offsetParent === null || help.open || document.querySelector('dialog[open]')) return;
-    if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event.target)) return;
-    handle(pageKeys, event);
-  }
-
+  buildHelp(help, KEYS);
   // In the text only the keys of its one direction: up and down scroll it.
   const { ArrowUp: up, ArrowDown: down, ...laneKeys } = gridKeys;
-  root.querySelector('.lane-text').addEventListener('keydown', (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    handle(event.shiftKey && brushKeys[event.key] ? brushKeys : laneKeys, event);
-  });
-  buildHelp();
-  frame.addEventListener('keydown', (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    handle(event.shiftKey && brushKeys[event.key] ? brushKeys : gridKeys, event);
-  });
-  document.addEventListener('keydown', onPage);
+  onKeysOf(root.querySelector('.lane-text'), moveOrBrush(laneKeys));
+  onKeysOf(root.querySelector('.map-frame'), moveOrBrush(gridKeys));
+  onKeysOfRoom(root, ({ key }) => pageKeys[key] || (/^[1-9]$/.test(key) ? () => chooseExpert(Number(key)) : null));
 }

@@ -10,6 +10,9 @@ function createLayers(root, store) {
     built = signature;
     const even = 1 / model.experts.length;
     const grid = make('div', 'load-grid');
+    grid.tabIndex = 0;
+    grid.setAttribute('role', 'region');
+    grid.setAttribute('aria-label', 'Load by layer; scrolls sideways');
     grid.style.setProperty('--experts', String(model.experts.length));
     grid.append(make('span', 'layer-name', 'layer'), ...model.experts.map((expert) => {
       const head = make('span', 'layer-head');

@@ -1,18 +1,14 @@
-// The layer × token map on two canvases. They cover the frame and draw only the columns in view, so that long texts cost
-// no more than short ones; a spacer behind them gives the frame its scroll width. The upper canvas holds what follows
-// the selection, so that moving it draws no cell again.
+// The layer × token map on two canvases. The upper one holds what follows the selection, so that moving it draws no cell
+// again.
 
-const AXIS_WIDTH = 38;
 const HEAD_HEIGHT = 16;
 const LABEL_HEIGHT = 74;
-const CELL_WIDTH = 15; // constant, so that nothing that is drawn moves while columns are added
 const CELL_HEIGHT = { least: 6, most: 16, total: 330 };
 const LETTER_SIZE = 10;
 
 function createMap(root, store) {
   const frame = root.querySelector('.map-frame');
   const [canvas, overlay] = frame.querySelectorAll('canvas');
-  const space = frame.querySelector('.map-space');
   const row = frame.querySelector('.map-row');
   const cell = frame.querySelector('.map-cell');
   const keys = root.querySelector('.keys');
@@ -32,55 +28,26 @@ function createMap(root, store) {
     const layers = last - first + 1;
     const { least, most, total } = CELL_HEIGHT;
     const height = Math.min(Math.max(Math.floor(total / layers), least), most);
-    return { width: CELL_WIDTH, height, columns, layers, first, view: frame.clientWidth, bottom: HEAD_HEIGHT + layers * height };
+    return { height, columns, layers, first, view: frame.clientWidth, bottom: HEAD_HEIGHT + layers * height };
   }
 
-  function resize() {
-    const ratio = window.devicePixelRatio || 1;
-    const height = geometry.bottom + LABEL_HEIGHT;
-    space.style.width = `${AXIS_WIDTH + geometry.columns * geometry.width}px`;
-    const size = [Math.round(geometry.view * ratio), Math.round(height * ratio)];
-    if (canvas.width !== size[0] || canvas.height !== size[1]) {
-      painted = '';
-      [canvas, overlay].forEach((layer) => {
-        [layer.width, layer.height] = size;
-        layer.style.width = `${geometry.view}px`;
-        layer.style.height = `${height}px`;
-      });
-      frame.style.height = `${height + frame.offsetHeight - frame.clientHeight}px`;
-    }
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    above.setTransform(ratio, 0, 0, ratio, 0, 0);
-  }
-
-  function inks() {
-    const style = getComputedStyle(root);
-    return {
-      text: style.getPropertyValue('--ink').trim(),
-      faint: style.getPropertyValue('--ink-faint').trim(),
-      paper: style.getPropertyValue('--paper').trim(),
-      mono: style.getPropertyValue('--mono').trim(),
-      sans: style.getPropertyValue('--sans').trim(),
-    };
-  }
-
-  const xOf = (column) => AXIS_WIDTH + column * geometry.width - frame.scrollLeft;
+  const xOf = (column) => AXIS_WIDTH + column * CELL_WIDTH - frame.scrollLeft;
   const yOf = (layer) => HEAD_HEIGHT + (layer - geometry.first) * geometry.height;
   const columnOf = (state, cell) => (cell ? state.columnOf[cell.token] : -1);
 
   function drawCells(state, columns, ink) {
-    const hasRoom = geometry.width >= LETTER_SIZE && geometry.height >= LETTER_SIZE;
+    const hasRoom = geometry.height >= LETTER_SIZE;
     context.font = `600 ${LETTER_SIZE - 1}px ${ink.mono}`;
     context.textAlign = 'center';
     context.textBaseline = 'middle';
-    const half = [(geometry.width - 1) / 2, geometry.height / 2];
+    const half = [(CELL_WIDTH - 1) / 2, geometry.height / 2];
     columns.forEach((place) => {
       const x = xOf(place);
       for (let layer = geometry.first; layer < geometry.first + geometry.layers; layer += 1) {
         const { fill, letter } = painter(state.columns[place], layer);
         const y = yOf(layer);
         context.fillStyle = css(fill);
-        context.fillRect(x, y, geometry.width - 1, geometry.height - 1);
+        context.fillRect(x, y, CELL_WIDTH - 1, geometry.height - 1);
         if (letter && hasRoom) {
           context.fillStyle = inkOn(fill);
           context.fillText(letter, x + half[0], y + half[1]);
@@ -92,7 +59,7 @@ function createMap(root, store) {
   function drawLabel(onto, state, place, ink, isActive) {
     const column = state.columns[place];
     onto.save();
-    onto.translate(xOf(place) + (geometry.width - 1) / 2, geometry.bottom + 5);
+    onto.translate(xOf(place) + (CELL_WIDTH - 1) / 2, geometry.bottom + 5);
     onto.rotate(-Math.PI / 2);
     onto.textAlign = 'right';
     onto.textBaseline = 'middle';
@@ -111,10 +78,10 @@ function createMap(root, store) {
       const begins = place === 0 || state.columns[place - 1].gold !== gold;
       const ends = place === state.columns.length - 1 || state.columns[place + 1].gold !== gold;
       context.fillStyle = state.model.experts[gold].colour;
-      context.fillRect(x - (begins ? 0 : 1), y, geometry.width - (ends ? 1 : 0), 3);
+      context.fillRect(x - (begins ? 0 : 1), y, CELL_WIDTH - (ends ? 1 : 0), 3);
       context.fillStyle = ink.text;
       if (begins) context.fillRect(x - 1.5, HEAD_HEIGHT - 3, 1.5, geometry.layers * geometry.height + 6);
-      if (ends) context.fillRect(x + geometry.width - 1.5, HEAD_HEIGHT - 3, 1.5, geometry.layers * geometry.height + 6);
+      if (ends) context.fillRect(x + CELL_WIDTH - 1.5, HEAD_HEIGHT - 3, 1.5, geometry.layers * geometry.height + 6);
     });
   }
 
@@ -159,20 +126,10 @@ function createMap(root, store) {
     context.restore();
   }
 
-  // Two strokes, dark and light, so that the frame of the cell shows on every colour.
-  function frameBox(ink, x, y, width, height, isStrong) {
-    above.lineWidth = isStrong ? 4 : 3;
-    above.strokeStyle = ink.paper;
-    above.strokeRect(x - 0.5, y - 0.5, width, height);
-    above.lineWidth = isStrong ? 2 : 1.5;
-    above.strokeStyle = ink.text;
-    above.strokeRect(x - 0.5, y - 0.5, width, height);
-  }
-
   function drawSpan(state, ink) {
     if (state.spanStart === null) return;
     const ends = [state.columnOf[state.spanStart], columnOf(state, state.cell)].sort((left, right) => left - right);
-    frameBox(ink, xOf(ends[0]), yOf(state.cell.layer), (ends[1] - ends[0] + 1) * geometry.width, geometry.height, true);
+    frameBox(above, ink, xOf(ends[0]), yOf(state.cell.layer), (ends[1] - ends[0] + 1) * CELL_WIDTH, geometry.height, true);
   }
 
   function drawSelection(state, ink) {
@@ -184,11 +141,11 @@ function createMap(root, store) {
     if (x >= AXIS_WIDTH - 1) {
       above.lineWidth = 1;
       above.strokeStyle = ink.text;
-      above.strokeRect(x - 0.5, HEAD_HEIGHT - 1.5, geometry.width, geometry.layers * geometry.height + 1);
+      above.strokeRect(x - 0.5, HEAD_HEIGHT - 1.5, CELL_WIDTH, geometry.layers * geometry.height + 1);
       drawSpan(state, ink);
-      frameBox(ink, x, y, geometry.width, geometry.height, state.locked);
+      frameBox(above, ink, x, y, CELL_WIDTH, geometry.height, state.locked);
       above.fillStyle = ink.paper;
-      above.fillRect(x - 1, geometry.bottom + 4, geometry.width + 1, LABEL_HEIGHT);
+      above.fillRect(x - 1, geometry.bottom + 4, CELL_WIDTH + 1, LABEL_HEIGHT);
       drawLabel(above, state, place, ink, true);
     }
     above.fillStyle = ink.paper;
@@ -196,21 +153,15 @@ function createMap(root, store) {
     layerName(above, state, active.layer, ink, true);
   }
 
-  function columnsInView() {
-    const first = Math.max(0, Math.floor(frame.scrollLeft / geometry.width));
-    const last = Math.min(geometry.columns, Math.ceil((frame.scrollLeft + geometry.view - AXIS_WIDTH) / geometry.width) + 1);
-    return Array.from({ length: Math.max(0, last - first) }, (_, index) => first + index);
-  }
-
   function paint(state) {
-    const ink = inks();
+    const ink = inksOf(root);
     const signature = [state.run, state.version, frame.scrollLeft, ink.paper].join('/');
     if (signature !== painted) {
       if (!painted.startsWith(`${state.run}/${state.version}/`) || !painted.endsWith(ink.paper)) {
         painter = createPainter(state, state.measure, parseColour(ink.paper));
       }
       painted = signature;
-      const columns = columnsInView();
+      const columns = columnsInView(frame, geometry.columns);
       context.clearRect(0, 0, geometry.view, geometry.bottom + LABEL_HEIGHT);
       drawCells(state, columns, ink);
       drawGold(state, columns, ink);
@@ -226,10 +177,7 @@ function createMap(root, store) {
     const column = columnOf(state, state.cell);
     if (column === lastColumn || state.peeked) return;
     lastColumn = column;
-    const left = column * geometry.width;
-    const room = geometry.view - AXIS_WIDTH;
-    if (left < frame.scrollLeft) frame.scrollLeft = left - geometry.width;
-    else if (left + 2 * geometry.width > frame.scrollLeft + room) frame.scrollLeft = left + 2 * geometry.width - room;
+    scrollToColumn(frame, column);
   }
 
   function describe(state) {
@@ -251,7 +199,7 @@ function createMap(root, store) {
 
   function cellUnder(event) {
     const box = frame.getBoundingClientRect();
-    const column = Math.floor((event.clientX - box.left - frame.clientLeft - AXIS_WIDTH + frame.scrollLeft) / geometry.width);
+    const column = Math.floor((event.clientX - box.left - frame.clientLeft - AXIS_WIDTH + frame.scrollLeft) / CELL_WIDTH);
     const layer = Math.floor((event.clientY - box.top - frame.clientTop - HEAD_HEIGHT) / geometry.height);
     const isInside = event.clientX - box.left > AXIS_WIDTH && column >= 0 && column < geometry.columns && layer >= 0;
     if (!isInside) return null;
@@ -273,7 +221,7 @@ function createMap(root, store) {
   return function draw(state) {
     if (!state.model || frame.clientWidth === 0) return;
     geometry = measureUp(state);
-    resize();
+    if (fitCanvases(frame, [canvas, overlay], geometry.columns, geometry.bottom + LABEL_HEIGHT)) painted = '';
     scrollToActive(state);
     describe(state);
     drawLegend(state);

@@ -7,6 +7,7 @@ function createTable(root, store) {
   let page = 0;
   let everyLayer = false;
   let nodes = null;
+  let isDrawing = false;
 
   const state = () => store.state;
   const clear = (value) => (Number.isNaN(value) ? -Infinity : value);
@@ -89,7 +90,7 @@ function createTable(root, store) {
     table.append(head, rows);
     frame.append(table);
     rows.addEventListener('keydown', onKey);
-    rows.addEventListener('focusin', (event) => selectRow(event.target.closest('tr'), false));
+    rows.addEventListener('focusin', (event) => { if (!isDrawing) selectRow(event.target.closest('tr'), false); });
     rows.addEventListener('click', (event) => selectRow(event.target.closest('tr'), true));
     body.replaceChildren(bar, frame);
     nodes = { layers, before, after, count, head, rows };
@@ -133,9 +134,7 @@ function createTable(root, store) {
       cell.append(button);
       return cell;
     }));
-    const focused = nodes.head.contains(document.activeElement) ? document.activeElement.dataset.key : null;
-    nodes.head.replaceChildren(line);
-    if (focused) nodes.head.querySelector(`[data-key="${focused}"]`).focus();
+    keepingFocus(nodes.head, () => nodes.head.replaceChildren(line));
   }
 
   function lineOf(current, row) {
@@ -163,13 +162,11 @@ function createTable(root, store) {
     page = Math.min(Math.max(page, 0), pages - 1);
     const shown = rows.slice(page * ROWS, (page + 1) * ROWS);
     drawHead(current, columnsOf(current));
-    const focused = nodes.rows.contains(document.activeElement);
     nodes.rows.replaceChildren(...shown.map((row) => lineOf(current, row)));
     setText(nodes.count, `rows ${page * ROWS + 1} to ${page * ROWS + shown.length} of ${rows.length.toLocaleString('en')}`);
     nodes.before.disabled = page === 0;
     nodes.after.disabled = page === pages - 1;
     press(nodes.layers, everyLayer);
-    if (focused) nodes.rows.firstElementChild.focus();
   }
 
   function mark(active) {
@@ -183,12 +180,22 @@ function createTable(root, store) {
     });
     const reachable = focusable || nodes.rows.firstElementChild;
     if (reachable) reachable.tabIndex = 0;
+    return reachable;
+  }
+
+  // The focus stays on the row of the selected cell, or the first where another page is shown; that selects nothing.
+  function drawRows(current, active) {
+    const focused = nodes.rows.contains(document.activeElement);
+    isDrawing = true;
+    draw(current);
+    const reachable = mark(active);
+    if (focused && reachable) reachable.focus();
+    isDrawing = false;
   }
 
   const section = createSection(root, store, 'table', (current, body, active, isNew) => {
     if (!nodes) build(body);
-    if (isNew) draw(current);
-    mark(active);
+    if (isNew) drawRows(current, active); else mark(active);
   });
   return section;
 }

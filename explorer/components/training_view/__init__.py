@@ -12,6 +12,7 @@ from explorer.components.assets import read_assets
 _FOLDER = Path(__file__).parent
 _SCRIPTS = (
     "../routing_view/dom.js",
+    "../routing_view/colour.js",
     "../plane_view/shapes.js",
     "../plane_view/plane.js",
     "../plane_view/saving.js",
