@@ -1,4 +1,4 @@
-"""An automatic check of accessibility (axe-core, WCAG 2.1 A and AA) of Explore, light, dark and on a phone."""
+"""An automatic check of accessibility (axe-core, WCAG 2.1 A and AA) of the rooms, light, dark and on a phone."""
 
 from __future__ import annotations
 
@@ -44,5 +44,29 @@ def test_axe_finds_nothing_serious(
     page.goto(f"{synthetic_page_url}?__theme={theme}&{query}")
     page.wait_for_selector(".token")
     page.wait_for_function("document.querySelector('.map-frame canvas').height > 200")
+    page.evaluate(axe_script())
+    assert page.evaluate(RUN) == []
+
+
+OTHERS = {
+    "compare": "#compare-view .token",
+    "what_if": "#what-if-view .token",
+    "train": "#train-start",
+    "own": "#own-table .own-empty",
+    "lessons": "#lesson-text h2",
+}
+"""Room → what is there once it can be used. Trade-off is checked over its own files, in ``test_tradeoff_browser``."""
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1440), ("dark", 390)])
+@pytest.mark.parametrize("room", OTHERS)
+def test_axe_finds_nothing_serious_in_other_rooms(
+    watched: Watched, synthetic_page_url: str, room: str, theme: str, width: int
+) -> None:
+    page: Any = watched.page
+    page.set_default_timeout(WAIT_MS)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(f"{synthetic_page_url}?__theme={theme}&v=1&room={room}")
+    page.wait_for_selector(OTHERS[room])
     page.evaluate(axe_script())
     assert page.evaluate(RUN) == []
