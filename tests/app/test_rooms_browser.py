@@ -18,10 +18,10 @@ ROOMS = {
 }  # fmt: skip
 
 
-def open_page(watched: Watched, url: str, query: str = "", width: int = 1440) -> Any:
+def open_page(watched: Watched, url: str, query: str = "", width: int = 1440, height: int = 900) -> Any:
     page: Any = watched.page
     page.set_default_timeout(WAIT_MS)
-    page.set_viewport_size({"width": width, "height": 900})
+    page.set_viewport_size({"width": width, "height": height})
     page.goto(f"{url}?{query}")
     return page
 
@@ -53,7 +53,7 @@ def test_every_room_writes_its_address_when_it_is_opened(watched: Watched, synth
 
 def test_explore_writes_its_address_on_a_phone_too(watched: Watched, synthetic_page_url: str) -> None:
     """There its views lie below the controls, out of sight."""
-    page = open_page(watched, synthetic_page_url, "v=1&room=lessons", width=390)
+    page = open_page(watched, synthetic_page_url, "v=1&room=lessons", width=390, height=400)
     page.wait_for_selector("#lesson-text h2")
     assert parse_qs(urlsplit(page.url).query)["room"] == ["lessons"]
     open_room(page, "Explore")
