@@ -9,7 +9,7 @@ from loramixer.evaluation import verdicts
 from loramixer.evaluation.csv_files import Row, read_csv
 from loramixer.evaluation.experiments import data_size
 from loramixer.evaluation.markdown import table
-from loramixer.evaluation.verdicts import Verdict, find, printed, shipped_gate
+from loramixer.evaluation.verdicts import Verdict, find, printed, shipped_gate, table_line
 
 Maker = Callable[[Path], str]
 
@@ -55,7 +55,7 @@ def token_shares_table(folder: Path) -> str:
     for setting in dict.fromkeys(row["setting"] for row in summary):
         found = [find(summary, setting=setting, quantity=f"load_{name}", against=None) for name in domains]
         if any(found):
-            lines.append([f"load, {setting}", *("–" if row is None else printed(row) for row in found)])
+            lines.append(table_line(f"load, {setting}", found))
     return table(["", *domains], lines)
 
 
@@ -101,7 +101,7 @@ def data_size_table(folder: Path) -> str:
     lines = []
     for size in sorted({row["examples"] for row in plain}):
         found = [find(plain, setting=setting, examples=size) for setting in settings]
-        lines.append([f"{size:,.0f}", *("–" if row is None else printed(row) for row in found)])
+        lines.append(table_line(f"{size:,.0f}", found))
     return table(["training rows", *settings], lines)
 
 
@@ -113,7 +113,7 @@ def top_k_table(folder: Path) -> str:
     lines = []
     for gate in dict.fromkeys(row["gate"] for row in plain):
         found = [find(plain, gate=gate, quantity=quantity) for quantity in quantities]
-        lines.append([gate.removeprefix("top_"), *("–" if row is None else printed(row) for row in found)])
+        lines.append(table_line(gate.removeprefix("top_"), found))
     return table(["k", *quantities.values()], lines)
 
 
@@ -121,13 +121,10 @@ def balance_curve_table(folder: Path) -> str:
     """The balance term in the first and the last tenth of the training."""
     rows = [row for row in read_csv(folder / "balance-curve-summary.csv") if row["quantity"] == "balance"]
     parts = list(dict.fromkeys(row["part"] for row in rows))
-    lines = [
-        [
-            setting,
-            *("–" if (row := find(rows, setting=setting, part=part)) is None else printed(row) for part in parts),
-        ]
-        for setting in dict.fromkeys(row["setting"] for row in rows)
-    ]
+    lines = []
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        found = [find(rows, setting=setting, part=part) for part in parts]
+        lines.append(table_line(setting, found))
     return table(["K Σ p̄ f̄", *parts], lines)
 
 
@@ -158,7 +155,7 @@ def oracle_table(folder: Path) -> str:
         key=lambda name: -_value(find(rows, setting=name, quantity="loss")),
     ):
         found = [find(rows, setting=setting, quantity=quantity) for quantity in quantities]
-        lines.append([setting, *("–" if row is None else printed(row) for row in found)])
+        lines.append(table_line(setting, found))
     return table(["loss, nats per token", *quantities.values()], lines)
 
 
@@ -173,7 +170,7 @@ def _settings(rows: Sequence[Row], columns: Sequence[tuple[str, str, str]]) -> s
     lines = []
     for setting in dict.fromkeys(row["setting"] for row in plain):
         found = [find(plain, setting=setting, quantity=quantity, gate=gate) for quantity, gate, _ in columns]
-        lines.append([setting, *("–" if row is None else printed(row) for row in found)])
+        lines.append(table_line(setting, found))
     return table(["", *(head for _, _, head in columns)], lines)
 
 

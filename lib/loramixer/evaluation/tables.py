@@ -20,7 +20,7 @@ from typing import Any
 from loramixer.evaluation.csv_files import read_csv
 from loramixer.evaluation.evidence import EVIDENCE
 from loramixer.evaluation.markdown import line
-from loramixer.evaluation.verdicts import find, printed, shipped_gate
+from loramixer.evaluation.verdicts import find, shipped_gate, table_line
 
 
 def expert_matrix_table(folder: Path) -> str:
@@ -60,7 +60,7 @@ def _by_domain(folder: Path, prefix: str, gate_of: Callable[[list[dict[str, Any]
     lines = [line("", *(name.removeprefix(prefix) for name in quantities)), line("---", *("---:" for _ in quantities))]
     for setting in settings:
         cells = [find(found, setting=setting, quantity=quantity) for quantity in quantities]
-        lines.append(line(setting, *("–" if row is None else printed(row) for row in cells)))
+        lines.append(line(*table_line(setting, cells)))
     return "\n".join(lines)
 
 

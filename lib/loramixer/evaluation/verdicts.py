@@ -69,6 +69,21 @@ def printed(row: Row, scale: float = 1.0) -> str:
     return f"{value:.3f}" if row.get("covers") == "nothing" else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def table_line(head: str, rows: Sequence[Row | None]) -> list[str]:
+    """A line of a table: its head, with the number of training seeds where there are several, and every number.
+
+    A number that stands on fewer seeds than the others of its line says so.
+    """
+    seeds = max((int(row["seeds"]) for row in rows if row is not None), default=1)
+    cells = ["–" if row is None else _cell(row, seeds) for row in rows]
+    return [f"{head} ({seeds} seeds)" if seeds > 1 else head, *cells]
+
+
+def _cell(row: Row, seeds: int) -> str:
+    fewer = int(row["seeds"])
+    return printed(row) + (f" ({fewer} seed{'s' * (fewer > 1)})" if fewer < seeds else "")
+
+
 def sizes(row: Row) -> str:
     """How many seeds and rows stand behind a number, and what its interval covers."""
     rows = f", {row['rows']:.0f} rows" if row.get("rows") else ""
