@@ -99,7 +99,7 @@ def test_cards_hold_numbers_and_the_command(zoo):
     card = (zoo / "rsl/README.md").read_text()
     assert "--loss rsl --balance-weight 1 --entropy-weight 0.3 --entropy sharpen --examples 24 --seed 0" in card
     assert "| test loss, nats per answer token, top-2 |" in card
-    assert "1 seed, 4 rows, interval over rows" in card
+    assert "this router alone (seed 0), 4 test rows, 95 % intervals over rows" in card
     assert "seed 0" in card
     assert "Test loss on math, nats per answer token:" in (zoo / "experts/math/README.md").read_text()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from loramixer.cards import write_expert_card, write_router_card
 from loramixer.data import RECIPES
 from loramixer.errors import MixerError
-from loramixer.evaluation.csv_files import Row, read_csv
+from loramixer.evaluation.csv_files import read_csv
 from loramixer.evaluation.experiments.losses import settings
 from loramixer.evaluation.experiments.plan import Options, Run
 from loramixer.evaluation.experiments.workshop import Workshop
-from loramixer.evaluation.verdicts import find, printed, shipped_gate, sizes
+from loramixer.evaluation.verdicts import find, printed
 from loramixer.experts import check_unchanged
 from loramixer.mixers import CONFIG_FILE, WEIGHTS_FILE, ZOO
 from loramixer.training.routers import KEPT_ROUTERS, find_experts
@@ -89,7 +89,7 @@ def ship(workshop: Workshop, options: Options, results: Path, zoo: Path, say: Ca
             _copy_kept(folder, name, zoo, title, log)
             log.settings["run"] = run.name
             log.save(zoo / name)
-        measured = _numbers(results, run.setting)
+        measured = _numbers(results, run, options.gates)
         write_router_card(zoo / name, title, router_command(run, name), log, list(options.experts), measured)
         shipped |= {name, *([REPLAY] if (zoo / REPLAY / name).is_dir() else [])}
         say(f"{name}: {run.name}")
@@ -178,24 +178,29 @@ def _expert_numbers(results: Path, name: str) -> list[str]:
     ]
 
 
-def _numbers(results: Path, setting: str) -> list[str]:
-    """Its test loss and routing from the comparison of losses."""
-    path = results / "losses-summary.csv"
-    rows = [row for row in (read_csv(path) if path.is_file() else []) if row["against"] is None]
-    own = [row for row in rows if row["setting"] == setting]
-    if not own:
+def _numbers(results: Path, run: Run, gates: Sequence[str]) -> list[str]:
+    """Test loss and routing of this router alone, whatever other seeds of its setting gave."""
+    path = results / "losses.csv"
+    own = next((row for row in (read_csv(path) if path.is_file() else []) if row["run"] == run.name), None)
+    if own is None:
         return []
-    gate = shipped_gate(rows)
+
+    def number(name: str) -> str:
+        return printed({"value": own[name], "low": own[f"{name}_low"], "high": own[f"{name}_high"]})
+
     lines = ["| | |", "|---|---:|"]
     lines += [
-        f"| test loss, nats per answer token, {row['gate'].replace('_', '-')} | {printed(row)} |"
-        for row in own
-        if row["quantity"] == "loss"
+        f"| test loss, nats per answer token, {gate.replace('_', '-')} | {number(f'loss_{gate}')} |"
+        for gate in gates
+        if own.get(f"loss_{gate}") is not None
     ]
-    found: list[tuple[str, Row | None]] = [(head, find(own, quantity=name)) for name, head in QUANTITIES.items()]
-    lines += [f"| {head} | {printed(row)} |" for head, row in found if row is not None]
-    first = find(own, quantity="loss", gate=gate) or own[0]
-    return [*lines, "", f"Mean of all domains; {sizes(first)}; all numbers are in docs/results.md of the repository."]
+    lines += [f"| {head} | {number(name)} |" for name, head in QUANTITIES.items() if own.get(name) is not None]
+    return [
+        *lines,
+        "",
+        f"Mean of all domains; this router alone (seed {run.seed}), {own['test_rows']:.0f} test rows, 95 % intervals "
+        "over rows; all numbers are in docs/results.md of the repository.",
+    ]
 
 
 def main() -> None:
