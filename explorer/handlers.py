@@ -22,7 +22,7 @@ from explorer.link import parse
 from explorer.payload import Payload, PayloadEncoder, ViewState, encode_trace
 from explorer.recordings import Recordings
 from explorer.registry import ModelSource
-from explorer.running import run_buttons
+from explorer.running import gate_control, run_buttons
 from explorer.sessions import Ticket, Tickets, session_of, waiting_text
 from explorer.settings import (
     ALL_EXPERTS,
@@ -199,10 +199,8 @@ class Handlers:
             mixer = self._find_mixer(name)
         except LoraMixerError as error:
             return gr.skip(), gr.skip(), status("error", str(error))
-        choices = gate_choices(len(mixer.experts))
-        kept = gate_for(mixer, gate)
-        note = self.settings_note(name, kept, shown)
-        return gr.Dropdown(info=describe_mixer(mixer)), gr.Radio(choices=choices, value=kept), note
+        note = self.settings_note(name, gate_for(mixer, gate), shown)
+        return gr.Dropdown(info=describe_mixer(mixer)), gate_control(mixer, gate), note
 
     def backbone_of(self, mixer: str | None) -> Any:
         """The backbone control follows the router, whoever has chosen it."""

@@ -9,7 +9,7 @@ import gradio as gr
 
 from explorer.api import PublicApi
 from explorer.handlers import Handlers
-from explorer.link import WRITE
+from explorer.link import WRITE, write_if_open
 from explorer.page import Page
 from explorer.recordings import Recordings
 from explorer.registry import ModelSource
@@ -60,10 +60,10 @@ def build(source: ModelSource, recordings: Recordings) -> gr.Blocks:
                 with gr.Tab(room.label, id=room.key, elem_id=f"room-{room.key}") as tab:
                     room.build(page)
                 # Unlike the event of the tabs together, this one also comes when an event opens the room.
-                tab.select(
-                    None, addresses[room.key], None, js=WRITE, api_visibility="private", show_progress="hidden",
-                    queue=False,
-                )  # fmt: skip
+                # A room that was opened before its address was known writes it then.
+                address = addresses[room.key]
+                for event, write in ((tab.select, WRITE), (address.change, write_if_open(f"room-{room.key}"))):
+                    event(None, address, None, js=write, api_visibility="private", show_progress="hidden", queue=False)
         demo.load(_open_room, None, tabs, js=HIDE, api_visibility="private", show_progress="hidden", queue=False)
         PublicApi(source, handlers.tickets).add()
     return demo.queue(max_size=32)

@@ -25,6 +25,11 @@ WRITE = """(query) => {
 empty text changes nothing."""
 
 
+def write_if_open(tab: str) -> str:
+    """:data:`WRITE`, but only while the tab of that id is open: a room in the background must not speak for it."""
+    return f"(query) => {{ if (document.getElementById('{tab}')?.offsetParent) ({WRITE})(query); }}"
+
+
 @dataclass(frozen=True)
 class LinkField:
     """One value in the address.

@@ -33,7 +33,8 @@ class Page:
             Compare listen to its change and act when they are named. Only events that go through the queue may set
             it: Gradio tells nobody of a state that changed outside.
         addresses: by key of a room, the hidden box of the query string of its view. Opening a room writes it into the
-            address bar; it stays empty in rooms whose component does that itself.
+            address bar, and so does a change of it while the room is open; it stays empty in rooms whose component
+            does that itself.
         pinned: component state; ``{"key": …, "number": …}``, the trace that Explore pins; Compare takes it as A.
         exports: files of what is shown, for download buttons; those of a session go when it leaves.
         services: what one room does for another, by name; looked up when it is used, since rooms are built in order.

@@ -8,6 +8,8 @@ from typing import Any
 import gradio as gr
 
 from explorer.sessions import Ticket
+from explorer.settings import gate_choices, gate_for
+from loramixer.mixers import MixerInfo
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _AT_ONCE: dict[str, Any] = {**_PRIVATE, "queue": False}
@@ -71,3 +73,12 @@ def wire_run(
         run, inputs, outputs, trigger_mode="multiple", **_MODEL
     )
     running.failure(refused, None, said, **_AT_ONCE)
+
+
+def gate_control(mixer: MixerInfo, gate: str) -> Any:
+    """The gate control of a router that was just chosen; its value only where that must be another one.
+
+    Whoever has meanwhile chosen a gate keeps it: the answer to the router's choice comes late on a busy machine.
+    """
+    choices, usual = gate_choices(len(mixer.experts)), gate_for(mixer, gate)
+    return gr.Radio(choices=choices) if usual == gate else gr.Radio(choices=choices, value=usual)

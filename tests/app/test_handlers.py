@@ -245,7 +245,8 @@ def test_new_settings_leave_the_view_and_say_so(handlers: Handlers) -> None:
 def test_a_router_that_nobody_has_trained_begins_with_all_experts(handlers: Handlers) -> None:
     source = handlers.source
     name = source.add(Path("anywhere"), "Mine")
-    assert handlers.choose_mixer(name, "2", {})[1].value == "2"
+    assert handlers.choose_mixer(name, "2", {})[1].value is None  # left as it is, or as it is by now
+    assert handlers.choose_mixer(name, "17", {})[1].value == "3"
     source.added[name] = replace(source.added[name], untrained=True)  # type: ignore[attr-defined]
     assert handlers.choose_mixer(name, "2", {})[1].value == ALL_EXPERTS
 

@@ -20,7 +20,7 @@ from explorer.registry import ModelSource
 from explorer.rooms.compare.link import FIELDS, RunSpec, file_spec, parse_spec, recording_spec, run_spec
 from explorer.rooms.compare.ready_made import ready_made, short_name
 from explorer.rooms.compare.steps import at_step, split_step, step_control
-from explorer.running import last_frame, run_buttons
+from explorer.running import gate_control, last_frame, run_buttons
 from explorer.sessions import Tickets, session_of, waiting_text
 from explorer.settings import (
     DEFAULT_NEW_TOKENS,
@@ -28,7 +28,6 @@ from explorer.settings import (
     check_new_tokens,
     check_prompt,
     gate_choices,
-    gate_for,
     parse_gate,
 )
 from explorer.summary import prompt_text
@@ -157,10 +156,8 @@ class CompareHandlers:
             mixer = self._find(name)
         except LoraMixerError:
             return gr.skip(), gr.skip(), gr.skip()
-        choices = gate_choices(len(mixer.experts))
-        kept = gate_for(mixer, gate)
         steps = step_control(self.source.steps(mixer.name), step or "")
-        return gr.Dropdown(info=f"Trained with: {mixer.loss}"), steps, gr.Radio(choices=choices, value=kept)
+        return gr.Dropdown(info=f"Trained with: {mixer.loss}"), steps, gate_control(mixer, gate)
 
     def choose_wanted(self, wanted: dict[str, Any]) -> Any:
         """The router control after another room has asked to compare a router; one of no list joins the choices."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.link import WRITE
 from explorer.page import Page
 from explorer.rooms.lessons.handlers import ROOM, LessonHandlers, page_html
 from explorer.rooms.lessons.texts import LESSONS
@@ -41,7 +40,7 @@ def build(page: Page) -> None:
     # Not on change, which the address causes too: a second opening would take away what was just typed.
     query = page.addresses[ROOM]
     lesson.input(handlers.open, lesson, opened, **typed)
-    lesson.input(handlers.query, lesson, query, **typed).then(None, query, None, js=WRITE, **at_once)
+    lesson.input(handlers.query, lesson, query, **typed)
     predicted = [lesson, prediction, guess]
     gr.on([prediction.input, guess.input], handlers.predict, predicted, [reveal, answer], **typed)
     reveal.click(handlers.reveal, predicted, answer, **at_once)

@@ -10,7 +10,6 @@ from explorer.components.plane_view import PlaneView
 from explorer.components.replay_view import ReplayView
 from explorer.components.status_line import StatusLine
 from explorer.handlers import status
-from explorer.link import WRITE
 from explorer.page import Page
 from explorer.rooms.share import FORMATS as ALL_FORMATS
 from explorer.rooms.share import share_and_export
@@ -80,9 +79,9 @@ def build(page: Page) -> None:
     plane.pin_router(handlers.pin_router, None, send, **PRIVATE)  # type: ignore[attr-defined]
     plane.change_view(  # type: ignore[attr-defined]
         handlers.view_query, replay, [view, query], trigger_mode="always_last", **AT_ONCE
-    ).then(None, query, None, js=WRITE, **AT_ONCE)
+    )
     replay.change(handlers.choose_replay, replay, frames, **AT_ONCE)
-    replay.input(handlers.query, [view, replay], query, **AT_ONCE).then(None, query, None, js=WRITE, **AT_ONCE)
+    replay.input(handlers.query, [view, replay], query, **AT_ONCE)
     buttons = [measure, stop]
     wire_run(
         [measure.click],

@@ -10,7 +10,6 @@ from explorer.components.replay_view import ReplayView
 from explorer.components.status_line import StatusLine
 from explorer.components.training_view import TrainingView
 from explorer.examples import EXAMPLES
-from explorer.link import WRITE
 from explorer.page import Page
 from explorer.rooms.share import SAVE_FILE, share_and_export
 from explorer.rooms.train.choices import (
@@ -92,17 +91,11 @@ def build(page: Page) -> None:
     gr.on([page.demo.load, experts.change, examples.change], handlers.estimate_line, **estimating)
     # Of changes while one is under way, Gradio would otherwise drop the last.
     typed = {**AT_ONCE, "trigger_mode": "always_last"}
-    written = [
-        gr.on([control.input for control in controls], handlers.query, controls, query, **typed),
-        # What a choice brings along comes with a press only: an address has its own α and domains, and opening it is
-        # a change too.
-        loss.input(handlers.usual_weight, loss, balance, **typed).then(handlers.query, controls, query, **typed),
-        experts.input(handlers.choose_experts, experts, domains, **typed).then(
-            handlers.query, controls, query, **typed
-        ),
-    ]
-    for event in written:
-        event.then(None, query, None, js=WRITE, **AT_ONCE)
+    gr.on([control.input for control in controls], handlers.query, controls, query, **typed)
+    # What a choice brings along comes with a press only: an address has its own α and domains, and opening it is a
+    # change too.
+    loss.input(handlers.usual_weight, loss, balance, **typed).then(handlers.query, controls, query, **typed)
+    experts.input(handlers.choose_experts, experts, domains, **typed).then(handlers.query, controls, query, **typed)
 
     timer = gr.Timer(1.0, active=False)
     train.click(handlers.start, [*controls, probe, pool], [key, seen, room_status, timer], **AT_ONCE).then(
