@@ -16,6 +16,7 @@ from loramixer.evaluation.verdicts import (
     grid_verdicts,
     losses_verdicts,
     oracle_verdicts,
+    table_line,
     top_k_verdicts,
 )
 
@@ -144,3 +145,15 @@ def test_the_rsl_that_ships_has_the_most_information_among_those_near_the_lowest
     loss, information = chosen(rows)
     assert (loss["setting"], loss["gate"]) == (ships, "top_3")
     assert information["value"] == {"a": 0.1, "b": 0.2, "c": 0.3}[ships]
+
+
+def test_a_line_of_a_table_says_on_how_many_seeds_it_stands():
+    three, one = row("a", "loss", 1.0, 0.1), row("a", "loss", 2.0, 0.1, seeds=1.0)
+    assert table_line("a", [three, one, None]) == [
+        "a (3 seeds)",
+        "1.000 [0.900, 1.100]",
+        "2.000 [1.900, 2.100] (1 seed)",
+        "–",
+    ]
+    assert table_line("a", [one]) == ["a", "2.000 [1.900, 2.100]"]
+    assert table_line("a", [row("a", "loss", 1.0, 0.0, covers="nothing", seeds=1.0)]) == ["a", "1.000"]

@@ -128,7 +128,8 @@ def convergence_figure(steps: Sequence[Row]) -> go.Figure:
     lines.append(("bound (1 − ηλ) per step", NEUTRAL, bound))
     last = max(row["step"] for row in rows)
     ticks = [(last * part / 4, f"{last * part / 4:.0f}") for part in range(5)]
-    title = f"Descent on F_S: distance to its minimum ({len(set(row['seed'] for row in rows))} seeds)"
+    seeds = len(set(row["seed"] for row in rows))
+    title = f"Descent on F_S: distance to its minimum ({seeds} seed{'s' * (seeds > 1)})"
     figure = _lines(lines, ticks, "step", "mean KL(P* ‖ P), nats", title)
     low, high = figure.layout.yaxis.range
     powers = range(math.ceil(low), math.floor(high) + 1, max(1, round((high - low) / 6)))
