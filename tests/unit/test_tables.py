@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
     write_csv(
         tmp_path / "losses-summary.csv",
         [
-            row(value, setting=setting, gate=gate, quantity=quantity, against=against)
+            row(value, setting=setting, gate=gate, quantity=quantity, against=against, seeds=1)
             for setting, (share, loss) in settings.items()
             for gate, quantity, value, against in (
                 ("soft", "own_share_math", share, None),
