@@ -48,7 +48,7 @@ def execute(source: Path, fast: bool) -> Any:
 
 
 def tidy(notebook: Any, fast: bool) -> Any:
-    """Drop what differs from run to run and teaches nothing: times of cells, progress bars, identifiers."""
+    """Drop what differs from run to run and teaches nothing: times of cells, progress bars, identifiers, its folder."""
     notebook.metadata = {
         "kernelspec": notebook.metadata["kernelspec"],
         "language_info": {"name": "python"},
@@ -59,6 +59,9 @@ def tidy(notebook: Any, fast: bool) -> Any:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                if "text" in output:  # messages name folders in full, and this one lies elsewhere for everybody
+                    output["text"] = output["text"].replace(f"{FOLDER}{os.sep}", "")
     return notebook
 
 
