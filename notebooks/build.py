@@ -48,7 +48,7 @@ def execute(source: Path, fast: bool) -> Any:
 
 
 def tidy(notebook: Any, fast: bool) -> Any:
-    """Drop what differs from run to run and teaches nothing: times of cells, progress bars, identifiers, its folder."""
+    """Drop what differs from run to run and teaches nothing: times of cells, progress bars, names of places."""
     notebook.metadata = {
         "kernelspec": notebook.metadata["kernelspec"],
         "language_info": {"name": "python"},
