@@ -28,6 +28,19 @@ def axe_script() -> str:
         raise
 
 
+def open_page(watched: Watched, url: str, width: int) -> Any:
+    page: Any = watched.page
+    page.set_default_timeout(WAIT_MS)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(url)
+    return page
+
+
+def found_by_axe(page: Any) -> list[Any]:
+    page.evaluate(axe_script())
+    return page.evaluate(RUN)  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     ("theme", "width", "query"),
     [
@@ -38,14 +51,10 @@ def axe_script() -> str:
 def test_axe_finds_nothing_serious(
     watched: Watched, synthetic_page_url: str, theme: str, width: int, query: str
 ) -> None:
-    page: Any = watched.page
-    page.set_default_timeout(WAIT_MS)
-    page.set_viewport_size({"width": width, "height": 900})
-    page.goto(f"{synthetic_page_url}?__theme={theme}&{query}")
+    page = open_page(watched, f"{synthetic_page_url}?__theme={theme}&{query}", width)
     page.wait_for_selector(".token")
     page.wait_for_function("document.querySelector('.map-frame canvas').height > 200")
-    page.evaluate(axe_script())
-    assert page.evaluate(RUN) == []
+    assert found_by_axe(page) == []
 
 
 OTHERS = {
@@ -63,10 +72,6 @@ OTHERS = {
 def test_axe_finds_nothing_serious_in_other_rooms(
     watched: Watched, synthetic_page_url: str, room: str, theme: str, width: int
 ) -> None:
-    page: Any = watched.page
-    page.set_default_timeout(WAIT_MS)
-    page.set_viewport_size({"width": width, "height": 900})
-    page.goto(f"{synthetic_page_url}?__theme={theme}&v=1&room={room}")
+    page = open_page(watched, f"{synthetic_page_url}?__theme={theme}&v=1&room={room}", width)
     page.wait_for_selector(OTHERS[room])
-    page.evaluate(axe_script())
-    assert page.evaluate(RUN) == []
+    assert found_by_axe(page) == []

@@ -221,7 +221,7 @@ def _state(name: str, all_sizes: Sequence[int] = ()) -> Maker:
 
 EVIDENCE: dict[str, Maker] = {
     **{f"{name}-state": _state(name) for name in ("losses", "choice", "grid", "top-k", "oracle")},
-    "data-size-state": _state("data-size", data_size.ALL_SIZES),
+    "data-size-state": _state("data-size", data_size.halved()),
     "losses": losses_table,
     "losses-domains": losses_domains_table,
     "token-shares": token_shares_table,

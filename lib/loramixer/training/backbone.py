@@ -29,9 +29,9 @@ from loramixer.data import (
     task_licenses,
     token_counter,
 )
-from loramixer.distributed import is_main_process, say, wait_for_processes
+from loramixer.distributed import say
 from loramixer.evaluation.texts import frequency_scores, model_scores, text_losses
-from loramixer.training.checkpoints import CHECKPOINTS, discard, is_finished, survivable
+from loramixer.training.checkpoints import CHECKPOINTS, conclude, is_finished
 from loramixer.training.loop import run_training
 from loramixer.training.run_log import RunLog
 from loramixer.training.selective_scan import scan_by_hand
@@ -157,17 +157,17 @@ def train_backbone(
         f"{settings.max_length} tokens from {len(examples)} rows ({data_origin()} data) …"
     )
     run_training(model, tokenizer, pieces, folder, settings, log)
-    if is_main_process():
+
+    def write() -> None:
         model.to(torch.bfloat16)
         model.config.use_cache = True  # the Trainer turns it off
         log.summary["held_out"] = held_out_table(model, tokenizer, pieces, list(shares), test_rows, seed)
         log.save(folder)
-        with survivable(folder / CHECKPOINTS):
-            write_backbone_card(folder, log)
-            tokenizer.save_pretrained(folder)
-            model.save_pretrained(folder)
-        discard(folder / CHECKPOINTS)
-    wait_for_processes()
+        write_backbone_card(folder, log)
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
+
+    conclude(folder / CHECKPOINTS, write)
     return folder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from loramixer.distributed import say
+from loramixer.distributed import is_main_process, say, wait_for_processes
 from loramixer.errors import LoraMixerError, MixerError
 from loramixer.experts import WEIGHTS_FILE
 
@@ -38,6 +38,24 @@ def discard(folder: Path) -> None:
     except OSError:  # there is none, or this system renames no folder that is in use
         gone = folder
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def conclude(checkpoints: Path, write: Callable[[], None], run: Path | None = None) -> None:
+    """Write the result of a run once for all processes, which wait for it, and then discard its checkpoints.
+
+    Args:
+        checkpoints: folder without which the run counts as finished, see :func:`is_finished`.
+        write: writes everything else.
+        run: folder that is discarded with them; the checkpoints alone by default.
+
+    Raises:
+        LoraMixerError: there is no room; the checkpoints stay, and the same command writes again.
+    """
+    if is_main_process():
+        with survivable(checkpoints):
+            write()
+        discard(run or checkpoints)
+    wait_for_processes()
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:

@@ -23,10 +23,10 @@ from loramixer.data import (
     rows_per_task,
     task_licenses,
 )
-from loramixer.distributed import is_main_process, say, wait_for_processes
+from loramixer.distributed import say
 from loramixer.errors import ExpertError
 from loramixer.experts import WEIGHTS_FILE
-from loramixer.training.checkpoints import CHECKPOINTS, discard, is_finished, survivable
+from loramixer.training.checkpoints import CHECKPOINTS, conclude, is_finished
 from loramixer.training.expert_optimizer import ExpertAdamW
 from loramixer.training.loop import fast_training_dtype, run_training
 from loramixer.training.presets import Preset, find_preset
@@ -162,12 +162,12 @@ def _train_one(folder: Path, domain: str, run: _Run) -> Path:
         raise ExpertError(f"PEFT cannot put a LoRA there ({error}); give other targets, or jointly=True.") from error
     log = _run_log(run, found, files, {"domain": domain})
     run_training(peft_model, tokenizer, found.rows, folder, run.settings, log)
-    if is_main_process():
-        with survivable(folder / CHECKPOINTS):
-            save_expert(peft_model, folder, files)
-            _write_card(folder, domain, log)
-        discard(folder / CHECKPOINTS)
-    wait_for_processes()
+
+    def write() -> None:
+        save_expert(peft_model, folder, files)
+        _write_card(folder, domain, log)
+
+    conclude(folder / CHECKPOINTS, write)
     return folder
 
 
@@ -202,17 +202,17 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
     run_training(peft_model, tokenizer, found.rows, run_folder, run.settings, log, optimizer=optimizer)
     config.base_model_name_or_path = files.name
     config.revision = files.revision if files.origin == "hub" else None
-    if is_main_process():
-        with survivable(run_folder / CHECKPOINTS):
-            for name, folder in zip(domains, folders, strict=True):
-                mine = [row for row in found.examples if row.domain == name]
-                own = {"domain": name, "rows": rows_per_task(mine), "rows_fingerprint": fingerprint(mine)}
-                own_log = RunLog(log.settings | own, log.steps, log.summary)
-                own_log.save(folder)
-                _write_card(folder, name, own_log)
-                export_expert(peft_model, name, folder, dtype=torch.bfloat16)
-        discard(run_folder)
-    wait_for_processes()
+
+    def write() -> None:
+        for name, folder in zip(domains, folders, strict=True):
+            mine = [row for row in found.examples if row.domain == name]
+            own = {"domain": name, "rows": rows_per_task(mine), "rows_fingerprint": fingerprint(mine)}
+            own_log = RunLog(log.settings | own, log.steps, log.summary)
+            own_log.save(folder)
+            _write_card(folder, name, own_log)
+            export_expert(peft_model, name, folder, dtype=torch.bfloat16)
+
+    conclude(run_folder / CHECKPOINTS, write, run_folder)
     return folders
 
 

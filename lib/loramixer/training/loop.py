@@ -57,7 +57,8 @@ def run_training(
     """Train ``model`` on encoded rows with the stock Trainer; resumes from the last whole checkpoint in ``folder``.
 
     As one of several processes (`accelerate launch`, `torchrun`) it takes its part of the rows of every step, and the
-    first process writes the log. The steps are those of one process; only rounding differs.
+    first process writes the log. The steps are those of one process and only rounding differs, but for
+    ``group_by_length``: several processes take rows at random and spread their lengths instead.
 
     Args:
         model: a PEFT model, or a backbone by itself; its trainable parameters are the ones to train.

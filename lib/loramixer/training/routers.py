@@ -24,10 +24,10 @@ from loramixer.data import (
     rows_per_task,
     task_licenses,
 )
-from loramixer.distributed import is_main_process, say, wait_for_processes
+from loramixer.distributed import say
 from loramixer.errors import ExpertError
 from loramixer.mixers import mixer_folder
-from loramixer.training.checkpoints import CHECKPOINTS, KeepRouters, discard, is_finished, survivable
+from loramixer.training.checkpoints import CHECKPOINTS, KeepRouters, conclude, is_finished
 from loramixer.training.loop import fast_training_dtype, run_training
 from loramixer.training.presets import Preset, find_preset
 from loramixer.training.rows import EncodedRows, encode_rows
@@ -180,12 +180,12 @@ def train_router(
             statistics.take,
             measure_speed=measure_speed,
         )
-    if is_main_process():
-        with survivable(folder / CHECKPOINTS):
-            save_mixture(peft_model, folder)
-            write_router_card(folder, config.title, command, log, list(experts))
-        discard(folder / CHECKPOINTS)
-    wait_for_processes()
+
+    def write() -> None:
+        save_mixture(peft_model, folder)
+        write_router_card(folder, config.title, command, log, list(experts))
+
+    conclude(folder / CHECKPOINTS, write)
     return folder
 
 

@@ -14,14 +14,14 @@ EXAMPLES = 4000
 """The largest number of rows; with its halves 250, 500, 1,000, 2,000 and 4,000."""
 
 
-ALL_SIZES = tuple(EXAMPLES // 2**halvings for halvings in range(4, -1, -1))
-"""What the paper asks about; more of them may be measured."""
+def halved(largest: int = EXAMPLES) -> list[int]:
+    """Training rows, each twice the one before, up to the largest."""
+    return [largest // 2**halvings for halvings in range(4, -1, -1)]
 
 
 def sizes(options: Options) -> list[int]:
-    """Training rows, each twice the one before, up to ``examples``."""
-    largest = options.examples or EXAMPLES
-    return [largest // 2**halvings for halvings in range(4, -1, -1) if largest // 2**halvings >= len(options.experts)]
+    """Those up to ``examples`` that give every expert a row."""
+    return [size for size in halved(options.examples or EXAMPLES) if size >= len(options.experts)]
 
 
 def without(options: Options, examples: int) -> list[Run]:
