@@ -15,6 +15,7 @@ from typing import Any
 
 import gradio as gr
 
+from explorer.components.status_line import Status, status
 from explorer.examples import EXAMPLES, find_example
 from explorer.files import read_drawable_trace
 from explorer.gold import gold_experts
@@ -22,8 +23,8 @@ from explorer.link import parse
 from explorer.payload import Payload, PayloadEncoder, ViewState, encode_trace
 from explorer.recordings import Recordings
 from explorer.registry import ModelSource
-from explorer.running import gate_control, run_buttons
-from explorer.sessions import Ticket, Tickets, session_of, waiting_text
+from explorer.running import begin_run, gate_control, run_buttons
+from explorer.sessions import Ticket, Tickets, session_of
 from explorer.settings import (
     ALL_EXPERTS,
     DEFAULT_NEW_TOKENS,
@@ -51,14 +52,8 @@ SECONDS_BETWEEN_FRAMES = 0.1
 
 logger = logging.getLogger(__name__)
 
-Status = dict[str, str]
 Shown = dict[str, str]
 """Router and gate of the trace on screen: ``{"mixer": …, "gate": …}``; empty when nothing is on screen."""
-
-
-def status(kind: str, text: str = "") -> Status:
-    """Value of the status line. Kinds: quiet, busy, note, error."""
-    return {"kind": kind, "text": text}
 
 
 def describe_backbone(name: str | None) -> str:
@@ -239,14 +234,12 @@ class Handlers:
 
     def announce(self, prompt: str, max_new_tokens: float, request: gr.Request) -> tuple[Any, ...]:
         """The first half of Generate, outside the queue: refuse at once what can be refused, else open a ticket."""
-        try:
+
+        def check() -> None:
             check_prompt(prompt)
             check_new_tokens(int(max_new_tokens))
-        except LoraMixerError as error:
-            return 0, status("error", str(error)), gr.skip(), gr.skip()
-        ticket = self.tickets.open(session_of(request), ROOM)
-        line = status("busy", waiting_text(self.tickets, ticket.session, self.source))
-        return ticket.number, line, *run_buttons(running=True)
+
+        return begin_run(self.tickets, self.source, session_of(request), ROOM, check)
 
     def run(
         self,

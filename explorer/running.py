@@ -7,8 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.sessions import Ticket
+from explorer.components.status_line import status
+from explorer.registry import ModelSource
+from explorer.sessions import Ticket, Tickets, waiting_text
 from explorer.settings import gate_choices, gate_for
+from loramixer.errors import LoraMixerError
 from loramixer.mixers import MixerInfo
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -19,6 +22,36 @@ _MODEL: dict[str, Any] = {**_PRIVATE, "concurrency_id": "model", "concurrency_li
 def run_buttons(running: bool, starts: int = 1) -> tuple[Any, ...]:
     """What the buttons that start a run, and Stop behind them, shall be."""
     return (*(gr.Button(interactive=not running) for _ in range(starts)), gr.Button(interactive=running))
+
+
+def begin_run(
+    tickets: Tickets,
+    source: ModelSource,
+    session: str,
+    room: str,
+    check: Callable[[], None],
+    starts: int = 1,
+) -> tuple[Any, ...]:
+    """The first half of a run, outside the queue: refuse at once what can be refused, else open a ticket.
+
+    Args:
+        tickets: of all visitors.
+        source: of the model that the run waits for.
+        session: of the visitor.
+        room: that the run is for.
+        check: raises a LoraMixerError whose sentence says why not.
+        starts: how many buttons start a run.
+
+    Returns:
+        The number of the ticket, or 0; the status line; the buttons.
+    """
+    try:
+        check()
+    except LoraMixerError as error:
+        return 0, status("error", str(error)), *(gr.skip() for _ in range(starts + 1))
+    ticket = tickets.open(session, room)
+    line = status("busy", waiting_text(tickets, session, source))
+    return ticket.number, line, *run_buttons(running=True, starts=starts)
 
 
 def last_frame(ticket: Ticket, shown: Sequence[Any], starts: int = 1) -> tuple[Any, ...]:

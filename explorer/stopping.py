@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.handlers import Status, status
+from explorer.components.status_line import Status, status
 from explorer.sessions import Tickets, session_of
 
 _AT_ONCE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}

@@ -377,3 +377,18 @@ def test_the_command(shop, tmp_path):
     status, _, err = run_command(*words, "--seeds", "one")
     assert status == 2
     assert "--seeds is 'one'" in err
+
+
+def test_some_of_the_experts_are_enough(shop, tmp_path):
+    words = (
+        "experiment", "top-k", "--output", tmp_path / "results", "--work", tmp_path / "work",
+        "--experts", Path(shop.backbone).parent, "--backbone", shop.backbone, "--limit", 3, "--dry-run",
+    )  # fmt: skip
+    status, out, err = run_command(*words, "--seeds", "0", "--only", EXPERTS[1])
+    assert status == 0, err
+    assert "top_1" in out
+    assert "top_2" not in out
+    status, _, err = run_command(*words, "--only", "botany")
+    assert status == 2
+    assert "--only names botany" in err
+    assert EXPERTS[0] in err

@@ -1,6 +1,7 @@
 """Result tables are prints of result files, and the README holds the current ones."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from loramixer.accounting import parameter_table
 from loramixer.evaluation.csv_files import write_csv
-from loramixer.evaluation.evidence import EVIDENCE
+from loramixer.evaluation.evidence import EVIDENCE, expert_count_table
 from loramixer.evaluation.tables import (
     expert_matrix_table,
     fill,
@@ -72,6 +73,33 @@ def test_tables_by_domain_have_a_line_for_each_setting(folder):
     assert router_loss_table(folder).splitlines()[2:] == [
         "| RSL | 1.000 [0.900, 1.100] |",
         "| none | 1.100 [1.000, 1.200] |",
+    ]
+
+
+def test_numbers_of_experts_stand_beside_each_other_as_shares_of_log_k(folder):
+    """Equal shares of log K are equal numbers, whatever K is."""
+    three = folder / "three-experts"
+    three.mkdir()
+    for path, experts in ((three / "choice-summary.csv", "abc"), (folder / "grid-summary.csv", "abcdef")):
+        rows = [
+            row(value, setting=f"RSL sharpen {alpha:g} / 0.3", gate="soft", quantity=quantity, against=None, seeds=1)
+            for alpha in (1.0, 0.1)
+            for quantity, value in (
+                *((f"load_{name}", 0.3) for name in experts),
+                ("load_entropy", 0.8 * math.log(len(experts))),
+                ("loss", alpha),
+            )
+        ]
+        # The grid has settings that three experts were not tried with.
+        rows += [{**found, "setting": "RSL flatten 1 / 0.3"} for found in rows if path.parent == folder]
+        write_csv(path, rows)
+    cells = [[cell.split(" [")[0].strip() for cell in line.split("|")[1:-1]]
+             for line in expert_count_table(folder).splitlines()[2:]]  # fmt: skip
+    assert cells == [
+        ["3", "0.1", "0.3", "–", "0.800", "–", "–", "0.100"],
+        ["3", "1", "3", "–", "0.800", "–", "–", "1.000"],
+        ["6", "0.1", "0.6", "–", "0.800", "–", "–", "0.100"],
+        ["6", "1", "6", "–", "0.800", "–", "–", "1.000"],
     ]
 
 

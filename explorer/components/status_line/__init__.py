@@ -11,6 +11,13 @@ from explorer.components.assets import read_assets
 
 _FOLDER = Path(__file__).parent
 
+Status = dict[str, str]
+
+
+def status(kind: str, text: str = "") -> Status:
+    """Value of a status line. Kinds: quiet, busy, ready, note, error."""
+    return {"kind": kind, "text": text}
+
 
 class StatusLine(gr.HTML):
     """A live region. Its value is ``{"kind": "quiet" | "busy" | "ready" | "note" | "error", "text": …}``.
@@ -18,9 +25,9 @@ class StatusLine(gr.HTML):
     Gradio evaluates templates as JavaScript, so text never goes through one; ``status.js`` sets it as plain text.
     """
 
-    def __init__(self, value: dict[str, str] | None = None, **arguments: Any) -> None:
+    def __init__(self, value: Status | None = None, **arguments: Any) -> None:
         super().__init__(
-            value=value or {"kind": "quiet", "text": ""},
+            value=value or status("quiet"),
             html_template=read_assets(_FOLDER, ["template.html"]),
             css_template=read_assets(_FOLDER, ["status.css"]),
             js_on_load=read_assets(_FOLDER, ["status.js"]),

@@ -8,8 +8,8 @@ import gradio as gr
 
 from explorer.components.compare_view import CompareView
 from explorer.components.share_menu import PromptInLink
-from explorer.components.status_line import StatusLine
-from explorer.handlers import describe_mixer, status
+from explorer.components.status_line import StatusLine, status
+from explorer.handlers import describe_mixer
 from explorer.page import Page, entering
 from explorer.rooms.compare.files import COMPARISON_FORMATS, code_maker, file_maker
 from explorer.rooms.compare.handlers import FIRST_STEPS, CompareHandlers

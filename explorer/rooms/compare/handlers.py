@@ -11,8 +11,8 @@ from typing import Any, Literal
 import gradio as gr
 
 from explorer.comparison_payload import Side, clip, encode_comparison
+from explorer.components.status_line import Status, status
 from explorer.files import read_drawable_trace
-from explorer.handlers import Status, status
 from explorer.link import parse, to_query
 from explorer.payload import ViewState
 from explorer.recordings import RecordingKey, Recordings
@@ -20,8 +20,8 @@ from explorer.registry import ModelSource
 from explorer.rooms.compare.link import FIELDS, RunSpec, file_spec, parse_spec, recording_spec, run_spec
 from explorer.rooms.compare.ready_made import ready_made, short_name
 from explorer.rooms.compare.steps import at_step, split_step, step_control
-from explorer.running import gate_control, last_frame, run_buttons
-from explorer.sessions import Tickets, session_of, waiting_text
+from explorer.running import begin_run, gate_control, last_frame, run_buttons
+from explorer.sessions import Tickets, session_of
 from explorer.settings import (
     DEFAULT_NEW_TOKENS,
     RunRequest,
@@ -173,14 +173,12 @@ class CompareHandlers:
         self, side: SideName, prompt: str, new_tokens: float, sides: Sides, request: gr.Request
     ) -> tuple[Any, ...]:
         """The first half of Run, outside the queue: refuse at once what can be refused, else open a ticket."""
-        try:
+
+        def check() -> None:
             check_prompt(self._prompt(side, prompt, sides, session_of(request)))
             check_new_tokens(int(new_tokens))
-        except LoraMixerError as error:
-            return 0, status("error", str(error)), gr.skip(), gr.skip()
-        ticket = self.tickets.open(session_of(request), ROOM)
-        line = status("busy", waiting_text(self.tickets, ticket.session, self.source))
-        return ticket.number, line, *run_buttons(running=True)
+
+        return begin_run(self.tickets, self.source, session_of(request), ROOM, check)
 
     def run(
         self,

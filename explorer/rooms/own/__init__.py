@@ -8,8 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.components.status_line import StatusLine
-from explorer.handlers import status
+from explorer.components.status_line import StatusLine, status
 from explorer.link import to_query
 from explorer.page import Page
 from explorer.rooms.own.handlers import UNTRAINED, UNTRAINED_LABEL, OwnHandlers, shipped_experts

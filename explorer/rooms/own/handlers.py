@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.handlers import Status, status
+from explorer.components.status_line import Status, status
 from explorer.page import want
 from explorer.registry import ModelSource
 from explorer.rooms.own.shelf import Shelf, Shelves

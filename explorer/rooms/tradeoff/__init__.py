@@ -8,8 +8,7 @@ import gradio as gr
 
 from explorer.components.plane_view import PlaneView
 from explorer.components.replay_view import ReplayView
-from explorer.components.status_line import StatusLine
-from explorer.handlers import status
+from explorer.components.status_line import StatusLine, status
 from explorer.page import Page
 from explorer.rooms.share import FORMATS as ALL_FORMATS
 from explorer.rooms.share import share_and_export

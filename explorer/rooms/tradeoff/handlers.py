@@ -12,8 +12,8 @@ from typing import Any
 
 import gradio as gr
 
+from explorer.components.status_line import Status, status
 from explorer.examples import EXAMPLES
-from explorer.handlers import Status, status
 from explorer.link import LinkField, parse, to_query
 from explorer.page import want
 from explorer.registry import ModelSource
@@ -28,8 +28,8 @@ from explorer.rooms.tradeoff.points import (
     logged_plane,
     measured_plane,
 )
-from explorer.running import last_frame, run_buttons
-from explorer.sessions import Tickets, session_of, waiting_text
+from explorer.running import begin_run, last_frame, run_buttons
+from explorer.sessions import Tickets, session_of
 from explorer.settings import RunRequest
 from loramixer.errors import FigureError, LoraMixerError, MixerError
 from loramixer.mixers import MixerInfo
@@ -162,12 +162,12 @@ class TradeoffHandlers:
 
     def announce(self, request: gr.Request) -> tuple[Any, ...]:
         """The first half of Measure, outside the queue."""
-        if not self.source.mixers():
-            line = status("error", "No trained router is installed, so nothing can be measured.")
-            return 0, line, gr.skip(), gr.skip()
-        ticket = self.tickets.open(session_of(request), ROOM)
-        line = status("busy", waiting_text(self.tickets, ticket.session, self.source))
-        return ticket.number, line, *run_buttons(running=True)
+
+        def check() -> None:
+            if not self.source.mixers():
+                raise MixerError("No trained router is installed, so nothing can be measured.")
+
+        return begin_run(self.tickets, self.source, session_of(request), ROOM, check)
 
     def measure(self, number: int, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """The second half, in the queue: streams plane, status and both buttons."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.handlers import Status, status
+from explorer.components.status_line import Status, status
 from explorer.link import LinkField, parse, to_query
 from explorer.page import want
 from explorer.registry import ModelSource

@@ -8,8 +8,7 @@ import gradio as gr
 
 from explorer.components.compare_view import CompareView
 from explorer.components.share_menu import PromptInLink
-from explorer.components.status_line import StatusLine
-from explorer.handlers import status
+from explorer.components.status_line import StatusLine, status
 from explorer.page import Page, entering
 from explorer.rooms.compare.files import COMPARISON_FORMATS, code_maker, file_maker
 from explorer.rooms.share import share_and_export

@@ -11,8 +11,8 @@ from typing import Any
 import gradio as gr
 
 from explorer.comparison_payload import Side, clip, effect, encode_comparison
+from explorer.components.status_line import Status, status
 from explorer.examples import EXAMPLES
-from explorer.handlers import Status, status
 from explorer.link import parse, to_query
 from explorer.payload import Payload, ViewState, encode_trace
 from explorer.recordings import Recordings
@@ -21,8 +21,8 @@ from explorer.rooms.compare.link import parse_spec, recording_spec, run_spec
 from explorer.rooms.compare.ready_made import short_name
 from explorer.rooms.what_if.changes import CONTROL_LABEL, GateChange, ModelChange, chosen_biases
 from explorer.rooms.what_if.link import FIELDS, read_biases, read_names, write_biases
-from explorer.running import last_frame, run_buttons
-from explorer.sessions import Ticket, Tickets, session_of, waiting_text
+from explorer.running import begin_run, last_frame, run_buttons
+from explorer.sessions import Ticket, Tickets, session_of
 from explorer.settings import (
     DEFAULT_NEW_TOKENS,
     GateMode,
@@ -124,13 +124,11 @@ class WhatIfHandlers:
 
     def announce(self, base: Base, request: gr.Request) -> tuple[Any, ...]:
         """The first half of a run, outside the queue: ticket, status, both run buttons, Stop."""
-        try:
+
+        def check() -> None:
             check_prompt(prompt_text(self._trace(base, request)))
-        except LoraMixerError as error:
-            return 0, status("error", str(error)), gr.skip(), gr.skip(), gr.skip()
-        ticket = self.tickets.open(session_of(request), ROOM)
-        line = status("busy", waiting_text(self.tickets, ticket.session, self.source))
-        return ticket.number, line, *run_buttons(running=True, starts=2)
+
+        return begin_run(self.tickets, self.source, session_of(request), ROOM, check, starts=2)
 
     def regenerate(
         self,

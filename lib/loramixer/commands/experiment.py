@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from loramixer.errors import DataError
+from loramixer.errors import DataError, ExpertError
 
 ALL = "all"
 NAMES = Literal[
@@ -27,6 +27,9 @@ def experiment(
     experts: Annotated[
         str, typer.Option(help="Whose experts to route: a mixture, or a folder of LoRAs.")
     ] = "smollm2-135m/rsl",
+    only: Annotated[
+        str, typer.Option(help="Of these experts only, such as 'math science'; with a --work and --output of its own.")
+    ] = "",
     seeds: Annotated[str, typer.Option(help="Training seeds, such as '0 1 2' or 0,1,2.")] = "0 1 2",
     examples: Annotated[
         int | None, typer.Option(help="Training rows per router; each experiment has its own.")
@@ -73,7 +76,7 @@ def experiment(
     from loramixer.evaluation.experiments.workshop import Workshop
     from loramixer.training.routers import find_experts
 
-    found = find_experts(experts)
+    found = _chosen(find_experts(experts), only)
     options = Options(
         experts=tuple(found),
         seeds=_seeds(seeds),
@@ -106,6 +109,14 @@ def experiment(
             continue
         for path in perform(EXPERIMENTS[chosen], options, workshop, output, stored_only=stored_only, say=typer.echo):
             typer.echo(f"{path}")
+
+
+def _chosen(found: dict[str, str], only: str) -> dict[str, str]:
+    """The experts that ``--only`` names, in the order of the mixture; all where it names none."""
+    names = only.replace(",", " ").split()
+    if unknown := [name for name in names if name not in found]:
+        raise ExpertError(f"--only names {unknown[0]}, which is none of the experts; they are {', '.join(found)}.")
+    return {name: source for name, source in found.items() if name in names} if names else found
 
 
 def _candidates(text: str) -> tuple[tuple[float, float], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -90,6 +91,49 @@ def grid_table(folder: Path) -> str:
         ("loss", shipped_gate(rows), f"loss, {shipped_gate(rows).replace('_', '-')}"),
     ]
     return _settings(rows, [*columns, *((name, "soft", head) for name, head in ROUTING.items())])
+
+
+THREE_EXPERTS = "three-experts"
+"""Folder, inside that of the results, of the experiment `choice` with three of the experts."""
+
+
+def expert_count_table(folder: Path) -> str:
+    """RSL sharpen by α, with three experts and with six; entropies and mutual information as shares of log K."""
+    sources = {
+        "choice-summary.csv": read_csv(folder / THREE_EXPERTS / "choice-summary.csv"),
+        "grid-summary.csv": read_csv(folder / "grid-summary.csv"),
+    }
+    candidates = dict.fromkeys(row["setting"] for row in sources["choice-summary.csv"])
+    lines = []
+    for rows in sources.values():
+        plain = [row for row in rows if row["against"] is None]
+        experts = verdicts.expert_count(plain)
+        for setting in sorted(candidates, key=_balance_weight):
+            found = [find(plain, setting=setting, quantity=name, gate="soft") for name in EXPERT_COUNT]
+            if not any(found):
+                continue
+            scales = [math.log(experts) if name in OF_LOG_K else 1.0 for name in EXPERT_COUNT]
+            cells = ["–" if row is None else printed(row, scale) for row, scale in zip(found, scales, strict=True)]
+            alpha = _balance_weight(setting)
+            lines.append([str(experts), f"{alpha:g}", f"{alpha * experts:g}", *cells])
+    return table(["K", "α of K Σ p̄ f̄", "α of Σ p̄ f̄", *EXPERT_COUNT.values()], lines)
+
+
+EXPERT_COUNT = {
+    "token_entropy": "E[H] / log K",
+    "load_entropy": "H(p̄) / log K",
+    "mutual_information": "I(token; expert) / log K",
+    "own_share": "own-expert share",
+    "loss": "loss, soft",
+}
+"""Quantities that are compared between numbers of experts, and their heads."""
+
+OF_LOG_K = ("token_entropy", "load_entropy", "mutual_information")
+
+
+def _balance_weight(setting: str) -> float:
+    """α of ``RSL sharpen α / λ``."""
+    return float(setting.split()[2])
 
 
 def data_size_table(folder: Path) -> str:
@@ -235,6 +279,7 @@ EVIDENCE: dict[str, Maker] = {
     "grid": grid_table,
     "grid-verdicts": _verdict_list("grid-summary.csv", verdicts.grid_verdicts),
     "grid-figure": _figure("grid", "Loss, token entropy, mutual information and load variance over α and λ"),
+    "expert-count": expert_count_table,
     "data-size": data_size_table,
     "data-size-verdicts": _verdict_list("data-size-summary.csv", verdicts.data_size_verdicts),
     "data-size-figure": _figure("data-size", "Test loss by number of training rows"),
