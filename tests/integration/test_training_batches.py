@@ -16,6 +16,7 @@ from loramixer.training.batches import (
     make_collator,
     ordinary_attention,
     rows_fit_in_line,
+    token_count,
 )
 from loramixer.training.loop import run_training
 from loramixer.training.run_log import RunLog
@@ -34,9 +35,15 @@ def rows() -> list[dict]:
     return found
 
 
-def trained_on(experts, in_line: bool, answers_only: bool, **fields):
+def rows_with_a_template() -> list[dict]:
+    """Rows that begin alike, as those of one chat template do, each with a prompt and an answer of its own."""
+    beginning = tiny.token_ids(1, 5, seed=9)[0].tolist()
+    return [{**row, "input_ids": beginning + row["input_ids"], "labels": [-100] * 5 + row["labels"]} for row in rows()]
+
+
+def trained_on(experts, in_line: bool, answers_only: bool, found=None, share_beginning=False, **fields):
     model = training_mixture(experts, **fields)
-    batch = RowCollator(2, in_line, answers_only)(rows())
+    batch = RowCollator(2, in_line, answers_only, share_beginning)(found or rows())
     with attention_row_by_row(model.get_base_model()) if in_line else torch.enable_grad():
         outputs = model(**batch)
         outputs.loss.backward()
@@ -57,6 +64,80 @@ def test_loss_gradient_and_statistics_are_those_of_a_padded_batch_with_all_logit
         torch.testing.assert_close(statistics[name], plain_statistics[name])
     if not in_line:  # in a line these are means over tokens, not over rows
         torch.testing.assert_close(statistics["own_share"], plain_statistics["own_share"])
+
+
+LOSSES_THAT_LOOK_AT_TOKENS = {
+    "rsl": {},
+    "gmoe": {},
+    "aesl": {},
+    "supervised": {},  # the own expert of a token that several rows share is that of each row
+    "load_balance": {"reduction": "pooled", "z_weight": 0.1},
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES_THAT_LOOK_AT_TOKENS)
+def test_a_beginning_that_rows_share_counts_once_for_each_of_them(experts, loss):
+    """It is computed once, and loss, gradient and statistics are those of rows that each have their own."""
+    fields = {"routing_loss": loss, **LOSSES_THAT_LOOK_AT_TOKENS[loss]}
+    found = rows_with_a_template()
+    plain, plain_gradient, plain_statistics = trained_on(experts, True, True, found, **fields)
+    lean, gradient, statistics = trained_on(experts, True, True, found, share_beginning=True, **fields)
+    torch.testing.assert_close(lean.logits, plain.logits)
+    torch.testing.assert_close(lean.loss, plain.loss)
+    torch.testing.assert_close(gradient, plain_gradient, atol=1e-6, rtol=1e-4)
+    assert statistics.keys() == plain_statistics.keys()
+    for name, value in statistics.items():
+        torch.testing.assert_close(value, plain_statistics[name], equal_nan=True)
+
+
+def test_a_line_with_a_shared_beginning():
+    found = rows_with_a_template()
+    batch = RowCollator(2, True, True, share_beginning=True)(found)
+    # The last row is all answer behind the template; the prediction of its first token is its own, so one token less
+    # is shared.
+    assert batch["cu_seq_lens_q"].tolist() == [0, 4, 14, 18, 36, 43]
+    assert batch["cu_seq_lens_k"].tolist() == [0, 4, 18, 26, 48, 59]
+    assert batch["position_ids"][0, :16].tolist() == [0, 1, 2, 3, *range(4, 14), 4, 5]
+    ids = batch["input_ids"][0]
+    assert ids[batch["row_tokens"]].tolist() == [token for row in found for token in row["input_ids"]]
+    assert batch["expert_index"].tolist() == [-1] * 14 + [0] * 8 + [1] * 22 + [2] * 11
+    assert token_count(batch) == sum(len(row["input_ids"]) for row in found)
+    alone = RowCollator(2, True, True, share_beginning=True)(found[:1])
+    assert alone["input_ids"].shape == (1, 14)
+    apart = RowCollator(2, True, True, share_beginning=True)(rows())
+    assert "row_tokens" not in apart
+    assert token_count(apart) == apart["input_ids"].numel()
+
+
+def test_rows_share_their_beginning_where_equal_tokens_are_treated_alike(experts):
+    def shares(**fields) -> bool:
+        model = training_mixture(experts, **fields)
+        return make_collator(model, tiny.tokenizer(), rows_with_a_template()).share_beginning
+
+    assert shares()
+    assert shares(training_gate="top_k")
+    assert not shares(training_gate="domain")  # the gates of a row are those of its domain
+    assert not shares(noise_std=0.1)
+    assert not shares(dropout=0.1)
+    assert not make_collator(tiny.llama(), tiny.tokenizer(), rows_with_a_template()).share_beginning
+
+
+def test_training_with_shared_beginnings_is_the_same_training(experts, tmp_path, monkeypatch):
+    found = {}
+    for name in ("shared", "apart"):
+        if name == "apart":
+            monkeypatch.setattr("loramixer.training.batches.equal_tokens_act_alike", lambda model: False)
+        model, log = training_mixture(experts), RunLog({})
+        run_training(model, tiny.tokenizer(), rows_with_a_template(), tmp_path / name, SETTINGS, log)
+        weights = torch.cat([value.flatten() for value in model.parameters() if value.requires_grad])
+        found[name] = weights, log
+    (shared, log), (apart, other) = found["shared"], found["apart"]
+    torch.testing.assert_close(shared, apart, atol=1e-5, rtol=1e-3)
+    assert (log.settings["beginnings_shared"], other.settings["beginnings_shared"]) == (True, False)
+    assert log.summary["tokens"] == other.summary["tokens"]
+    assert log.summary["shared_share"] > 0
+    assert other.summary["shared_share"] == 0
+    assert log.summary["padding_share"] == 0
 
 
 def test_a_line_has_no_padding_and_keeps_rows_apart(experts):
@@ -138,6 +219,23 @@ def test_attention_by_whole_matrices_is_that_of_the_kernel():
     torch.testing.assert_close(outputs[1].float(), outputs[0], atol=0.03, rtol=0.03)
     for first, second in zip(exact, rounded, strict=True):
         torch.testing.assert_close(second.grad.float(), first.grad, atol=0.06, rtol=0.06)
+
+
+def test_rows_with_more_keys_than_queries_begin_with_the_beginning_of_the_line():
+    """By both ways of computing attention, against rows that each have their own beginning."""
+    module = torch.nn.Module()
+    module.num_key_value_groups = 3
+    generator = torch.Generator().manual_seed(0)
+    shared = [torch.randn(1, heads, 14, 8, generator=generator) for heads in (6, 2, 2)]
+    # A beginning of 3 tokens, then rows of 4 and 7 more.
+    own = torch.tensor([*range(3), *range(3, 7), *range(3), *range(7, 14)])
+    apart = [part[:, :, own] for part in shared]
+    expected, _ = attend_row_by_row(module, *apart, None, cu_seq_lens_q=torch.tensor([0, 7, 17]))
+    lines = {"cu_seq_lens_q": torch.tensor([0, 3, 7, 14]), "cu_seq_lens_k": torch.tensor([0, 3, 10, 20])}
+    found, _ = attend_row_by_row(module, *shared, None, **lines)
+    torch.testing.assert_close(found[:, own], expected)
+    rounded, _ = attend_row_by_row(module, *(part.bfloat16() for part in shared), None, **lines)
+    torch.testing.assert_close(rounded[:, own].float(), expected, atol=0.03, rtol=0.03)
 
 
 def test_no_gradient_is_computed_below_the_first_routed_site(experts):

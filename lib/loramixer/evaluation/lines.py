@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 
 from loramixer.data import IGNORED_LABEL, Example, encode
 from loramixer.errors import DataError
-from loramixer.training.batches import rows_fit_in_line
+from loramixer.training.batches import backbone_of, rows_fit_in_line
 
 SHARED_PROMPTS = "loramixer_shared_prompts"
 """Name of :func:`attend_with_shared_prompts` in Transformers' table of attention functions."""
@@ -89,7 +89,7 @@ def in_lines(rows: Iterable[ScoredRow], limit: int = LINE_TOKENS) -> Iterator[li
 @contextmanager
 def shared_prompts(model: Any, rows: Sequence[ScoredRow]) -> Iterator[bool]:
     """Attend as lines need it while the block runs; yields whether this backbone can."""
-    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    backbone = backbone_of(model)
     trial = [{"input_ids": row.prompt + row.answers[0]} for row in rows[:2]]
     former = backbone.config._attn_implementation
     keeps = "logits_to_keep" in inspect.signature(backbone.forward).parameters

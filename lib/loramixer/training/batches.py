@@ -3,14 +3,18 @@
 Rows of different domains have very different lengths, and the balance term needs several domains in every batch, so
 sorting by length cannot help. Instead the rows of a batch lie behind each other in one line of tokens, positions start
 afresh with each row, and attention runs row by row. Nothing is padded, and the loss and the gradients are the same.
+
+Rows of one chat template begin alike, and what a causal model computes for equal beginnings is equal. So the line may
+hold that beginning once: every row attends to it, and routing losses count its tokens once for each row.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,6 +26,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from loramixer.data import IGNORED_LABEL
 from loramixer.errors import LoraMixerError
+from loramixer.tuner.runtime import active_runtime, mixture_layers
 
 ROW_BY_ROW = "loramixer_row_by_row"
 """Name of :func:`attend_row_by_row` in Transformers' table of attention functions."""
@@ -46,25 +51,24 @@ class RowCollator:
             padded at the right, with ``attention_mask``.
         answers_only: whether logits are computed at the labelled tokens only (``logits_to_keep``, a mask, and
             ``shift_labels``, the label of each kept logit).
+        share_beginning: whether a line holds the beginning that all its rows have in common once. Then
+            ``cu_seq_lens_k`` gives the rows more keys than queries, namely the beginning of the line; and
+            ``row_tokens``, int64 ``[tokens of all rows]``, says which token of the line is each token of the rows.
     """
 
     pad_token: int
     in_line: bool
     answers_only: bool
+    share_beginning: bool = False
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         lengths = [len(row["input_ids"]) for row in rows]
         ids = [torch.as_tensor(row["input_ids"]) for row in rows]
         labels = [torch.as_tensor(row["labels"]) for row in rows]
         if self.in_line:
-            ends = torch.tensor([0, *lengths]).cumsum(0)
-            batch = {
-                "input_ids": torch.cat(ids)[None],
-                # No token predicts the first one of the next row.
-                "labels": torch.cat([_without_first(row) for row in labels])[None],
-                "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
-                "cu_seq_lens_q": ends.to(torch.int32),
-            }
+            # No token predicts the first one of the next row.
+            labels = [_without_first(row) for row in labels]
+            batch = _line(ids, labels, _common_beginning(ids, labels) if self.share_beginning else 0)
         else:
             pad = torch.nn.utils.rnn.pad_sequence
             batch = {
@@ -81,6 +85,49 @@ class RowCollator:
         if self.in_line and "expert_index" in batch:
             batch["expert_index"] = batch["expert_index"].repeat_interleave(torch.tensor(lengths))
         return batch
+
+
+def _line(ids: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], shared: int) -> dict[str, torch.Tensor]:
+    """Rows behind each other, the first ``shared`` tokens once and before all rows."""
+    lengths = [len(row) for row in ids]
+    queries = [shared, *(length - shared for length in lengths)] if shared else lengths
+    line = {
+        "input_ids": torch.cat([ids[0][:shared], *(row[shared:] for row in ids)])[None],
+        "labels": torch.cat([labels[0][:shared], *(row[shared:] for row in labels)])[None],
+        "position_ids": torch.cat([torch.arange(shared), *(torch.arange(shared, length) for length in lengths)])[None],
+        "cu_seq_lens_q": _ends(queries),
+    }
+    if shared:
+        starts = line["cu_seq_lens_q"][1:].tolist()
+        beginning = torch.arange(shared)
+        of_rows = [
+            torch.cat([beginning, torch.arange(start, start + length - shared)])
+            for start, length in zip(starts, lengths, strict=False)  # the last start is the end of the line
+        ]
+        line |= {"cu_seq_lens_k": _ends([shared, *lengths]), "row_tokens": torch.cat(of_rows)}
+    return line
+
+
+def _ends(lengths: Sequence[int]) -> torch.Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+
+
+def _common_beginning(ids: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]) -> int:
+    """How many tokens the rows begin with in common, as far as none of them predicts a label."""
+    if len(ids) < 2:
+        return 0
+    # Of a row without labels the last token stays its own: a row must have queries.
+    firsts = [next(iter((row != IGNORED_LABEL).nonzero().flatten().tolist()), len(row)) for row in labels]
+    beginnings = torch.stack([row[: max(min(firsts) - 1, 0)] for row in ids])
+    return int((beginnings == beginnings[0]).all(dim=0).cumprod(0).sum())
+
+
+def token_count(batch: Mapping[str, torch.Tensor]) -> int:
+    """Tokens of the rows of a batch, without padding; a beginning that rows share counts for each of them."""
+    if "row_tokens" in batch:
+        return len(batch["row_tokens"])
+    mask = batch.get("attention_mask")
+    return int(batch["input_ids"].numel() if mask is None else mask.sum())
 
 
 class SpreadRows(BatchRebalanceSampler):
@@ -117,20 +164,39 @@ def _without_first(labels: torch.Tensor) -> torch.Tensor:
 
 
 def make_collator(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> RowCollator:
-    """The collator that wastes least on this backbone without changing what it computes.
+    """The collator that wastes least on this model without changing what it computes.
 
     Args:
-        model: a causal language model.
+        model: a PEFT model over a causal language model, or such a backbone by itself.
         tokenizer: names the padding.
         rows: encoded rows; the first two are tried in one line.
     """
+    backbone = backbone_of(model)
     pad_token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    keeps = "logits_to_keep" in inspect.signature(backbone.forward).parameters
     longest = max(len(row["input_ids"]) for row in rows)
-    return RowCollator(pad_token or 0, keeps and rows_fit_in_line(model, rows[:2], longest), keeps)
+    share = keeps and equal_tokens_act_alike(model) and rows_fit_in_line(backbone, rows[:2], longest, True)
+    in_line = share or (keeps and rows_fit_in_line(backbone, rows[:2], longest))
+    return RowCollator(pad_token or 0, in_line, keeps, share)
 
 
-def rows_fit_in_line(model: Any, rows: Sequence[dict[str, Any]], longest: int) -> bool:
+def backbone_of(model: Any) -> Any:
+    """The backbone of a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def equal_tokens_act_alike(model: Any) -> bool:
+    """Whether a mixture that trains does the same for the same tokens of different rows: no noise, no domain gates.
+
+    Other models have no routing loss that would count shared tokens for each row.
+    """
+    if not any(True for _ in mixture_layers(model)):
+        return False
+    config = active_runtime(model).config
+    return config.training_gate != "domain" and not config.noise_std and not config.dropout
+
+
+def rows_fit_in_line(model: Any, rows: Sequence[dict[str, Any]], longest: int, share_beginning: bool = False) -> bool:
     """Whether a backbone gives the same for rows in one line as for each by itself; found out by trying.
 
     State-space layers, position tables of their own kind and attention that does not take a function from outside
@@ -140,21 +206,24 @@ def rows_fit_in_line(model: Any, rows: Sequence[dict[str, Any]], longest: int) -
         model: a causal language model.
         rows: two encoded rows.
         longest: tokens of the longest row that will come; a sliding window must not be shorter.
+        share_beginning: whether the line holds the common beginning of the rows once.
     """
     window = getattr(model.config, "sliding_window", None)
     if len(rows) < 2 or (window is not None and window < longest):
         return False
     device = model.device
-    lines = [{"input_ids": row["input_ids"][:64], "labels": row["input_ids"][:64]} for row in rows]
-    collate = RowCollator(0, in_line=True, answers_only=False)
+    starts = [row["input_ids"][:64] for row in rows]
+    lines = [{"input_ids": ids, "labels": [IGNORED_LABEL] * len(ids)} for ids in starts]
+    collate = RowCollator(0, in_line=True, answers_only=False, share_beginning=share_beginning)
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), attention_row_by_row(model) as possible:
             if not possible:
                 return False
-            batch = {name: value.to(device) for name, value in collate(lines).items()}
-            together = model(**batch, use_cache=False).logits[0].float()
+            batch = {name: value.to(device) for name, value in collate(lines).items() if name != "labels"}
+            row_tokens = batch.pop("row_tokens", slice(None))
+            together = model(**batch, use_cache=False).logits[0, row_tokens].float()
         with torch.no_grad():
             alone = torch.cat(
                 [model(torch.tensor([row["input_ids"]], device=device), use_cache=False).logits[0] for row in lines]
@@ -193,7 +262,7 @@ def ordinary_attention(model: Any) -> Iterator[None]:
     Args:
         model: the model that trains, or its backbone; one that attends as usual is left as it is.
     """
-    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    backbone = backbone_of(model)
     if getattr(backbone.config, "_attn_implementation", None) != ROW_BY_ROW:
         yield
         return
@@ -220,7 +289,9 @@ def attend_row_by_row(
         key: ``[1, key-value heads, tokens, features]``.
         value: as ``key``.
         attention_mask: not used; a line has no padding.
-        **kwargs: ``cu_seq_lens_q``, where rows begin and end; the rest goes to the kernel.
+        **kwargs: ``cu_seq_lens_q``, where rows begin and end; ``cu_seq_lens_k``, how many keys each of them has, if
+            that is more than its own tokens: the rest are the first ones of the line, which lie before the row. What
+            remains goes to the kernel.
 
     Returns:
         ``[1, tokens, heads, features]`` and None.
@@ -234,14 +305,28 @@ def attend_row_by_row(
             "(cu_seq_lens_q); run it inside `with loramixer.training.batches.ordinary_attention(model):`."
         )
     ends = kwargs.pop("cu_seq_lens_q").tolist()
+    key_ends = kwargs.pop("cu_seq_lens_k", None)
+    counts = [last - first for first, last in pairwise(ends if key_ends is None else key_ends.tolist())]
     parts = []
-    for start, end in pairwise(ends):
-        row = [part[:, :, start:end] for part in (query, key, value)]
-        if _plain_is_faster(query, end - start, kwargs):
+    for (start, end), count in zip(pairwise(ends), counts, strict=True):
+        before = count - (end - start)
+        row = [query[:, :, start:end], *(_behind_beginning(part, before, start, end) for part in (key, value))]
+        if _plain_is_faster(query, count, kwargs):
             parts.append(_attend(row[0], row[1], row[2], kwargs.get("scaling")))
         else:
-            parts.append(sdpa_attention_forward(module, *row, attention_mask=None, **kwargs)[0])
+            mask = ~_later(end - start, count, query.device) if before else None
+            parts.append(sdpa_attention_forward(module, *row, attention_mask=mask, **kwargs)[0])
     return torch.cat(parts, dim=1), None
+
+
+def _behind_beginning(part: torch.Tensor, before: int, start: int, end: int) -> torch.Tensor:
+    own = part[:, :, start:end]
+    return torch.cat([part[:, :, :before], own], dim=2) if before else own
+
+
+def _later(queries: int, keys: int, device: torch.device) -> torch.Tensor:
+    """Bool ``[queries, keys]``: keys that lie behind the query, where the last query is at the last key."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).triu(1 + keys - queries)
 
 
 def _plain_is_faster(query: torch.Tensor, length: int, settings: dict[str, Any]) -> bool:
@@ -259,14 +344,21 @@ def _plain_is_faster(query: torch.Tensor, length: int, settings: dict[str, Any])
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
     """Causal attention of one row with the softmax in float32; ``[1, tokens, heads, features]``."""
     _, heads, tokens, features = query.shape
-    groups = key.shape[1]
+    groups, keys = key.shape[1:3]
     # Queries that share a key-value head stand below each other, so that no key is copied.
     q_GMD = (query * (scaling or features**-0.5)).reshape(groups, heads // groups * tokens, features)
-    scores_GHTT = (q_GMD @ key[0].transpose(-1, -2)).view(groups, heads // groups, tokens, tokens)
-    later = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)
-    weights = torch.softmax(scores_GHTT.masked_fill(later, -torch.inf), dim=-1, dtype=torch.float32).to(value.dtype)
-    mixed_GMD = weights.view(groups, -1, tokens) @ value[0]
+    scores_GHTK = (q_GMD @ key[0].transpose(-1, -2)).view(groups, heads // groups, tokens, keys)
+    # Added in place, and a sum has no backward pass of its own; the softmax gives masked keys no gradient.
+    scores_GHTK += _minus_infinity_where_later(query.dtype)[keys - tokens : keys, :keys]
+    weights = torch.softmax(scores_GHTK, dim=-1, dtype=torch.float32).to(value.dtype)
+    mixed_GMD = weights.view(groups, -1, keys) @ value[0]
     return mixed_GMD.view(1, heads, tokens, -1).transpose(1, 2)
+
+
+@lru_cache(maxsize=1)
+def _minus_infinity_where_later(dtype: torch.dtype) -> torch.Tensor:
+    """``[PLAIN_ATTENTION, PLAIN_ATTENTION]`` on the CPU; from row t on it is that of queries that t keys precede."""
+    return torch.full((PLAIN_ATTENTION, PLAIN_ATTENTION), -torch.inf, dtype=dtype).triu(1)
 
 
 AttentionInterface.register(ROW_BY_ROW, attend_row_by_row)

@@ -16,7 +16,14 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from loramixer.distributed import is_main_process, launched_processes, say, stack_on_first
 from loramixer.errors import LoraMixerError
-from loramixer.training.batches import RowCollator, SpreadRows, attention_row_by_row, make_collator
+from loramixer.training.batches import (
+    RowCollator,
+    SpreadRows,
+    attention_row_by_row,
+    backbone_of,
+    make_collator,
+    token_count,
+)
 from loramixer.training.checkpoints import CHECKPOINTS, last_good_checkpoint_text, last_whole_checkpoint, survivable
 from loramixer.training.run_log import RunLog
 from loramixer.training.selective_scan import scan_by_hand
@@ -81,9 +88,10 @@ def run_training(
     names = [str(row.get("id", number)) for number, row in enumerate(rows)]
     numbered = [{**{k: v for k, v in row.items() if k != "id"}, "row": number} for number, row in enumerate(rows)]
     is_adapted = hasattr(model, "get_base_model")
-    backbone = model.get_base_model() if is_adapted else model
-    collator = make_collator(backbone, tokenizer, numbered)
+    backbone = backbone_of(model)
+    collator = make_collator(model, tokenizer, numbered)
     log.settings |= {"rows_in_line": collator.in_line, "logits_at_answers_only": collator.answers_only}
+    log.settings |= {"beginnings_shared": collator.share_beginning}
     log.settings |= {"processes": launched_processes(), "threads": torch.get_num_threads()}
     trainer = _WatchedTrainer(
         model=model,
@@ -166,9 +174,12 @@ def training_arguments(checkpoints: Path, settings: LoopSettings, collator: RowC
 def speed_text(summary: dict[str, Any]) -> str:
     """One line on how long a run took and how much of that the backbone alone would have taken."""
     text = (
-        f"{summary['tokens']:,} tokens in {_duration(summary['seconds'])}: {summary['tokens_per_second']:g} tokens/s, "
-        f"{summary['padding_share']:.0%} of what was computed was padding"
+        f"{summary['tokens']:,} tokens in {_duration(summary['seconds'])}: {summary['tokens_per_second']:g} tokens/s"
     )
+    if summary["padding_share"]:
+        text = f"{text}, {summary['padding_share']:.0%} of what was computed was padding"
+    if summary["shared_share"]:
+        text = f"{text}, {summary['shared_share']:.0%} of them equal beginnings of rows that were computed once"
     if summary.get("backbone_share") is None:
         return f"{text}."
     return (
@@ -195,7 +206,7 @@ class _WatchedTrainer(Trainer):
         self.started = time.monotonic()
         self.seconds_before = 0.0
         self.tokens = self.padded_tokens = 0  # of all processes, when they were last added up
-        self.own_tokens = [0, 0]  # of this process since then, without and with padding
+        self.own_tokens = [0, 0]  # of this process since then: of the rows; computed, with padding
         self.rows_of_step: list[int] = []
         self.former_log = (0.0, 0)
         self.next_line = 0.0
@@ -228,8 +239,7 @@ class _WatchedTrainer(Trainer):
         if getattr(self, "_step", None) != self.state.global_step:
             self._step, self.rows_of_step = self.state.global_step, []
         self.rows_of_step += rows
-        mask = inputs.get("attention_mask")
-        self.own_tokens[0] += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        self.own_tokens[0] += token_count(inputs)
         self.own_tokens[1] += inputs["input_ids"].numel()
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(loss):
@@ -297,12 +307,15 @@ class _WatchedTrainer(Trainer):
         self.add_up_tokens()
         tokens = self.tokens if tokens is None else tokens
         seconds = round(self.seconds, 3)
+        # Rows that share tokens lie in a line, which has no padding: one of the two shares is always 0.
         padding = 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+        shared = 1 - self.padded_tokens / self.tokens if self.padded_tokens else 0.0
         return {
             "seconds": seconds,
             "tokens": tokens,
             "tokens_per_second": round(tokens / max(seconds, 1e-3), 1),
-            "padding_share": round(padding, 4),
+            "padding_share": round(max(padding, 0.0), 4),
+            "shared_share": round(max(shared, 0.0), 4),
         }
 
 

@@ -16,13 +16,15 @@ class RunLog:
 
     Attributes:
         settings: everything that is needed to repeat the run: command, preset, data, seed, loss, versions.
-        steps: one row per logged step: ``step``, ``loss``, and since the start of the run ``seconds``, ``tokens`` and
-            ``tokens_with_padding``; ``tokens_per_second`` since the last row; ``seconds_left``, estimated. For routers
-            also every term of the routing loss; ``token_entropy``, ``load_entropy`` and ``mutual_information`` in
-            nats; and ``own_expert_share`` per domain, the mean probability of a domain's own expert (over its tokens;
-            on backbones whose rows must be padded, over its rows).
+        steps: one row per logged step: ``step``, ``loss``, and since the start of the run ``seconds``, ``tokens`` (of
+            the rows) and ``tokens_with_padding`` (that were computed: a beginning that rows share is, once);
+            ``tokens_per_second`` since the last row; ``seconds_left``, estimated. For routers also every term of the
+            routing loss; ``token_entropy``, ``load_entropy`` and ``mutual_information`` in nats; and
+            ``own_expert_share`` per domain, the mean probability of a domain's own expert (over its tokens; on
+            backbones whose rows must be padded, over its rows).
         summary: of the whole run: ``seconds`` (a killed run counts until its last checkpoint), ``tokens``,
-            ``tokens_per_second``, ``padding_share``, ``backbone_share`` (time of the backbone alone, forward and
+            ``tokens_per_second``, ``padding_share`` (of what was computed), ``shared_share`` (of the tokens: what was
+            not computed, since rows share beginnings), ``backbone_share`` (time of the backbone alone, forward and
             backward, over that of a whole step) and ``backbone_tokens_per_second``.
     """
 

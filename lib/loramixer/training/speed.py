@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from loramixer.training.batches import token_count
+
 TIMED_BATCHES = 2
 
 
@@ -38,8 +40,7 @@ def measure_backbone(model: Any, batches: Iterable[dict[str, torch.Tensor]]) -> 
             if number:
                 seconds[part] += time.perf_counter() - started
         if number:
-            mask = inputs.get("attention_mask")
-            tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+            tokens += token_count(inputs)
     model.zero_grad()
     if not tokens:
         return {"backbone_share": None, "backbone_tokens_per_second": None}

@@ -276,7 +276,8 @@ class LoraMixerModel(BaseTuner):
         Args:
             *args: as the backbone's.
             **kwargs: as the backbone's; and ``expert_index``, int64 ``[B]``, the own expert of each row (negative:
-                none), for the statistics, and for gate mode ``domain``.
+                none), for the statistics, and for gate mode ``domain``; and ``row_tokens``, int64, which token of the
+                input is each token of the rows, where rows share some (:mod:`loramixer.training.batches`).
         """
         return self.model(*args, **kwargs)
 
@@ -301,7 +302,7 @@ class LoraMixerModel(BaseTuner):
                 "process for each GPU (accelerate launch, torchrun), or set CUDA_VISIBLE_DEVICES to one GPU."
             )
         kwargs = dict(kwargs)
-        expert_index = kwargs.pop("expert_index", None)
+        expert_index, row_tokens = kwargs.pop("expert_index", None), kwargs.pop("row_tokens", None)
         self._recording = None
         runtime = self.runtimes.get(self.active_adapters[0]) if self.active_adapters else None
         if runtime is None or not model.training or not torch.is_grad_enabled():
@@ -311,7 +312,7 @@ class LoraMixerModel(BaseTuner):
             # Some backbones divide their loss by the step's number of labels and some, T5 and all classifiers, do
             # not; without that number each returns the mean over its own labels, which is weighted afterwards.
             kwargs.pop("num_items_in_batch", None)
-            self._recording = Recording(runtime, inputs, expert_index, OwnerWatch(model, runtime.sites))
+            self._recording = Recording(runtime, inputs, expert_index, row_tokens, OwnerWatch(model, runtime.sites))
             runtime.recorded = []
             runtime.config.untrained = False
             # It stays until the next forward: checkpointing runs layers again in the backward pass.
@@ -334,6 +335,8 @@ class LoraMixerModel(BaseTuner):
         total = task_loss
         if calls:
             groups = group_by_tokens(sites, runtime.streams, calls, recording.inputs)
+            if recording.row_tokens is not None:
+                groups = [group.of_rows(recording.row_tokens) for group in groups]
             routing = routing_loss(config, groups, recording.expert_index)
             self.routing_statistics = {
                 **routing_statistics(config, [group.for_statistics() for group in groups], recording.expert_index),

@@ -55,6 +55,20 @@ class TokenGroup:
     output_gram: torch.Tensor | None = None
     own_expert: torch.Tensor | None = None
 
+    def of_rows(self, row_tokens: torch.Tensor) -> TokenGroup:
+        """The group over the tokens of the rows, where several rows share tokens that were computed once.
+
+        Args:
+            row_tokens: int64 ``[N′]``, which token of this group is each token of the rows.
+        """
+        index = row_tokens.to(self.p.device)
+        of_tokens = (
+            None if part is None else part.index_select(1, index) for part in (self.p, self.logits, self.output_gram)
+        )
+        p, logits, output_gram = of_tokens
+        assert p is not None  # a group has probabilities
+        return TokenGroup(p, None if self.mask is None else self.mask[index], logits, output_gram)
+
     def for_statistics(self) -> TokenGroup:
         """Probabilities and mask, without gradient."""
         return TokenGroup(self.p.detach(), self.mask)
@@ -68,12 +82,14 @@ class Recording:
         runtime: of the mixture.
         inputs: what the backbone was called with, by name.
         expert_index: int64 ``[B]``, the own expert of each row, or None.
+        row_tokens: int64, which token that was computed is each token of the rows, where rows share some; or None.
         watch: notes which modules run.
     """
 
     runtime: MixtureRuntime
     inputs: dict[str, Any]
     expert_index: torch.Tensor | None
+    row_tokens: torch.Tensor | None
     watch: OwnerWatch
 
 
