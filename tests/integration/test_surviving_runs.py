@@ -301,6 +301,19 @@ def test_presets_are_the_papers_and_the_shipped_ones(experts):
     assert router_config(CPU_SMALL, experts, balance_weight=7.0).balance_weight == 7.0
 
 
+def test_balance_has_an_effect_with_as_many_experts_as_are_chosen(experts):
+    """Where every token counts for all experts the balance term is a constant, so use is counted in another way."""
+    four = {**experts, "d": experts["a"]}
+    assert router_config(CPU_SMALL, four, routing_loss="rsl").usage == "top_k"
+    assert router_config(CPU_SMALL, experts, routing_loss="rsl").usage == "top_1"
+    assert router_config(CPU_SMALL, experts, routing_loss="rsl", top_k=2).usage == "top_k"
+    assert router_config(CPU_SMALL, experts, routing_loss="rsl", usage="soft").usage == "soft"
+    assert router_config(CPU_SMALL, experts, routing_loss="ds_moe").usage == "top_k"
+    constant = router_config(CPU_SMALL, experts, routing_loss="rsl", usage="top_k")
+    with pytest.warns(UserWarning, match=r"no effect: with 3 experts and top_k=3 .* usage='top_1' or 'soft', or a sm"):
+        get_peft_model(tiny.llama(), constant)
+
+
 @pytest.mark.parametrize("reporter", REPORTERS)
 def test_reporters_are_passed_on_or_named_when_missing(tmp_path, reporter):
     collator = RowCollator(0, True, True)

@@ -78,9 +78,14 @@ def test_tables_by_domain_have_a_line_for_each_setting(folder):
 
 def test_numbers_of_experts_stand_beside_each_other_as_shares_of_log_k(folder):
     """Equal shares of log K are equal numbers, whatever K is."""
-    three = folder / "three-experts"
-    three.mkdir()
-    for path, experts in ((three / "choice-summary.csv", "abc"), (folder / "grid-summary.csv", "abcdef")):
+    two, four = folder / "two-experts", folder / "four-experts"
+    two.mkdir()
+    four.mkdir()
+    for path, experts in (
+        (two / "choice-summary.csv", "ab"),
+        (four / "choice-summary.csv", "abcd"),
+        (folder / "grid-summary.csv", "abcdef"),
+    ):
         rows = [
             row(value, setting=f"RSL sharpen {alpha:g} / 0.3", gate="soft", quantity=quantity, against=None, seeds=1)
             for alpha in (1.0, 0.1)
@@ -90,14 +95,16 @@ def test_numbers_of_experts_stand_beside_each_other_as_shares_of_log_k(folder):
                 ("loss", alpha),
             )
         ]
-        # The grid has settings that three experts were not tried with.
+        # The grid has settings that fewer experts were not tried with.
         rows += [{**found, "setting": "RSL flatten 1 / 0.3"} for found in rows if path.parent == folder]
         write_csv(path, rows)
     cells = [[cell.split(" [")[0].strip() for cell in line.split("|")[1:-1]]
              for line in expert_count_table(folder).splitlines()[2:]]  # fmt: skip
     assert cells == [
-        ["3", "0.1", "0.3", "–", "0.800", "–", "–", "0.100"],
-        ["3", "1", "3", "–", "0.800", "–", "–", "1.000"],
+        ["2", "0.1", "0.2", "–", "0.800", "–", "–", "0.100"],
+        ["2", "1", "2", "–", "0.800", "–", "–", "1.000"],
+        ["4", "0.1", "0.4", "–", "0.800", "–", "–", "0.100"],
+        ["4", "1", "4", "–", "0.800", "–", "–", "1.000"],
         ["6", "0.1", "0.6", "–", "0.800", "–", "–", "0.100"],
         ["6", "1", "6", "–", "0.800", "–", "–", "1.000"],
     ]

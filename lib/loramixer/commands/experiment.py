@@ -40,6 +40,10 @@ def experiment(
     candidates: Annotated[
         str, typer.Option(help="Further RSL settings to choose from, α/λ each, such as '4/0.3 2/0.3'.")
     ] = "4/0.3",
+    top_k: Annotated[
+        int,
+        typer.Option(min=1, help="Experts per token; with less than 6 experts a half of them compares best."),
+    ] = 3,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the routers.")] = 5e-3,
     backbone: Annotated[str, typer.Option(help="Catalogue name, folder or Hub id.")] = "smollm2-135m",
     dtype: Annotated[
@@ -85,6 +89,7 @@ def experiment(
         entropy_weight=entropy_weight,
         candidates=_candidates(candidates),
         learning_rate=learning_rate,
+        chosen=top_k,
     )
     types: dict[str, Any] = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
     workshop = Workshop(
@@ -95,6 +100,7 @@ def experiment(
         dtype=types[dtype],
         training_dtype=types[training_dtype],
         archive=output / "runs",
+        chosen=top_k,
     )
     typer.echo(f"Data: {data_origin()}.", err=True)
     if measure_only:

@@ -93,19 +93,23 @@ def grid_table(folder: Path) -> str:
     return _settings(rows, [*columns, *((name, "soft", head) for name, head in ROUTING.items())])
 
 
-THREE_EXPERTS = "three-experts"
-"""Folder, inside that of the results, of the experiment `choice` with three of the experts."""
+FEWER_EXPERTS = ("two-experts", "four-experts")
+"""Folders, inside that of the results, of the experiment `choice` with some of the experts."""
 
 
 def expert_count_table(folder: Path) -> str:
-    """RSL sharpen by α, with three experts and with six; entropies and mutual information as shares of log K."""
-    sources = {
-        "choice-summary.csv": read_csv(folder / THREE_EXPERTS / "choice-summary.csv"),
-        "grid-summary.csv": read_csv(folder / "grid-summary.csv"),
-    }
-    candidates = dict.fromkeys(row["setting"] for row in sources["choice-summary.csv"])
+    """RSL sharpen by α, with some of the experts and with all; entropies and mutual information as shares of log K.
+
+    Raises:
+        FileNotFoundError: nothing has been measured with fewer experts, or not with all.
+    """
+    paths = [folder / name / "choice-summary.csv" for name in FEWER_EXPERTS]
+    fewer = [read_csv(path) for path in paths if path.is_file()]
+    if not fewer:
+        raise FileNotFoundError(paths[0])
+    candidates = dict.fromkeys(row["setting"] for rows in fewer for row in rows)
     lines = []
-    for rows in sources.values():
+    for rows in [*fewer, read_csv(folder / "grid-summary.csv")]:
         plain = [row for row in rows if row["against"] is None]
         experts = verdicts.expert_count(plain)
         for setting in sorted(candidates, key=_balance_weight):

@@ -97,7 +97,8 @@ def train_router(
         callbacks: further callbacks of the Trainer; one that raises ends the run, and its last checkpoint stays. One
             that runs the model needs :func:`loramixer.training.batches.ordinary_attention`.
         measure_speed: whether the run ends with a few batches that time the backbone alone, for its summary.
-        **config_fields: further fields of :class:`loramixer.LoraMixerConfig`.
+        **config_fields: further fields of :class:`loramixer.LoraMixerConfig`; ``usage`` is ``top_1`` by default where
+            k is the number of experts.
 
     Returns:
         ``output``.
@@ -160,6 +161,8 @@ def train_router(
         f"Training {sites} routers over {len(experts)} experts on {found.text} ({log.settings['data']} data), "
         f"{config.loss_text}, preset {preset.name} …"
     )
+    if config.usage != LoraMixerConfig.usage and "usage" not in config_fields:
+        say(f"Use is counted by the likeliest expert of a token, since top-{config.top_k} gates choose all of them.")
     statistics = RoutingStatistics(peft_model.base_model, list(experts))
     all_callbacks: list[TrainerCallback] = [
         _WarmUpRoutingLoss(peft_model.base_model),
@@ -220,13 +223,16 @@ def frozen_experts_in_backbone_dtype(peft_model: Any) -> Iterator[str]:
 
 
 def router_config(preset: Preset, experts: dict[str, str], **given: Any) -> LoraMixerConfig:
-    """The configuration of a mixture with the preset's values for what is not given."""
+    """The configuration of a mixture with the preset's values for what is not given.
+
+    Where as many experts are chosen as there are, use is counted by the likeliest one, so that balance has an effect.
+    """
     fields = {**preset.mixture, **given}
     if fields.get("preserve"):
         fields.setdefault("preservation_weight", preset.preservation_weight)
     if fields.get("top_k") is not None and "top_k" not in given:
         fields["top_k"] = min(fields["top_k"], len(experts))
-    return LoraMixerConfig(
+    config = LoraMixerConfig(
         **{
             "experts": dict(experts),
             "task_type": "CAUSAL_LM",
@@ -234,6 +240,9 @@ def router_config(preset: Preset, experts: dict[str, str], **given: Any) -> Lora
             **fields,
         }
     )
+    if config.has_idle_balance and "usage" not in fields:
+        config.usage = "top_1"
+    return config
 
 
 def mixture_rows(

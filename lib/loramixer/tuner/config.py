@@ -14,13 +14,16 @@ from peft import PeftConfig
 from loramixer.cards import write_mixture_card
 from loramixer.errors import MixerError
 from loramixer.losses import Entropy, Form, Reduction, Scale, Usage
-from loramixer.routing import GateMode, check_gate_mode, check_temperature
+from loramixer.routing import DEFAULT_TOP_K, GateMode, check_gate_mode, check_temperature
 
 RULE_FIELDS = {"top_k": "k", "temperature": "temperature", "renormalize": "renormalize"}
 """What a rule of `site_gates` can change besides the gate modes, and how `GateSettings` calls it."""
 
 Mixing = Literal["auto", "dense", "sparse"]
 RoutingLoss = Literal["rsl", "load_balance", "ds_moe", "gmoe", "aesl", "supervised", "none"]
+
+BALANCED: tuple[RoutingLoss, ...] = ("rsl", "load_balance", "aesl")
+"""Losses that have a balance term."""
 
 WEIGHTS = (
     "entropy_weight",
@@ -74,7 +77,7 @@ class LoraMixerConfig(PeftConfig):
             ``supervised``).
         entropy_weight: λ, of the token entropy (``rsl`` only).
         entropy: ``sharpen`` (+λ) or ``flatten`` (−λ, as Eq. 5 is printed).
-        usage: how the balance term counts use: ``top_k``, ``top_1`` or ``soft``.
+        usage: how the balance term counts use: ``top_k``, ``top_1`` or ``soft``; ``top_k`` needs more experts than k.
         scale: form of the balance term: ``unit`` (1 when even) or ``paper`` (1/K when even).
         reduction: routers one by one (``per_site``) or concatenated (``pooled``).
         loss_form: ``gmoe`` and ``aesl`` as in the ``paper`` or, where it differs, as in its released ``code``.
@@ -194,6 +197,12 @@ class LoraMixerConfig(PeftConfig):
     def rule_of(self, site: str) -> int | None:
         """Index of the first rule of ``site_gates`` that matches a module name, or None."""
         return next((i for i, rule in enumerate(self.site_gates) if re.fullmatch(rule["sites"], site)), None)
+
+    @property
+    def has_idle_balance(self) -> bool:
+        """Whether the balance term is the same whatever the gates are, since every token counts for all experts."""
+        counts = self.usage == "top_k" and (self.top_k or DEFAULT_TOP_K) >= len(self.experts) > 1
+        return counts and self.routing_loss in BALANCED and self.balance_weight > 0
 
     @property
     def loss_text(self) -> str:

@@ -78,6 +78,13 @@ class LoraMixerModel(BaseTuner):
         )
         for k in (peft_config.top_k, *(rule["top_k"] for rule in peft_config.site_gates if "top_k" in rule)):
             check_k(k, len(peft_config.experts))
+        if peft_config.has_idle_balance and not peft_config.inference_mode:
+            warnings.warn(
+                f"The balance term has no effect: with {len(peft_config.experts)} experts and top_k="
+                f"{peft_config.top_k} every token counts for all of them. Set usage='top_1' or 'soft', or a smaller "
+                "top_k.",
+                stacklevel=2,
+            )
         self._refuse_misfits(peft_config.experts)
 
         def settings(mode: GateMode) -> GateSettings:

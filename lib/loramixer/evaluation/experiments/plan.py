@@ -82,6 +82,7 @@ class Options:
         weak_balance: weight of the weaker one, by default the paper's α taken in the unit form.
         candidates: ``(α, λ)`` of further RSL settings among which the one that ships is chosen.
         learning_rate: of all routers.
+        chosen: experts per token, in inference and where the balance term counts their use.
     """
 
     experts: tuple[str, ...]
@@ -93,11 +94,12 @@ class Options:
     weak_balance: float = 0.1
     candidates: tuple[tuple[float, float], ...] = ((4.0, 0.3),)
     learning_rate: float = 5e-3
+    chosen: int = DEFAULT_TOP_K
 
     @property
     def top_k(self) -> int:
         """Experts per token of the shipped gate."""
-        return min(DEFAULT_TOP_K, len(self.experts))
+        return min(self.chosen, len(self.experts))
 
     @property
     def gates(self) -> tuple[str, ...]:

@@ -212,6 +212,7 @@ def _finish(run: Run, plan: Plan, rows: Sequence[Example], results: Results, sto
                 backbone=workshop.backbone,
                 seed=run.seed,
                 learning_rate=run.learning_rate,
+                top_k=results.options.top_k,
                 dtype=workshop.training_dtype,
                 routers_only=True,
                 title=run.setting,

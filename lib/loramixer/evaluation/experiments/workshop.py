@@ -17,6 +17,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ from loramixer.errors import DataError
 from loramixer.evaluation.experiments.measure import Measurement
 from loramixer.evaluation.experiments.plan import BASE_GATES, Run
 from loramixer.mixers import CONFIG_FILE, WEIGHTS_FILE, ZOO
+from loramixer.routing import DEFAULT_TOP_K
 from loramixer.training.checkpoints import is_finished
 from loramixer.training.run_log import RunLog
 
@@ -40,6 +42,7 @@ class Workshop:
     Attributes:
         work: the work folder.
         archive: folder of what was measured; inside the work folder unless one is given.
+        chosen: experts per token that the routers were trained with, as in :class:`Options`.
         sources: expert name → folder or Hub id of a plain PEFT LoRA.
         backbone: what :func:`loramixer.load_backbone` takes.
         limit: test rows per domain.
@@ -56,6 +59,7 @@ class Workshop:
     dtype: torch.dtype = torch.float32
     training_dtype: torch.dtype | None = None
     archive: Path | None = None
+    chosen: int = DEFAULT_TOP_K
 
     @property
     def records(self) -> Path:
@@ -124,19 +128,21 @@ class Workshop:
         Raises:
             DataError: one of them was begun with another backbone, other experts or other data.
         """
-        origin = {
+        origin: dict[str, Any] = {
             "backbone": self.backbone,
             "experts": {name: _identity(source) for name, source in self.sources.items()},
             "data": data_origin(),
         }
+        if self.chosen != DEFAULT_TOP_K:
+            origin["experts per token"] = self.chosen
         for folder, option in ((self.work, "--work folder"), (self.records, "--output")):
             path = folder / "origin.json"
             if path.is_file():
                 former = json.loads(path.read_text(encoding="utf-8"))
-                odd = next((name for name in origin if former.get(name) != origin[name]), None)
+                odd = next((name for name in former | origin if former.get(name) != origin.get(name)), None)
                 if odd is not None:
                     remedy = f"set {VARIABLE} as then, or give another" if odd == "data" else "give another"
-                    found = f"{former.get(odd)}, now {origin[odd]}"
+                    found = f"{former.get(odd)}, now {origin.get(odd)}"
                     raise DataError(f"{folder} was begun with other {odd} ({found}); {remedy} {option}.")
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
