@@ -3,7 +3,8 @@
 ``python benchmarks/router_training.py --output docs/results/router-training.json`` reads the logs of the trainings
 that the experiments archived, most of them beside other work. ``--train`` trains one more with ``cpu-small`` on this
 machine, which takes minutes; leave the machine alone meanwhile. ``--processes 2`` trains it with two processes of one
-thread each. What was trained before in another number of processes stays in the file.
+thread each. What was trained before in another number of processes, or with another memory allocator, stays in the
+file.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rich.table import Table
 from timing import write_result
 
 from loramixer.training.run_log import RunLog
+from loramixer.versions import memory_allocator
 
 EXAMPLES = 2000
 GOAL_MINUTES = 10
@@ -78,6 +80,7 @@ def row_of(name: str, log: RunLog, alone: bool = False) -> dict[str, Any]:
         "alone": alone,
         "processes": log.settings.get("processes", 1),
         "threads": log.settings.get("threads", 1),  # logs without it are of processes with one thread
+        "memory_allocator": log.settings.get("memory_allocator", "system"),
         "loss": log.settings["loss_text"],
         "rows": sum(log.settings["rows"].values()),
         "minutes": round(summary["seconds"] / 60, 2),
@@ -94,8 +97,8 @@ def _trained_before(options: argparse.Namespace) -> list[dict[str, Any]]:
     former = json.loads(options.output.read_text(encoding="utf-8"))
     if former["settings"]["examples"] != options.examples:
         return []
-    again = options.processes if options.train else None
-    return [row for row in former["rows"] if row.get("alone") and row["processes"] != again]
+    again = (options.processes, memory_allocator()) if options.train else None
+    return [row for row in former["rows"] if row.get("alone") and (row["processes"], row["memory_allocator"]) != again]
 
 
 def _parse(words: Sequence[str] | None) -> argparse.Namespace:

@@ -131,6 +131,12 @@ def test_a_training_of_its_own_stays_beside_the_archived_ones(benchmark_module, 
     module.main([*words, "--train", "--processes", "2"])
     module.main(words)
     assert "| alone, 2 processes × 1 thread | 1 | 210,000 | 9.0 | 389 | – |" in router_training_table(tmp_path)
+    monkeypatch.setattr(module, "memory_allocator", lambda: "tcmalloc")
+    log.settings["memory_allocator"] = "tcmalloc"
+    module.main([*words, "--train", "--processes", "2"])
+    table = router_training_table(tmp_path)
+    assert table.count("| alone, 2 processes × 1 thread |") == 1
+    assert table.count("| alone, 2 processes × 1 thread, tcmalloc |") == 1
 
 
 def test_a_median_comes_with_an_interval_around_it(benchmark_module):

@@ -29,6 +29,7 @@ from loramixer.training.run_log import RunLog
 from loramixer.training.selective_scan import scan_by_hand
 from loramixer.training.settings import LoopSettings
 from loramixer.training.speed import measure_backbone
+from loramixer.versions import memory_allocator
 
 REPORTERS = ("trackio", "tensorboard")
 """Where metrics can go besides the run log."""
@@ -93,6 +94,7 @@ def run_training(
     log.settings |= {"rows_in_line": collator.in_line, "logits_at_answers_only": collator.answers_only}
     log.settings |= {"beginnings_shared": collator.share_beginning}
     log.settings |= {"processes": launched_processes(), "threads": torch.get_num_threads()}
+    log.settings |= {"memory_allocator": memory_allocator()}
     trainer = _WatchedTrainer(
         model=model,
         args=training_arguments(checkpoints, settings, collator),
