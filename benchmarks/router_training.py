@@ -3,8 +3,8 @@
 ``python benchmarks/router_training.py --output docs/results/router-training.json`` reads the logs of the trainings
 that the experiments archived, most of them beside other work. ``--train`` trains one more with ``cpu-small`` on this
 machine, which takes minutes; leave the machine alone meanwhile. ``--processes 2`` trains it with two processes of one
-thread each. What was trained before in another number of processes, or with another memory allocator, stays in the
-file.
+thread each. ``--alone NAME`` takes an archived training for one beside which nothing ran. What was trained before in
+another number of processes, or with another memory allocator, stays in the file.
 """
 
 from __future__ import annotations
@@ -29,16 +29,22 @@ from loramixer.versions import memory_allocator
 
 EXAMPLES = 2000
 GOAL_MINUTES = 10
+TRAINED_NOW = "trained now"
+"""Name of what ``--train`` trains."""
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Read or train, print, and write the result file."""
     options = _parse(words)
     found = [(path.stem, RunLog.load(path)) for path in sorted(options.logs.glob("[!.]*.json"))]
-    rows = [row_of(name, log) for name, log in found if f"-n{options.examples}-" in name]
-    rows += _trained_before(options)
+    former = _alone_before(options)
+    alone = {*options.alone, *(row["run"] for row in former)}
+    rows = [row_of(name, log, name in alone) for name, log in found if f"-n{options.examples}-" in name]
+    if unknown := set(options.alone) - {row["run"] for row in rows}:
+        raise SystemExit(f"{options.logs} holds no training {unknown.pop()} with {options.examples} rows.")
+    rows += [row for row in former if row["run"] == TRAINED_NOW]
     if options.train:
-        rows.append(row_of("trained now", train(options), alone=True))
+        rows.append(row_of(TRAINED_NOW, train(options), alone=True))
     if not rows:
         raise SystemExit(f"{options.logs} holds no log of a training with {options.examples} rows; give --train.")
     table = Table("run", "processes", "minutes", "tokens", "tokens/s", "backbone alone", box=None)
@@ -90,15 +96,19 @@ def row_of(name: str, log: RunLog, alone: bool = False) -> dict[str, Any]:
     }
 
 
-def _trained_before(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What ``--train`` put into the result file, but for what is trained anew now."""
+def _alone_before(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the result file knows to have been alone, but for what is trained anew now."""
     if options.output is None or not options.output.is_file():
         return []
     former = json.loads(options.output.read_text(encoding="utf-8"))
     if former["settings"]["examples"] != options.examples:
         return []
     again = (options.processes, memory_allocator()) if options.train else None
-    return [row for row in former["rows"] if row.get("alone") and (row["processes"], row["memory_allocator"]) != again]
+    return [
+        row
+        for row in former["rows"]
+        if row["alone"] and not (row["run"] == TRAINED_NOW and (row["processes"], row["memory_allocator"]) == again)
+    ]
 
 
 def _parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -106,6 +116,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--logs", type=Path, default=Path("docs/results/runs/logs"), help="logs of finished trainings")
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="training rows")
     parser.add_argument("--train", action="store_true", help="train one router too; leave the machine alone meanwhile")
+    parser.add_argument("--alone", action="append", default=[], help="an archived run that had the machine for itself")
     parser.add_argument("--experts", default="smollm2-135m/rsl", help="whose experts to route, with --train")
     parser.add_argument("--backbone", default="smollm2-135m", help="backbone, with --train")
     parser.add_argument("--processes", type=int, default=1, help="processes that train it together, with --train")

@@ -130,13 +130,29 @@ def test_a_training_of_its_own_stays_beside_the_archived_ones(benchmark_module, 
     words = ["--logs", str(tmp_path / "logs"), "--output", str(tmp_path / "router-training.json")]
     module.main([*words, "--train", "--processes", "2"])
     module.main(words)
-    assert "| alone, 2 processes × 1 thread | 1 | 210,000 | 9.0 | 389 | – |" in router_training_table(tmp_path)
+    line = "| RSL sharpen: alone, 2 processes × 1 thread | 1 | 210,000 | 9.0 | 389 | – |"
+    assert line in router_training_table(tmp_path)
     monkeypatch.setattr(module, "memory_allocator", lambda: "tcmalloc")
     log.settings["memory_allocator"] = "tcmalloc"
     module.main([*words, "--train", "--processes", "2"])
     table = router_training_table(tmp_path)
-    assert table.count("| alone, 2 processes × 1 thread |") == 1
-    assert table.count("| alone, 2 processes × 1 thread, tcmalloc |") == 1
+    assert table.count("alone, 2 processes × 1 thread |") == 1
+    assert table.count("alone, 2 processes × 1 thread, tcmalloc |") == 1
+
+
+def test_an_archived_training_can_have_been_alone(benchmark_module, tmp_path):
+    settings = {"loss_text": "task loss only", "rows": {"gsm8k": 1979}, "processes": 2, "threads": 1}
+    for seed in (0, 1):
+        log = RunLog(settings, [], {"seconds": 540.0, "tokens": 210_000, "tokens_per_second": 388.9})
+        log.save_small(tmp_path / f"logs/none-n2000-s{seed}.json")
+    words = ["--logs", str(tmp_path / "logs"), "--output", str(tmp_path / "router-training.json")]
+    benchmark_module("router_training").main([*words, "--alone", "none-n2000-s1"])
+    benchmark_module("router_training").main(words)  # it is remembered
+    table = router_training_table(tmp_path)
+    assert table.count("task loss only: alone, 2 processes × 1 thread |") == 1
+    assert "beside other work: fastest, median, slowest | 1 |" in table
+    with pytest.raises(SystemExit, match="no training none-n2000-s7 with 2000 rows"):
+        benchmark_module("router_training").main([*words, "--alone", "none-n2000-s7"])
 
 
 def test_a_median_comes_with_an_interval_around_it(benchmark_module):

@@ -175,8 +175,8 @@ def router_training_table(folder: Path) -> str:
     ]
     for row in sorted((row for row in rows if row["alone"]), key=lambda row: row["minutes"]):
         missed = " (missed)" if row["minutes"] > goal else ""
-        how = f"alone, {row['processes']} process{'es' * (row['processes'] > 1)} × {row['threads']} thread"
-        how += "s" * (row["threads"] > 1)
+        how = f"{row['loss']}: alone, {row['processes']} process{'es' * (row['processes'] > 1)} × "
+        how += f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
         if row["memory_allocator"] != "system":
             how += f", {row['memory_allocator']}"
         lines.append(

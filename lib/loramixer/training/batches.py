@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from heapq import heappop, heappush
 from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -131,32 +132,62 @@ def token_count(batch: Mapping[str, torch.Tensor]) -> int:
 
 
 class SpreadRows(BatchRebalanceSampler):
-    """The batches that one process would see, each spread over the processes so that they hold equally many tokens.
+    """The batches that one process would see, each spread over the processes so that all of them have equal work.
 
-    Rows of a batch go one by one, the longest first, to the process with the fewest tokens so far. The Trainer's own
-    rule (``train_sampling_strategy="batch_rebalance"``) reckons with padding, sets all accumulated forwards of a step
-    together, and shuffles with one seed for all runs.
+    The Trainer's own rule (``train_sampling_strategy="batch_rebalance"``) reckons with padding, sets all accumulated
+    forwards of a step together, and shuffles with one seed for all runs.
 
     Args:
-        lengths: tokens of every row.
+        costs: of every row, as by :func:`row_costs`.
         batch_size: rows of a forward pass, of all processes together.
         processes: how many there are.
         rank: which of them this is.
         seed: of the order, which is that of a single process with this seed.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, processes: int, rank: int, seed: int) -> None:
-        super().__init__(lengths, batch_size, processes, grad_accum=1, seed=seed, rank=rank, drop_last=False)
+    def __init__(self, costs: list[int], batch_size: int, processes: int, rank: int, seed: int) -> None:
+        super().__init__(costs, batch_size, processes, grad_accum=1, seed=seed, rank=rank, drop_last=False)
 
-    def _assign(self, indices: Sequence[int], lengths: Sequence[int]) -> list[list[list[int]]]:
+    def _assign(self, indices: Sequence[int], costs: Sequence[int]) -> list[list[list[int]]]:
         """Process → its forward passes → rows."""
-        parts: list[list[int]] = [[] for _ in range(self.dp_size)]
-        tokens = [0] * self.dp_size
-        for length, index in sorted(zip(lengths, indices, strict=True), reverse=True):
-            rank = tokens.index(min(tokens))  # so that every process gets a row: the others would wait for it
-            parts[rank].append(index)
-            tokens[rank] += length
-        return [[part] for part in parts]
+        return [[[indices[place] for place in part]] for part in spread_evenly(costs, self.dp_size)]
+
+
+def spread_evenly(costs: Sequence[int], parts: int) -> list[list[int]]:
+    """Places of the costs in parts of about equal sums (Karmarkar and Karp, 1982: differencing).
+
+    None is empty where there are as many costs above 0 as parts: the other processes would wait for it for ever.
+    """
+    heap: list[tuple[int, int, list[tuple[int, list[int]]]]] = []
+    for place, cost in enumerate(costs):
+        # How far apart the sums are, a number that settles ties, and the parts with their sums, the largest first.
+        heappush(heap, (-cost, place, [(cost, [place]), *((0, []) for _ in range(parts - 1))]))
+    while len(heap) > 1:
+        (_, tie, large), (_, _, small) = heappop(heap), heappop(heap)
+        merged = [(one + other, [*rows, *more]) for (one, rows), (other, more) in zip(large, small[::-1], strict=True)]
+        merged.sort(key=lambda part: -part[0])
+        heappush(heap, (merged[-1][0] - merged[0][0], tie, merged))
+    return [rows for _, rows in heap[0][2]]
+
+
+def row_costs(backbone: Any, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """How much work every row is in training, in multiply–adds of a backbone whose weights are frozen.
+
+    Its linear layers take each token forwards and backwards, the logits each label, and attention each pair of tokens,
+    with two gradients of its own.
+    """
+    embeddings, head = backbone.get_input_embeddings(), backbone.get_output_embeddings()
+    of_label = 0 if head is None else head.weight.numel()
+    tables = {id(module.weight): module.weight.numel() for module in (embeddings, head) if module is not None}
+    of_token = sum(parameter.numel() for parameter in backbone.parameters()) - sum(tables.values())
+    config = backbone.config.get_text_config()
+    of_pair = 2 * getattr(config, "hidden_size", 0) * getattr(config, "num_hidden_layers", 0)
+    lengths = [len(row["input_ids"]) for row in rows]
+    labels = [sum(label != IGNORED_LABEL for label in row["labels"]) for row in rows]
+    return [
+        2 * of_token * length + 2 * of_label * count + 3 * of_pair * length**2
+        for length, count in zip(lengths, labels, strict=True)
+    ]
 
 
 def _without_first(labels: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from loramixer.training.batches import (
     attention_row_by_row,
     backbone_of,
     make_collator,
+    row_costs,
     token_count,
 )
 from loramixer.training.checkpoints import CHECKPOINTS, last_good_checkpoint_text, last_whole_checkpoint, survivable
@@ -214,14 +215,12 @@ class _WatchedTrainer(Trainer):
         self.next_line = 0.0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
-        """Of several processes each takes its part of every batch, of about equally many tokens."""
+        """Of several processes each takes its part of every batch, of about equally much work."""
         if self.args.world_size == 1:
             return super()._get_train_sampler(train_dataset)
         rows: Any = self.train_dataset
-        lengths = [len(row["input_ids"]) for row in rows]
-        return SpreadRows(
-            lengths, self.rows_per_forward, self.args.world_size, self.args.process_index, self.args.seed
-        )
+        costs = row_costs(backbone_of(self.model), rows)
+        return SpreadRows(costs, self.rows_per_forward, self.args.world_size, self.args.process_index, self.args.seed)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Of the parameters that were to train when the run was set up, in the types that they had then.
