@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loramixer.evaluation import verdicts
 from loramixer.evaluation.csv_files import Row, read_csv
-from loramixer.evaluation.experiments import data_size
+from loramixer.evaluation.experiments import data_size, grid
 from loramixer.evaluation.markdown import table
 from loramixer.evaluation.verdicts import Verdict, find, printed, shipped_gate, table_line
 
@@ -246,7 +246,7 @@ def _figure(stem: str, text: str) -> Maker:
     return make
 
 
-def _state(name: str, all_sizes: Sequence[int] = ()) -> Maker:
+def _state(name: str, all_sizes: Sequence[int] = (), all_settings: int = 0) -> Maker:
     """One sentence: how much of an experiment has been measured, and which numbers of training rows are missing."""
 
     def make(folder: Path) -> str:
@@ -256,9 +256,10 @@ def _state(name: str, all_sizes: Sequence[int] = ()) -> Maker:
         rows = read_csv(path)
         settings, seeds = (sorted({row[field] for row in rows}) for field in ("setting", "seed"))
         several = "s" * (len(settings) > 1)
+        of_all = f" of {all_settings}" if all_settings > len(settings) else ""
         missing = [f"{size:,}" for size in all_sizes if size not in {row["examples"] for row in rows}]
         return (
-            f"Measured so far: {len(settings)} setting{several}, {len(rows)} routers in all, training "
+            f"Measured so far: {len(settings)}{of_all} setting{several}, {len(rows)} routers in all, training "
             f"seed{'s' * (len(seeds) > 1)} {', '.join(f'{seed:.0f}' for seed in seeds)}; "
             f"{rows[0]['test_rows']:.0f} test rows, {rows[0]['data']} data."
             + (f" Not measured yet: {', '.join(missing)} training rows." if missing else "")
@@ -268,7 +269,8 @@ def _state(name: str, all_sizes: Sequence[int] = ()) -> Maker:
 
 
 EVIDENCE: dict[str, Maker] = {
-    **{f"{name}-state": _state(name) for name in ("losses", "choice", "grid", "top-k", "oracle")},
+    **{f"{name}-state": _state(name) for name in ("losses", "choice", "top-k", "oracle")},
+    "grid-state": _state("grid", all_settings=grid.SETTINGS),
     "data-size-state": _state("data-size", data_size.halved()),
     "losses": losses_table,
     "losses-domains": losses_domains_table,

@@ -14,6 +14,8 @@ EXAMPLES = 500
 """Few, since there are 29 cells; at these rows the settings already differ."""
 BALANCE_WEIGHTS = (0.1, 1.0, 4.0, 16.0)
 ENTROPY_WEIGHTS = (0.05, 0.3, 1.0)
+SETTINGS = 1 + len(BALANCE_WEIGHTS) * (1 + 2 * len(ENTROPY_WEIGHTS))
+"""How many there are: no loss, and every α without λ and with each λ of both signs."""
 
 
 def plan(options: Options) -> Plan:
