@@ -9,6 +9,7 @@ from pathlib import Path
 from loramixer.evaluation import verdicts
 from loramixer.evaluation.csv_files import Row, read_csv
 from loramixer.evaluation.experiments import data_size, grid
+from loramixer.evaluation.experiments.plan import Options
 from loramixer.evaluation.markdown import table
 from loramixer.evaluation.verdicts import Verdict, find, printed, shipped_gate, table_line
 
@@ -270,7 +271,7 @@ def _state(name: str, all_sizes: Sequence[int] = (), all_settings: int = 0) -> M
 
 EVIDENCE: dict[str, Maker] = {
     **{f"{name}-state": _state(name) for name in ("losses", "choice", "top-k", "oracle")},
-    "grid-state": _state("grid", all_settings=grid.SETTINGS),
+    "grid-state": _state("grid", all_settings=len(grid.settings(Options(experts=())))),
     "data-size-state": _state("data-size", data_size.halved()),
     "losses": losses_table,
     "losses-domains": losses_domains_table,

@@ -27,7 +27,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from loramixer.data import IGNORED_LABEL
 from loramixer.errors import LoraMixerError
-from loramixer.tuner.runtime import active_runtime, mixture_layers
+from loramixer.tuner.runtime import mixture_layers
 
 ROW_BY_ROW = "loramixer_row_by_row"
 """Name of :func:`attend_row_by_row` in Transformers' table of attention functions."""
@@ -221,9 +221,11 @@ def equal_tokens_act_alike(model: Any) -> bool:
 
     Other models have no routing loss that would count shared tokens for each row.
     """
-    if not any(True for _ in mixture_layers(model)):
+    found = next(mixture_layers(model), None)
+    if found is None:
         return False
-    config = active_runtime(model).config
+    layer, adapter = found
+    config = layer.runtimes[adapter].config
     return config.training_gate != "domain" and not config.noise_std and not config.dropout
 
 

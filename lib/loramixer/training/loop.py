@@ -92,10 +92,14 @@ def run_training(
     is_adapted = hasattr(model, "get_base_model")
     backbone = backbone_of(model)
     collator = make_collator(model, tokenizer, numbered)
-    log.settings |= {"rows_in_line": collator.in_line, "logits_at_answers_only": collator.answers_only}
-    log.settings |= {"beginnings_shared": collator.share_beginning}
-    log.settings |= {"processes": launched_processes(), "threads": torch.get_num_threads()}
-    log.settings |= {"memory_allocator": memory_allocator()}
+    log.settings |= {
+        "rows_in_line": collator.in_line,
+        "logits_at_answers_only": collator.answers_only,
+        "beginnings_shared": collator.share_beginning,
+        "processes": launched_processes(),
+        "threads": torch.get_num_threads(),
+        "memory_allocator": memory_allocator(),
+    }
     trainer = _WatchedTrainer(
         model=model,
         args=training_arguments(checkpoints, settings, collator),

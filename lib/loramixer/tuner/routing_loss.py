@@ -62,12 +62,12 @@ class TokenGroup:
             row_tokens: int64 ``[N′]``, which token of this group is each token of the rows.
         """
         index = row_tokens.to(self.p.device)
-        of_tokens = (
-            None if part is None else part.index_select(1, index) for part in (self.p, self.logits, self.output_gram)
+        return TokenGroup(
+            self.p[:, index],
+            None if self.mask is None else self.mask[index],
+            None if self.logits is None else self.logits[:, index],
+            None if self.output_gram is None else self.output_gram[:, index],
         )
-        p, logits, output_gram = of_tokens
-        assert p is not None  # a group has probabilities
-        return TokenGroup(p, None if self.mask is None else self.mask[index], logits, output_gram)
 
     def for_statistics(self) -> TokenGroup:
         """Probabilities and mask, without gradient."""

@@ -14,12 +14,10 @@ EXAMPLES = 500
 """Few, since there are 29 cells; at these rows the settings already differ."""
 BALANCE_WEIGHTS = (0.1, 1.0, 4.0, 16.0)
 ENTROPY_WEIGHTS = (0.05, 0.3, 1.0)
-SETTINGS = 1 + len(BALANCE_WEIGHTS) * (1 + 2 * len(ENTROPY_WEIGHTS))
-"""How many there are: no loss, and every α without λ and with each λ of both signs."""
 
 
-def plan(options: Options) -> Plan:
-    """All cells of the first seed, then of the second; the middle of the range first."""
+def settings(options: Options) -> list[Run]:
+    """No loss, and every α without λ and with each λ of both signs."""
     examples, rate = options.examples or EXAMPLES, options.learning_rate
     cells = [
         Run("rsl", balance, entropy, sign, examples, 0, rate)
@@ -28,7 +26,12 @@ def plan(options: Options) -> Plan:
         for sign in ("sharpen", "flatten")
     ]
     edges = [options.other("none", examples), *(options.load_balance(examples, alpha) for alpha in BALANCE_WEIGHTS)]
-    return Plan(options.with_seeds([*edges, *cells]), ("soft", f"top_{options.top_k}"))
+    return [*edges, *cells]
+
+
+def plan(options: Options) -> Plan:
+    """All cells of the first seed, then of the second."""
+    return Plan(options.with_seeds(settings(options)), ("soft", f"top_{options.top_k}"))
 
 
 def write(results: Results, folder: Path) -> None:
