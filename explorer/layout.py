@@ -64,9 +64,23 @@ def build(source: ModelSource, recordings: Recordings) -> gr.Blocks:
                 address = addresses[room.key]
                 for event, write in ((tab.select, WRITE), (address.change, write_if_open(f"room-{room.key}"))):
                     event(None, address, None, js=write, api_visibility="private", show_progress="hidden", queue=False)
+        _fold_on_phones(page)
         demo.load(_open_room, None, tabs, js=HIDE, api_visibility="private", show_progress="hidden", queue=False)
         PublicApi(source, handlers.tickets).add()
     return demo.queue(max_size=32)
+
+
+def _fold_on_phones(page: Page) -> None:
+    """Phones start with the controls folded: the defaults are good and the views are what the page is for."""
+    page.demo.load(
+        lambda narrow: tuple(gr.Accordion(open=not narrow) for _ in page.folds),
+        gr.Checkbox(visible=False),
+        page.folds,
+        js="() => [window.innerWidth < 700]",
+        api_visibility="private",
+        show_progress="hidden",
+        queue=False,
+    )
 
 
 def _open_room(request: gr.Request) -> Any:

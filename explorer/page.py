@@ -36,6 +36,7 @@ class Page:
             address bar, and so does a change of it while the room is open; it stays empty in rooms whose component
             does that itself.
         pinned: component state; ``{"key": …, "number": …}``, the trace that Explore pins; Compare takes it as A.
+        folds: the controls that a phone shows folded; every room adds its own.
         exports: files of what is shown, for download buttons; those of a session go when it leaves.
         services: what one room does for another, by name; looked up when it is used, since rooms are built in order.
             ``own_experts(session)`` gives the backbone and the experts (name → folder or Hub id) of a visitor.
@@ -52,6 +53,7 @@ class Page:
     wanted: gr.State
     pinned: gr.State
     addresses: Mapping[str, gr.Textbox]
+    folds: list[gr.Accordion] = field(default_factory=list)
     exports: Exports = field(default_factory=Exports)
     services: dict[str, Any] = field(default_factory=dict)
 

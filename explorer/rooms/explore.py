@@ -108,15 +108,7 @@ def build(page: Page) -> None:
 
     timer = gr.Timer(1.0)
     timer.tick(handlers.poll, shown, [model_status, timer], **at_once)
-    # Phones start with the settings folded: the defaults are good and the views are what the page is for.
-    narrow = gr.Checkbox(visible=False)
-    page.demo.load(
-        lambda is_narrow: gr.Accordion(open=not is_narrow),
-        narrow,
-        settings,
-        js="() => [window.innerWidth < 700]",
-        **at_once,
-    )
+    page.folds.append(settings)
     page.demo.load(
         handlers.open_link,
         None,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from loramixer import RunLog
 from loramixer.errors import MixerError
@@ -22,6 +22,7 @@ from loramixer.training.loop import run_training
 from loramixer.training.settings import LoopSettings
 from loramixer.tuner import LoraMixerLayer
 from tests import tiny
+from tests.stock_trainer import one_step
 
 LOSS = {"routing_loss": "rsl", "balance_weight": 1.0, "entropy_weight": 0.2, "dropout": 0.0}
 
@@ -83,32 +84,12 @@ def test_padding_changes_neither_loss_nor_gradient(experts, side):
         torch.testing.assert_close(results[0][2][name], results[1][2][name])
 
 
-def trained_once(experts, folder: Path, batch_size: int, accumulation: int) -> tuple[float, float]:
-    """Loss and gradient norm that the stock Trainer logs for one optimiser step over the same eight rows."""
-    # The balance term is quadratic in the batch's means, so only terms that are linear in tokens can agree exactly.
-    model = training_mixture(experts, balance_weight=0.0, entropy_weight=1.0)
-    rows = [{"input_ids": row, "labels": row, "attention_mask": torch.ones_like(row)} for row in tiny.token_ids(8, 9)]
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=accumulation,
-        max_steps=1,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
-    trainer.train()
-    row = trainer.state.log_history[0]
-    return row["loss"], row["grad_norm"]
-
-
 def test_accumulation_does_not_multiply_the_routing_loss(experts, tmp_path):
-    whole = trained_once(experts, tmp_path / "whole", 8, 1)
-    accumulated = trained_once(experts, tmp_path / "parts", 2, 4)
+    # The balance term is quadratic in the batch's means, so only terms that are linear in tokens can agree exactly.
+    terms = {"balance_weight": 0.0, "entropy_weight": 1.0}
+    rows = [{"input_ids": row, "labels": row, "attention_mask": torch.ones_like(row)} for row in tiny.token_ids(8, 9)]
+    whole = one_step(training_mixture(experts, **terms), rows, tmp_path / "whole", 8, 1)
+    accumulated = one_step(training_mixture(experts, **terms), rows, tmp_path / "parts", 2, 4)
     assert accumulated == pytest.approx(whole, rel=1e-3)
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
-from transformers import Trainer, TrainingArguments
 
 from loramixer.errors import ExpertError, MixerError
 from loramixer.tuner import LoraMixerLayer
 from loramixer.tuner.runtime import active_runtime, capture_routing
 from tests import architectures
 from tests.architectures import ARCHITECTURES, PAD, Architecture, batch
+from tests.stock_trainer import one_step
 
 LOSS = {"routing_loss": "rsl", "balance_weight": 1.0, "entropy_weight": 0.2}
 IGNORED = -100
@@ -117,27 +117,6 @@ def test_statistics_of_an_encoder_decoder_are_means_over_all_its_routers(trainin
     torch.testing.assert_close(model.base_model.routing_statistics["token_entropy"], expected)
 
 
-def trained_once(model: Any, rows: list[dict[str, Any]], folder: Path, batch_size: int, accumulation: int) -> Any:
-    """Loss and gradient norm that the stock Trainer logs for one optimiser step over the same eight rows."""
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=accumulation,
-        max_steps=1,
-        logging_steps=1,
-        max_grad_norm=1e9,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows)  # type: ignore[arg-type]
-    trainer.train()
-    row = trainer.state.log_history[0]
-    return row["loss"], row["grad_norm"]
-
-
 TASKS = ["llama", "gpt2", "t5", "llama-sequence", "bert-sequence", "bert-token"]
 
 
@@ -153,7 +132,7 @@ def rows_of(architecture: Architecture, uneven: bool) -> list[dict[str, Any]]:
 def test_accumulation_multiplies_no_term(training, tmp_path, name):
     # The balance term is quadratic in the batch's means, so only terms that are linear in tokens can agree exactly.
     results = [
-        trained_once(
+        one_step(
             training(name, balance_weight=0.0, entropy_weight=1.0),
             rows_of(ARCHITECTURES[name], uneven=False),
             tmp_path / str(size),
@@ -169,7 +148,7 @@ def test_accumulation_multiplies_no_term(training, tmp_path, name):
 def test_accumulation_weights_the_task_loss_by_its_labels(training, tmp_path, name):
     """Transformers passes the number of labels to backbones that ignore it, and then no longer divides."""
     results = [
-        trained_once(
+        one_step(
             training(name, routing_loss="none"),
             rows_of(ARCHITECTURES[name], uneven=True),
             tmp_path / str(size),

@@ -94,15 +94,7 @@ def build(page: Page) -> None:
         said=[room_status, run, stop],
     )
     wire_stop(stop, room_status, handlers.tickets)
-    # As in Explore, phones start with the controls folded.
-    narrow = gr.Checkbox(visible=False)
-    page.demo.load(
-        lambda is_narrow: (gr.Accordion(open=not is_narrow), gr.Accordion(open=not is_narrow)),
-        narrow,
-        [choose, run_fold],
-        js="() => [window.innerWidth < 700]",
-        **AT_ONCE,
-    )
+    page.folds.extend([choose, run_fold])
     page.demo.load(handlers.open_link, None, [*shown, prompt, mixer, step, gate, new_tokens], **AT_ONCE)
 
 

@@ -115,15 +115,7 @@ def build(page: Page) -> None:
     page.demo.load(handlers.open_link, None, [*controls, room_status], **AT_ONCE).then(
         handlers.query, controls, query, **AT_ONCE
     )
-    # As in the other rooms, phones start with the controls folded.
-    narrow = gr.Checkbox(visible=False)
-    page.demo.load(
-        lambda is_narrow: (gr.Accordion(open=not is_narrow), gr.Accordion(open=not is_narrow)),
-        narrow,
-        [rows_fold, loss_fold],
-        js="() => [window.innerWidth < 700]",
-        **AT_ONCE,
-    )
+    page.folds.extend([rows_fold, loss_fold])
 
 
 def _rows_controls(handlers: TrainHandlers) -> tuple[Any, ...]:

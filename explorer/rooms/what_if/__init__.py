@@ -91,14 +91,8 @@ def build(page: Page) -> None:
             said=[room_status, *buttons],
         )
     wire_stop(stop, room_status, handlers.tickets)
-    narrow = gr.Checkbox(visible=False)
-    page.demo.load(
-        lambda is_narrow: (gr.Accordion(open=not is_narrow), gr.Accordion(open=not is_narrow)),
-        narrow,
-        [gates_fold, model_fold],
-        js="() => [window.innerWidth < 700]",
-        **AT_ONCE,
-    ).then(handlers.open_link, page.current, [*opened, kind, where, text, seed], **AT_ONCE)
+    page.folds.extend([gates_fold, model_fold])
+    page.demo.load(handlers.open_link, page.current, [*opened, kind, where, text, seed], **AT_ONCE)
 
 
 def _mark(event: gr.EventData) -> tuple[str, Any]:
