@@ -60,6 +60,22 @@ def test_explore_writes_its_address_on_a_phone_too(watched: Watched, synthetic_p
     wait_for_query(page, "room", "explore")
 
 
+FOLDS = {
+    "Explore": ["settings"], "Compare": ["compare-choose", "compare-run-settings"],
+    "What if": ["what-if-gates", "what-if-model"], "Train": ["train-rows", "train-losses"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "open_there"), [(390, False), (1440, True)])
+def test_phones_start_with_the_controls_folded(
+    watched: Watched, synthetic_page_url: str, width: int, open_there: bool
+) -> None:
+    for label, folds in FOLDS.items():
+        page = open_page(watched, synthetic_page_url, f"v=1&room={ROOMS[label]}", width=width)
+        for fold in folds:
+            page.wait_for_selector(f"#{fold} > button{'.open' if open_there else ':not(.open)'}")
+
+
 def test_an_event_that_opens_a_room_writes_its_address(watched: Watched, synthetic_page_url: str) -> None:
     from explorer.rooms.own.handlers import shipped_experts
 
