@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from loramixer.data import (
     DEFAULT_DOMAINS,
@@ -171,6 +172,25 @@ def test_loss_is_on_the_answer_only():
     assert tokenizer.decode(answer) == "ten</s>"
     assert len(row["labels"]) == len(row["input_ids"]) == len(row["own_tokens"])
     assert row["labels"][: -len(answer)] == [IGNORED_LABEL] * (len(row["labels"]) - len(answer))
+
+
+def test_without_a_chat_template_a_row_begins_as_the_tokenizer_begins_a_text_and_does_not_end_before_the_answer():
+    """Llama and Mistral as they were pretrained lose much without their first token."""
+    tokenizer = tiny.tokenizer()
+    example = Example("1", "t", "math", "the dose", "ten")
+    plain = encode(example, tokenizer, 100)
+    first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", first), ("</s>", last)]
+    )
+    row = encode(example, tokenizer, 100)
+    assert row == {
+        "input_ids": [first, *plain["input_ids"]],
+        "labels": [IGNORED_LABEL, *plain["labels"]],
+        "own_tokens": [0, *plain["own_tokens"]],
+    }
+    tokenizer.chat_template = CHATML.replace("TRIM", "")  # a template brings its own
+    assert first not in encode(example, tokenizer, 100)["input_ids"]
 
 
 CHATML = (

@@ -46,14 +46,23 @@ class EncodedPrompt:
 
 
 def encode_prompt(tokenizer: Any, prompt: str, chat: bool = True) -> EncodedPrompt:
-    """Tokenise a prompt, inside the chat template unless ``chat`` is false."""
+    """Tokenise a prompt, inside the chat template unless ``chat`` is false.
+
+    A template brings the special tokens of its text. Without one, a text begins as the tokenizer begins it (pretrained
+    Llama and Mistral lose much without their first token), and ends as it ends it only where ``chat`` is false: an
+    answer follows a prompt.
+    """
     text = chat_prompt(tokenizer, prompt) if chat else prompt
     # Some templates strip the message, so the trimmed prompt is what can be found again.
     words = prompt.strip()
     start = text.rfind(words, *(_message_span(tokenizer, text) if chat else ()))
     span = (start, start + len(words)) if start >= 0 else (0, 0)
-    encoded = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)
-    return EncodedPrompt(text, span, encoded["input_ids"], encoded["offset_mapping"])
+    templated = chat and bool(getattr(tokenizer, "chat_template", None))
+    encoded = tokenizer(text, add_special_tokens=not templated, return_offsets_mapping=True)
+    ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    while chat and offsets and offsets[-1][1] == 0:  # added tokens stand nowhere in the text
+        ids.pop(), offsets.pop()
+    return EncodedPrompt(text, span, ids, offsets)
 
 
 def _message_span(tokenizer: Any, text: str) -> tuple[int, int]:
