@@ -27,6 +27,9 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 _LORA_KEY = re.compile(r"^(?:base_model\.model\.)?(?P<site>.+)\.lora_(?P<part>[AB])(?:\.[^.]+)?\.weight$")
 
+_COPIES = "unsloth/"
+_COPY_IN_FOUR_BITS = re.compile(r"(-unsloth)?-bnb-4bit$")
+
 
 @dataclass(frozen=True)
 class SiteWeights:
@@ -72,6 +75,23 @@ class Expert:
         """The widest type of its matrices."""
         types = {part.dtype for weights in self.sites.values() for part in (weights.A, weights.B)}
         return functools.reduce(torch.promote_types, types)
+
+    def is_of_another_backbone(self, backbone: str) -> bool:
+        """Whether it was trained on other weights, as far as names can tell: where both are ids on the Hub.
+
+        The Hub does not tell case apart. LoRAs that Unsloth trained name its copy of the backbone, often the one in
+        four bits, as Unsloth does by default; they are LoRAs of the backbone for all that.
+
+        Args:
+            backbone: name of another one, or of the same.
+        """
+        names = [split_hub_id(name or "") for name in (self.backbone, backbone)]
+        if None in names:
+            return False
+        one, other = (named[0].lower() for named in names if named)
+        if one.startswith(_COPIES) or other.startswith(_COPIES):
+            one, other = (_COPY_IN_FOUR_BITS.sub("", name.rpartition("/")[2]) for name in (one, other))
+        return one != other
 
 
 def read_expert(name: str, source: str | Path, weights: bool = True, max_bytes: int | None = None) -> Expert:

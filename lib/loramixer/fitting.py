@@ -142,9 +142,8 @@ def check_fit(name: str, source: str | Path, backbone: BackboneOutline, max_byte
     except ExpertError as error:
         return Fit(name, None, 0, (str(error),))
     reasons: list[str] = []
-    there = expert.backbone
-    if there and there != backbone.name and split_hub_id(there) and split_hub_id(backbone.name):
-        reasons.append(f"It was trained on {there}; this backbone is {backbone.name}.")
+    if expert.is_of_another_backbone(backbone.name):
+        reasons.append(f"It was trained on {expert.backbone}; this backbone is {backbone.name}.")
     missing, unequal = [], []
     for site, weights in expert.sites.items():
         found, own = backbone.shapes.get(site), (weights.A.shape[1], weights.B.shape[0])

@@ -290,6 +290,8 @@ def test_experts_that_name_another_backbone_are_refused(experts, tmp_path):
     model.config._name_or_path = "org/this"
     with pytest.raises(ExpertError, match="was trained on org/other; this backbone is org/this"):
         get_peft_model(model, LoraMixerConfig(experts={"a": str(tmp_path / "a")}))
+    model.config._name_or_path = "Org/Other"  # what org/other is called where somebody typed it so
+    get_peft_model(model, LoraMixerConfig(experts={"a": str(tmp_path / "a")}))
 
 
 @pytest.mark.parametrize(

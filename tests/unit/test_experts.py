@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loramixer.errors import ExpertError
-from loramixer.experts import read_expert, read_experts
+from loramixer.experts import Expert, read_expert, read_experts
 from tests import tiny
 
 
@@ -98,3 +98,22 @@ def test_missing_folder_and_missing_files(folder, tmp_path):
     (tmp_path / "half" / "adapter_config.json").unlink()
     with pytest.raises(ExpertError, match=r"lacks adapter_config\.json"):
         read_expert("a", tmp_path / "half")
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "here", "another"),
+    [
+        ("org/other", "org/this", True),
+        ("org/this", "Org/This", False),
+        (None, "org/this", False),
+        ("a/folder/of/mine", "org/this", False),
+        ("org/this", "", False),
+        ("unsloth/SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", False),
+        ("unsloth/smollm2-135m-instruct-unsloth-bnb-4bit", "HuggingFaceTB/SmolLM2-135M-Instruct", False),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "unsloth/SmolLM2-135M-Instruct-bnb-4bit", False),
+        ("unsloth/SmolLM2-360M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", True),
+        ("somebody/SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", True),
+    ],
+)
+def test_names_of_backbones_are_compared_where_both_are_public(trained_on, here, another):
+    assert Expert("e", None, None, trained_on, {}).is_of_another_backbone(here) is another

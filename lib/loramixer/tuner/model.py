@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -202,9 +201,8 @@ class LoraMixerModel(BaseTuner):
         # A plain module has no configuration, and PEFT gives it a dictionary.
         here = files.name if files else getattr(getattr(self.model, "config", None), "_name_or_path", "")
         for expert in experts.values():
-            there = expert.backbone
-            if there and _is_hub_id(there) and here and _is_hub_id(here) and there != here:
-                raise ExpertError(f"Expert '{expert.name}' was trained on {there}; this backbone is {here}.")
+            if expert.is_of_another_backbone(here):
+                raise ExpertError(f"Expert '{expert.name}' was trained on {expert.backbone}; this backbone is {here}.")
 
     def _refuse_misfits(self, descriptions: dict[str, dict[str, Any]]) -> None:
         """Raise one error that lists the sites which the backbone lacks or which have other shapes."""
@@ -504,7 +502,3 @@ def _check_complete(layers: dict[str, LoraMixerLayer], adapter_name: str, state_
     }
     if missing := sorted(expected - set(state_dict)):
         raise MixerError(f"The saved mixture lacks {len(missing)} of {len(expected)} tensors, such as {missing[0]}.")
-
-
-def _is_hub_id(name: str) -> bool:
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
