@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from loramixer.commands.experiment import experiment
 from loramixer.commands.train_backbone import train_backbone
 from loramixer.errors import LoraMixerError
 from loramixer.tuner.config import RoutingLoss
+
+if TYPE_CHECKING:
+    from loramixer.data import Source
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Train, trace and evaluate mixtures of LoRA experts."
@@ -39,6 +42,14 @@ PresetName = Annotated[
     ),
 ]
 ReportTo = Annotated[str, typer.Option(help="Metrics besides the run log: none, trackio or tensorboard.")]
+Rows = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        help="Where rows come from: a .jsonl(.gz) file (repeat for several), a folder of data sets, hub or generated; "
+        "docs/data.md. By default what LORAMIXER_DATA names, else the Hub.",
+    ),
+]
 DataType = Annotated[
     Literal["auto", "float32", "bfloat16"], typer.Option(help="Type of the frozen backbone; auto is the fastest here.")
 ]
@@ -98,8 +109,10 @@ def mixers(as_json: AsJson = False) -> None:
 def train_experts(
     output: Annotated[Path, typer.Option(help="Receives one PEFT folder per domain.")],
     domains: Annotated[
-        list[str] | None, typer.Option(help="Domain to train; repeat for several. All by default.")
+        list[str] | None,
+        typer.Option("--domain", "--domains", help="Domain to train; repeat for several. All by default."),
     ] = None,
+    data: Rows = None,
     backbone: Backbone = "smollm2-135m",
     seed: Seed = 0,
     rank: Annotated[int | None, typer.Option(help="LoRA rank; the preset's by default.")] = None,
@@ -109,7 +122,10 @@ def train_experts(
     lora_alpha: Annotated[float | None, typer.Option(help="Twice the rank by default.")] = None,
     dropout: Annotated[float | None, typer.Option(help="On the experts' input; the preset's by default.")] = None,
     targets: Annotated[
-        list[str] | None, typer.Option(help="Projection to change; repeat for several. q, k, v and o by default.")
+        list[str] | None,
+        typer.Option(
+            "--target", "--targets", help="Projection to change; repeat for several. q, k, v and o by default."
+        ),
     ] = None,
     jointly: Annotated[bool, typer.Option(help="All domains at once, each row moving its own expert.")] = False,
     preset: PresetName = "cpu-small",
@@ -119,10 +135,11 @@ def train_experts(
     from loramixer.training.experts import ATTENTION_PROJECTIONS
     from loramixer.training.experts import train_experts as run
 
-    _say_where_rows_come_from()
+    source = _rows_from(data)
     for folder in run(
         output,
         domains,
+        source=source,
         backbone=backbone,
         seed=seed,
         rank=rank,
@@ -146,7 +163,10 @@ def train_router(
     ],
     output: Annotated[Path, typer.Option(help="Receives the trained mixture.")],
     loss: Annotated[RoutingLoss, typer.Option(help="Routing loss; docs/losses.md has them all.")] = "rsl",
-    examples: Annotated[int, typer.Option(help="Number of mixed training rows.")] = 2000,
+    data: Rows = None,
+    examples: Annotated[
+        int | None, typer.Option(help="Number of mixed training rows; 2,000 by default, of files all there are.")
+    ] = None,
     seed: Seed = 0,
     balance_weight: Annotated[
         float | None, typer.Option(help="α, of K Σ p̄ f̄ (1 when the load is even); the preset's by default.")
@@ -178,7 +198,7 @@ def train_router(
     from loramixer.training.routers import train_router as run
 
     fields = _config_fields(field or [])
-    _say_where_rows_come_from()
+    source = _rows_from(data)
     folder = run(
         output,
         find_experts(mixer),
@@ -187,6 +207,7 @@ def train_router(
         entropy_weight=entropy_weight,
         entropy=entropy,
         examples=examples,
+        source=source,
         backbone=backbone,
         seed=seed,
         learning_rate=learning_rate,
@@ -250,7 +271,10 @@ def evaluate(
 def expert_matrix(
     experts: Annotated[str, typer.Option(help="A mixture, or a folder of LoRAs.")],
     domains: Annotated[
-        list[str] | None, typer.Option(help="Domain to test on; repeat for several. Those of the setting by default.")
+        list[str] | None,
+        typer.Option(
+            "--domain", "--domains", help="Domain to test on; repeat for several. Those of the setting by default."
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(help="Test rows per domain.")] = 100,
     seed: Seed = 0,
@@ -261,15 +285,15 @@ def expert_matrix(
     """Test loss of the backbone and of every expert alone on every domain."""
     from dataclasses import asdict
 
-    from loramixer.data import DEFAULT_DOMAINS, RECIPES
     from loramixer.evaluation.matrix import expert_matrix as run
     from loramixer.training.routers import find_experts
 
-    _say_where_rows_come_from()
+    source = _rows_from(None)
     found = find_experts(experts)
-    known = [name for name in found if name in RECIPES]
+    known = [name for name in found if source.has(name)]
     # All domains of the setting that the experts belong to, those without an expert of their own too.
-    tested = tuple(domains or (DEFAULT_DOMAINS if set(known) <= set(DEFAULT_DOMAINS) else known))
+    setting = source.domains()
+    tested = tuple(domains or (setting if set(known) <= set(setting) else known))
     with _progress() as progress:
         task = progress.add_task("rows", total=None)
         results = run(
@@ -418,7 +442,7 @@ app.command()(train_backbone)
 def _evaluation_rows(data: list[Path] | None, limit: int, seed: int, mixer: str) -> list[Any]:
     import random
 
-    from loramixer.data import DEFAULT_DOMAINS, RECIPES, held_out_examples, read_examples
+    from loramixer.data import held_out_examples, read_examples
     from loramixer.mixers import mixer_folder, mixer_info
 
     experts = mixer_info(mixer_folder(mixer), mixer).experts
@@ -429,15 +453,18 @@ def _evaluation_rows(data: list[Path] | None, limit: int, seed: int, mixer: str)
             random.Random(seed).shuffle(found)
             rows += found[:limit]
         return rows
-    _say_where_rows_come_from()
-    domains = [name for name in experts if name in RECIPES] or list(DEFAULT_DOMAINS)
-    return [row for domain in domains for row in held_out_examples(domain, limit, seed)]
+    source = _rows_from(None)
+    domains = [name for name in experts if source.has(name)] or source.domains()
+    return [row for domain in domains for row in held_out_examples(domain, limit, seed, source=source)]
 
 
-def _say_where_rows_come_from() -> None:
-    from loramixer.data import describe_source
+def _rows_from(data: list[str] | None) -> Source:
+    """The source that is given, or the usual one; says which."""
+    from loramixer.data import find_source
 
-    Console(stderr=True).print(f"Data: {describe_source()}.", highlight=False, markup=False)
+    source = find_source(data)
+    Console(stderr=True).print(f"Data: {source.describe()}.", highlight=False, markup=False, soft_wrap=True)
+    return source
 
 
 def _with_interval(value: float | None, low: float | None, high: float | None) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from loramixer import RoutingTrace, RunLog, cli, load_backbone, load_mixer, trace
+from loramixer.training.routers import mixture_examples
 from tests import tiny
 
 
@@ -90,6 +91,32 @@ def test_joint_training_by_the_command(workshop, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["code", "math"]
 
 
+def test_ones_own_rows_and_domains_from_a_file_to_a_router(workshop, tmp_path):
+    rows, backbone = tmp_path / "rows.jsonl", ["--backbone", workshop / "backbone", "--dtype", "float32"]
+    row = {"task": "mine", "prompt": "How many?", "target": "ten"}
+    domains = ["law", "poetry"] * 6
+    rows.write_text("\n".join(json.dumps({**row, "id": str(n), "domain": name}) for n, name in enumerate(domains)))
+    status, _, err = run_command(
+        "train-experts", "--output", tmp_path / "experts", "--data", rows, "--rank", 2, *backbone
+    )
+    assert (status, f"Data: rows from {rows}." in err) == (0, True), err
+    card = (tmp_path / "experts/law/README.md").read_text()
+    assert "| mine | 6 | not known |" in card
+    assert "--domains law --seed 0 --data FILE" in card
+    status, out, err = run_command(
+        "train-router", "--mixer", tmp_path / "experts", "--output", tmp_path / "router", "--data", rows, *backbone
+    )
+    assert (status, "on 12 rows" in out) == (0, True), err
+    assert RunLog.load(tmp_path / "router").settings["data"] == "files"
+
+
+def test_routers_say_of_which_experts_there_are_no_rows(capsys):
+    assert {row.domain for row in mixture_examples(4, ["math", "law"], 0, "generated")} == {"math"}
+    assert "There are no rows of law; rows of math are mixed." in capsys.readouterr().out
+    assert len({row.domain for row in mixture_examples(12, ["law", "poetry"], 0, "generated")}) > 2
+    assert "No domain has the name of an expert (law, poetry), so rows of all" in capsys.readouterr().out
+
+
 def test_a_finished_mixture_is_not_trained_again(trained):
     before = (trained["mixture"] / "adapter_model.safetensors").read_bytes()
     status, out, _ = run_command("train-router", "--mixer", trained["experts"], "--output", trained["mixture"])
@@ -147,7 +174,7 @@ def test_expert_matrix(workshop, trained):
     [
         (["trace", "hi", "--mixer", "smollm2-135m/nothing", "--out", "x.npz"], "There is no mixture"),
         (["trace", "hi", "--mixer", "nothing at all", "--out", "x.npz"], "There is no mixture"),
-        (["train-experts", "--output", "x", "--domains", "cooking"], "There is no recipe for cooking"),
+        (["train-experts", "--output", "x", "--domains", "cooking"], "There is no recipe for the domain 'cooking'"),
         (["train-router", "--mixer", ".", "--output", "x"], "holds no LoRA folders"),
         (["train-experts", "--output", "x", "--preset", "huge"], "There is no preset 'huge'"),
         (["train-router", "--mixer", ".", "--output", "x", "--field", "gates=soft"], "--field is 'gates=soft'"),

@@ -1,8 +1,8 @@
-"""Rows of text for training and evaluation: one schema, three sources, and mixtures by domain.
+"""Rows of text for training and evaluation: one schema, four kinds of source, and mixtures by domain.
 
-Rows come from a folder of ``<task>/<split>.jsonl.gz`` files, from data sets on the Hugging Face Hub, or from a seeded
-generator with exact answers, so that every command can be tried. :func:`find_source` says which of them is taken, and
-:func:`data_origin` what was.
+Rows come from files, from a folder of ``<task>/<split>.jsonl.gz`` files, from data sets on the Hugging Face Hub, or
+from a seeded generator with exact answers, so that every command can be tried. :func:`find_source` says which of them
+is taken, and :func:`data_origin` what was.
 """
 
 from loramixer.data.checking import answer_number, check_answer
@@ -18,6 +18,7 @@ from loramixer.data.encoding import (
 )
 from loramixer.data.generated import DEFAULT_FAMILIES, FAMILIES, generated_examples
 from loramixer.data.hub_sets import HUB_DATASETS, HubDataset
+from loramixer.data.local_rows import FileSource, FolderSource, task_examples
 from loramixer.data.mixtures import (
     Mixture,
     draw_mixture,
@@ -34,10 +35,11 @@ from loramixer.data.recipes import (
     RECIPES,
     DomainRecipe,
     domain_of_task,
+    recipe_has,
 )
 from loramixer.data.schema import Example, Span, fingerprint, read_examples, rows_per_task
 from loramixer.data.sources import (
-    FolderSource,
+    AnySource,
     GeneratedSource,
     HubSource,
     Source,
@@ -46,7 +48,6 @@ from loramixer.data.sources import (
     data_revisions,
     describe_source,
     find_source,
-    task_examples,
     task_licenses,
 )
 
@@ -59,9 +60,11 @@ __all__ = [
     "IGNORED_LABEL",
     "PAPER_DOMAINS",
     "RECIPES",
+    "AnySource",
     "DomainRecipe",
     "EncodedPrompt",
     "Example",
+    "FileSource",
     "FolderSource",
     "GeneratedSource",
     "HubDataset",
@@ -91,6 +94,7 @@ __all__ = [
     "held_out_examples",
     "mixed_examples",
     "read_examples",
+    "recipe_has",
     "rows_per_task",
     "task_examples",
     "task_licenses",

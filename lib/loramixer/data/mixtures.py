@@ -5,17 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from loramixer.data.generated import DEFAULT_FAMILIES, FAMILIES, generated_examples
 from loramixer.data.overlap import OverlapReport, without_overlap
-from loramixer.data.recipes import DEFAULT_DOMAINS, check_disjoint, recipe_of
+from loramixer.data.recipes import Origin, recipe_has
 from loramixer.data.schema import Example, fingerprint
-from loramixer.data.sources import GeneratedSource, Origin, Source, find_source
+from loramixer.data.sources import AnySource, GeneratedSource, Source, find_source
 from loramixer.errors import DataError
-
-AnySource = Source | str | Path | None
 
 GENERATED_ROWS = 400
 """Rows that the generator gives for one expert."""
@@ -28,36 +25,38 @@ def expert_examples(domain: str, seed: int, source: AnySource = None) -> list[Ex
     """The training rows of one expert: the head of a seeded shuffle of each of its tasks.
 
     Args:
-        domain: name of a recipe.
+        domain: name of a recipe, or a domain that the source has of its own.
         seed: shuffles the rows.
         source: what :func:`loramixer.data.find_source` takes.
 
     Raises:
-        DataError: no recipe for this domain, or no such rows.
+        DataError: no such domain, or no such rows.
     """
-    recipe, found = recipe_of(domain), find_source(source)
+    found = find_source(source)
+    tasks = found.tasks(domain)
     if isinstance(found, GeneratedSource):
         return _generated_rows(domain, GENERATED_ROWS, seed)
-    rows = [
-        row for task, count in recipe.tasks.items() for row in _shuffled(found.rows(task, "train"), seed, task)[:count]
-    ]
+    rows = []
+    for task in tasks:
+        there = _shuffled(_rows(found, domain, task, "train"), seed, task)
+        rows += there[: found.expert_count(domain, task, len(there))]
     random.Random(seed).shuffle(rows)
-    return _of_domain(rows, domain)
+    return rows
 
 
 def held_out_examples(
     domain: str, count: int, seed: int, split: str = "test", source: AnySource = None
 ) -> list[Example]:
     """Seeded evaluation rows of one domain, equal shares of its tasks; never rows that anything was trained on."""
-    recipe, found = recipe_of(domain), find_source(source)
+    found = find_source(source)
+    tasks = found.tasks(domain)
     if isinstance(found, GeneratedSource):
         return _generated_rows(domain, count, seed + HELD_OUT_SEED)
-    rows = [
+    return [
         row
-        for task, share in zip(recipe.tasks, _equal_shares(count, len(recipe.tasks)), strict=True)
-        for row in _shuffled(found.rows(task, split), seed, task)[:share]
+        for task, share in zip(tasks, _equal_shares(count, len(tasks)), strict=True)
+        for row in _shuffled(_rows(found, domain, task, split), seed, task)[:share]
     ]
-    return _of_domain(rows, domain)
 
 
 def evaluation_examples(
@@ -70,11 +69,11 @@ def evaluation_examples(
     found = find_source(source)
     return [
         row
-        for domain in domains or DEFAULT_DOMAINS
-        for task in recipe_of(domain).tasks
+        for domain in domains or found.domains()
+        for task in found.tasks(domain)
         for split in splits
         if split in found.splits(task)
-        for row in _of_domain(found.rows(task, split), domain)
+        for row in _rows(found, domain, task, split)
     ]
 
 
@@ -141,7 +140,8 @@ def draw_mixture(
     Args:
         count: number of rows in all.
         seed: shuffles the rows; the same rows in the same order for the same seed.
-        domains: names of recipes; :data:`loramixer.data.DEFAULT_DOMAINS` by default.
+        domains: names of recipes, or domains that the source has of its own; the source's usual ones by default, see
+            :meth:`loramixer.data.Source.domains`.
         shares: domain → its relative share; equal by default.
         balance: what the shares are shares of.
         count_tokens: tokens of a row in training, from :func:`loramixer.data.token_counter`; ``balance="tokens"``
@@ -153,14 +153,14 @@ def draw_mixture(
         DataError: an unknown domain, domains that share a data set, fewer than one row per domain, shares that do not
             fit the domains, or nothing left of a task.
     """
-    names = list(domains or DEFAULT_DOMAINS)
-    check_disjoint(names)
+    found = find_source(source)
+    names = list(domains or found.domains())
+    _check_disjoint(found, names)
     if count < len(names):
         raise DataError(f"{count} examples cannot cover {len(names)} domains; ask for at least {len(names)}.")
     weights = _weights(names, shares)
     if balance == "tokens" and count_tokens is None:
         raise DataError("balance='tokens' needs count_tokens; give token_counter(tokenizer).")
-    found = find_source(source)
     drawn: dict[str, list[Example]]
     reports: list[OverlapReport] = []
     too_long = 0
@@ -268,10 +268,7 @@ def _pools(domain: str, count: int, seed: int, source: Source) -> dict[str, list
     if isinstance(source, GeneratedSource):
         rows = _generated_rows(domain, count, seed)
         return {rows[0].task: rows}
-    return {
-        task: _of_domain(_shuffled(source.rows(task, "train"), seed, task)[::-1], domain)
-        for task in recipe_of(domain).tasks
-    }
+    return {task: _shuffled(_rows(source, domain, task, "train"), seed, task)[::-1] for task in source.tasks(domain)}
 
 
 def _without(
@@ -305,8 +302,25 @@ def _family_of(domain: str) -> str:
     return next(name for name, family in FAMILIES.items() if family.domain == domain)
 
 
-def _of_domain(rows: Iterable[Example], domain: str) -> list[Example]:
+def _rows(source: Source, domain: str, task: str, split: str) -> list[Example]:
+    """The rows of a task that belong to a domain: all of them where its recipe says so, else those that state it."""
+    rows = source.rows(task, split)
+    if not recipe_has(domain, task):
+        return [row for row in rows if row.domain == domain]
     return [row if row.domain == domain else replace(row, domain=domain) for row in rows]
+
+
+def _check_disjoint(source: Source, domains: Sequence[str]) -> None:
+    """Refuse domains that share a row: it would belong to two experts."""
+    owners: dict[tuple[str, str], str] = {}
+    for domain in domains:
+        for task in source.tasks(domain):
+            rows = (task, "" if recipe_has(domain, task) else domain)
+            if rows in owners:
+                raise DataError(
+                    f"The domains '{owners[rows]}' and '{domain}' both hold the data set {task}; name one of them."
+                )
+            owners[rows] = domain
 
 
 def _shuffled(examples: list[Example], seed: int, task: str) -> list[Example]:

@@ -1,4 +1,4 @@
-"""Where rows come from: a folder, the Hub, or the generator; and which of them is taken when nobody says."""
+"""Where rows come from: files, a folder, the Hub, or the generator; and which of them is taken when nobody says."""
 
 from __future__ import annotations
 
@@ -7,24 +7,47 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from loramixer import hub
 from loramixer.data.hub_sets import HUB_DATASETS
-from loramixer.data.recipes import RECIPES
-from loramixer.data.schema import Example, read_examples
+from loramixer.data.local_rows import FileSource, FolderSource
+from loramixer.data.recipes import Origin, RecipeDomains, recipe_license
+from loramixer.data.schema import Example
 from loramixer.errors import DataError, HubError
 
-Origin = Literal["folder", "hub", "generated"]
-
 VARIABLE = "LORAMIXER_DATA"
-"""Names a folder of data sets, or is ``hub`` or ``generated``."""
+"""Names a folder of data sets or a file of rows, or is ``hub`` or ``generated``."""
 
 
 class Source(Protocol):
-    """What gives the rows of a task; :class:`GeneratedSource` gives rows by domain only."""
+    """What gives the rows of a task; :class:`GeneratedSource` gives rows by domain only.
+
+    Attributes:
+        origin: what kind of source it is.
+    """
 
     origin: Origin
+
+    def domains(self) -> tuple[str, ...]:
+        """The domains that are mixed where nobody names any."""
+        ...
+
+    def has(self, domain: str) -> bool:
+        """Whether there are rows of a domain."""
+        ...
+
+    def tasks(self, domain: str) -> tuple[str, ...]:
+        """The data sets of a domain.
+
+        Raises:
+            DataError: there is no such domain.
+        """
+        ...
+
+    def expert_count(self, domain: str, task: str, there: int) -> int:
+        """How many of a data set's rows the expert of a domain is trained on, of those that are there."""
+        ...
 
     def splits(self, task: str) -> tuple[str, ...]:
         """The splits that this source has of a task."""
@@ -47,40 +70,7 @@ class Source(Protocol):
         ...
 
 
-class FolderSource:
-    """Rows of ``<task>/<split>.jsonl.gz`` files.
-
-    Args:
-        folder: that holds the tasks.
-    """
-
-    origin: Origin = "folder"
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-
-    def splits(self, task: str) -> tuple[str, ...]:
-        """The files of a task's folder."""
-        return tuple(sorted(path.name.removesuffix(".jsonl.gz") for path in (self.folder / task).glob("*.jsonl.gz")))
-
-    def rows(self, task: str, split: str) -> list[Example]:
-        """All rows of a file."""
-        return task_examples(task, split, self.folder)
-
-    def revisions(self) -> dict[str, str]:
-        """None: files have no revision; the run log's fingerprint of the rows says which they were."""
-        return {}
-
-    def license(self, task: str) -> str:
-        """As the recipes state it."""
-        return _recipe_license(task)
-
-    def describe(self) -> str:
-        """Names the folder."""
-        return f"rows from {self.folder}"
-
-
-class HubSource:
+class HubSource(RecipeDomains):
     """Rows of :data:`loramixer.data.HUB_DATASETS`: Parquet files only, read without any code of the repository.
 
     Args:
@@ -151,14 +141,14 @@ class HubSource:
 
     def license(self, task: str) -> str:
         """As the card of the repository states it."""
-        return HUB_DATASETS[task].license if task in HUB_DATASETS else _recipe_license(task)
+        return HUB_DATASETS[task].license if task in HUB_DATASETS else recipe_license(task)
 
     def describe(self) -> str:
         """Says that it is the Hub."""
         return "rows from the Hugging Face Hub, at pinned commits"
 
 
-class GeneratedSource:
+class GeneratedSource(RecipeDomains):
     """The generator of :func:`loramixer.data.generated_examples`.
 
     Args:
@@ -198,17 +188,23 @@ class GeneratedSource:
         return f"GENERATED rows{f' ({self.reason})' if self.reason else ''}: a toy set, good for a trial"
 
 
-def find_source(given: Source | str | Path | None = None) -> Source:
+AnySource = Source | str | Path | Sequence[str | Path] | None
+"""What :func:`find_source` takes."""
+
+
+def find_source(given: AnySource = None) -> Source:
     """The source to take: what is given, else what ``LORAMIXER_DATA`` names, else the Hub, else the generator.
 
     Args:
-        given: a source, a folder, ``hub`` or ``generated``.
+        given: a source, a folder, a file of rows or several of them, ``hub`` or ``generated``.
 
     Raises:
-        DataError: a folder is named that is none.
+        DataError: a folder or file is named that is none, or a file breaks the schema.
     """
     if isinstance(given, str | Path):
         return _named_source(str(given), "The data source")
+    if isinstance(given, Sequence):
+        return _named_source(str(given[0]), "The data source") if len(given) == 1 else FileSource(given)
     if given is not None:
         return given
     named = os.environ.get(VARIABLE)
@@ -220,10 +216,12 @@ def _named_source(name: str, what: str) -> Source:
         return _hub_source()
     if name == "generated":
         return GeneratedSource()
+    if name.endswith((".jsonl", ".jsonl.gz")):
+        return FileSource([name])
     if not Path(name).is_dir():
         raise DataError(
-            f"{what} is '{name}', which is no folder; name a folder of data sets, 'hub' or 'generated', or leave it "
-            "out."
+            f"{what} is '{name}', which is no folder; name a folder of data sets, a .jsonl(.gz) file, 'hub' or "
+            "'generated', or leave it out."
         )
     return FolderSource(name)
 
@@ -253,11 +251,6 @@ def _has_pyarrow() -> bool:
     return importlib.util.find_spec("pyarrow") is not None
 
 
-def _recipe_license(task: str) -> str:
-    found = (recipe.licenses[task] for recipe in RECIPES.values() if task in recipe.tasks)
-    return next(found, "generated by loramixer" if task.startswith("generated_") else "not known")
-
-
 def data_folder() -> Path | None:
     """The folder named by ``LORAMIXER_DATA``, or None when it names none.
 
@@ -270,27 +263,22 @@ def data_folder() -> Path | None:
     return source.folder if isinstance(source, FolderSource) else None
 
 
-def data_origin(source: Source | str | Path | None = None) -> Origin:
+def data_origin(source: AnySource = None) -> Origin:
     """Where rows come from: ``folder``, ``hub`` or ``generated``; logs and screens print it."""
     return find_source(source).origin
 
 
-def data_revisions(source: Source | str | Path | None = None) -> dict[str, str]:
+def data_revisions(source: AnySource = None) -> dict[str, str]:
     """Task → ``organisation/name@commit`` of what has been read from the Hub so far; for run logs."""
     return find_source(source).revisions()
 
 
-def describe_source(source: Source | str | Path | None = None) -> str:
+def describe_source(source: AnySource = None) -> str:
     """One line that says which source is taken, for commands to print before they start."""
     return find_source(source).describe()
 
 
-def task_licenses(tasks: Sequence[str], source: Source | str | Path | None = None) -> dict[str, str]:
+def task_licenses(tasks: Sequence[str], source: AnySource = None) -> dict[str, str]:
     """The licence of each task as the source in use states it; for run logs and model cards."""
     found = find_source(source)
     return {task: found.license(task) for task in tasks}
-
-
-def task_examples(task: str, split: str, folder: Path) -> list[Example]:
-    """All rows of one split of one task in a data folder."""
-    return read_examples(folder / task / f"{split}.jsonl.gz")

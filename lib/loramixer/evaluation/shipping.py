@@ -119,7 +119,7 @@ def _copy_expert(name: str, source: Path, folder: Path, results: Path) -> None:
         if (source / file).resolve() != (folder / file).resolve():
             shutil.copyfile(source / file, folder / file)
     log = RunLog.load(folder)
-    write_expert_card(folder, RECIPES[name], log, _expert_numbers(results, name))
+    write_expert_card(folder, name, RECIPES[name].licenses, log, _expert_numbers(results, name))
 
 
 def _copy_router(source: Path, folder: Path, zoo: Path, title: str, log: RunLog) -> None:

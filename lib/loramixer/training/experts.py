@@ -14,12 +14,14 @@ from torch import nn
 from loramixer.backbones import BackboneFiles, load_backbone
 from loramixer.cards import write_expert_card
 from loramixer.data import (
-    DEFAULT_DOMAINS,
     RECIPES,
-    data_origin,
-    data_revisions,
+    AnySource,
+    Example,
+    Source,
     expert_examples,
+    find_source,
     fingerprint,
+    recipe_has,
     rows_per_task,
     task_licenses,
 )
@@ -62,17 +64,23 @@ class _Run:
     """What all experts of one call share."""
 
     backbone: str
+    source: Source
     settings: LoopSettings
     lora: NewLora
     limit: int | None
     dtype: torch.dtype
     preset: str
 
+    def examples(self, domain: str) -> list[Example]:
+        """The training rows of one expert, in one pass."""
+        return expert_examples(domain, self.settings.seed, self.source)[: self.limit]
+
 
 def train_experts(
     output: str | Path,
     domains: Sequence[str] | None = None,
     *,
+    source: AnySource = None,
     backbone: str = "smollm2-135m",
     seed: int = 0,
     rank: int | None = None,
@@ -93,7 +101,9 @@ def train_experts(
 
     Args:
         output: folder that receives one PEFT folder per domain.
-        domains: names of :data:`loramixer.data.RECIPES`; :data:`loramixer.data.DEFAULT_DOMAINS` by default.
+        domains: names of :data:`loramixer.data.RECIPES`, or domains that the rows of the source state; the source's
+            usual ones by default, see :meth:`loramixer.data.Source.domains`.
+        source: where rows come from, as :func:`loramixer.data.find_source` takes it.
         backbone: what :func:`loramixer.load_backbone` takes.
         seed: rows, order and initial weights.
         rank: LoRA rank r; the preset's by default.
@@ -112,12 +122,14 @@ def train_experts(
         model card.
 
     Raises:
-        ExpertError: an unknown domain, or targets that the backbone does not have.
+        DataError: an unknown domain, or no rows of it.
+        ExpertError: targets that the backbone does not have.
         LoraMixerError: an unknown preset; or the run had to stop, see :func:`loramixer.training.loop.run_training`.
     """
-    unknown = [name for name in domains or () if name not in RECIPES]
-    if unknown:
-        raise ExpertError(f"There is no recipe for {', '.join(unknown)}; there are {', '.join(RECIPES)}.")
+    rows = find_source(source)
+    names = list(domains or rows.domains())
+    for name in names:
+        rows.tasks(name)  # an unknown one is said before anything is trained
     preset = find_preset(preset)
     lora = NewLora(
         rank=rank or preset.rank,
@@ -128,13 +140,12 @@ def train_experts(
     settings = replace(
         preset.experts, learning_rate=learning_rate or preset.experts.learning_rate, seed=seed, report_to=report_to
     )
-    names = list(domains or DEFAULT_DOMAINS)
     dtype = dtype or fast_training_dtype()
-    run = _Run(backbone, settings, lora, limit, dtype, preset.name)
+    run = _Run(backbone, rows, settings, lora, limit, dtype, preset.name)
     if jointly:
         return _train_jointly(Path(output), names, run)
     return [
-        _train_one(Path(output) / name, name, replace(run, settings=replace(settings, epochs=RECIPES[name].epochs)))
+        _train_one(Path(output) / name, name, replace(run, settings=replace(settings, epochs=_epochs(name, rows))))
         for name in names
     ]
 
@@ -147,8 +158,8 @@ def _train_one(folder: Path, domain: str, run: _Run) -> Path:
     model, tokenizer = load_backbone(run.backbone, dtype=run.dtype)
     files: BackboneFiles = model.backbone_files
     _check_targets(model, run.lora.targets)
-    found = encode_rows(expert_examples(domain, run.settings.seed)[: run.limit], tokenizer, run.settings)
-    say(f"Training the {domain} expert on {found.text} ({data_origin()} data), preset {run.preset} …")
+    found = encode_rows(run.examples(domain), tokenizer, run.settings)
+    say(f"Training the {domain} expert on {found.text} ({run.source.origin} data), preset {run.preset} …")
     lora = LoraConfig(
         r=run.lora.rank,
         lora_alpha=run.lora.lora_alpha,  # type: ignore[arg-type]
@@ -165,10 +176,16 @@ def _train_one(folder: Path, domain: str, run: _Run) -> Path:
 
     def write() -> None:
         save_expert(peft_model, folder, files)
-        _write_card(folder, domain, log)
+        _write_card(folder, domain, log, run.source)
 
     conclude(folder / CHECKPOINTS, write)
     return folder
+
+
+def _epochs(domain: str, source: Source) -> int:
+    """Passes over the rows of an expert, as its recipe says where there is one."""
+    by_recipe = all(recipe_has(domain, task) for task in source.tasks(domain))
+    return RECIPES[domain].epochs if by_recipe else 1
 
 
 def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
@@ -188,13 +205,9 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
     files: BackboneFiles = model.backbone_files
     _check_targets(model, run.lora.targets)
     # A domain with several epochs of its own comes several times in the one pass over the mixed rows.
-    examples = [
-        row
-        for name in domains
-        for row in expert_examples(name, run.settings.seed)[: run.limit] * max(1, round(RECIPES[name].epochs))
-    ]
+    examples = [row for name in domains for row in run.examples(name) * _epochs(name, run.source)]
     found = encode_rows(examples, tokenizer, run.settings, experts=domains)
-    say(f"Training {len(domains)} experts jointly on {found.text} ({data_origin()} data), preset {run.preset} …")
+    say(f"Training {len(domains)} experts jointly on {found.text} ({run.source.origin} data), preset {run.preset} …")
     config = joint_config(domains, run.lora)
     peft_model = get_peft_model(model, config)
     log = _run_log(run, found, files, {"jointly": True, "experts": domains})
@@ -209,7 +222,7 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
             own = {"domain": name, "rows": rows_per_task(mine), "rows_fingerprint": fingerprint(mine)}
             own_log = RunLog(log.settings | own, log.steps, log.summary)
             own_log.save(folder)
-            _write_card(folder, name, own_log)
+            _write_card(folder, name, own_log, run.source)
             export_expert(peft_model, name, folder, dtype=torch.bfloat16)
 
     conclude(run_folder / CHECKPOINTS, write, run_folder)
@@ -244,8 +257,8 @@ def _run_log(run: _Run, found: EncodedRows, files: BackboneFiles, of: dict[str, 
             **of,
             "backbone": files.name,
             "backbone_revision": files.revision,
-            "data": data_origin(),
-            "data_revisions": data_revisions(),
+            "data": run.source.origin,
+            "data_revisions": run.source.revisions(),
             "limit": run.limit,
             "rows": rows_per_task(found.examples),
             "rows_fingerprint": fingerprint(found.examples),
@@ -259,9 +272,9 @@ def _run_log(run: _Run, found: EncodedRows, files: BackboneFiles, of: dict[str, 
     )
 
 
-def _write_card(folder: Path, domain: str, log: RunLog) -> None:
-    recipe = RECIPES[domain]
-    write_expert_card(folder, replace(recipe, licenses=task_licenses(list(recipe.tasks))), log)
+def _write_card(folder: Path, domain: str, log: RunLog, source: Source) -> None:
+    tasks = source.tasks(domain)
+    write_expert_card(folder, domain, task_licenses(tasks, source), log)
 
 
 def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:

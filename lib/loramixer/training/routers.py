@@ -16,9 +16,12 @@ from loramixer.backbones import BackboneFiles, load_backbone
 from loramixer.cards import write_router_card
 from loramixer.data import (
     RECIPES,
+    AnySource,
     Example,
+    FileSource,
     data_origin,
     data_revisions,
+    find_source,
     fingerprint,
     mixed_examples,
     rows_per_task,
@@ -30,9 +33,8 @@ from loramixer.mixers import mixer_folder
 from loramixer.training.checkpoints import CHECKPOINTS, KeepRouters, conclude, is_finished
 from loramixer.training.loop import fast_training_dtype, run_training
 from loramixer.training.presets import Preset, find_preset
-from loramixer.training.rows import EncodedRows, encode_rows
+from loramixer.training.rows import encode_rows
 from loramixer.training.run_log import RunLog
-from loramixer.training.settings import LoopSettings
 from loramixer.tuner import LoraMixerConfig
 from loramixer.tuner.config import RoutingLoss
 from loramixer.tuner.runtime import mixture_layers
@@ -40,6 +42,9 @@ from loramixer.versions import library_versions
 
 LOSS_WARMUP = 0.3
 """Share of the training over which α and λ rise from 0 (paper, A.8)."""
+
+USUAL_ROWS = 2000
+"""The paper's number of rows for routers (section 3.3)."""
 
 KEPT_ROUTERS = "routers"
 """Folder, inside that of the mixture, of the routers that were kept along the way."""
@@ -53,7 +58,8 @@ def train_router(
     balance_weight: float | None = None,
     entropy_weight: float | None = None,
     entropy: str = "sharpen",
-    examples: int | Sequence[Example] = 2000,
+    examples: int | Sequence[Example] | None = None,
+    source: AnySource = None,
     backbone: str = "smollm2-135m",
     seed: int = 0,
     learning_rate: float | None = None,
@@ -81,7 +87,10 @@ def train_router(
         balance_weight: α, in the unit form K Σ p̄ f̄ unless ``scale`` says otherwise; the preset's by default.
         entropy_weight: λ, for ``rsl``; the preset's by default.
         entropy: sign of the entropy term, ``sharpen`` or ``flatten``.
-        examples: number of rows of :func:`loramixer.data.mixed_examples`, or the rows themselves.
+        examples: number of rows of :func:`loramixer.data.mixed_examples`, of the domains that have the names of
+            experts, or of all where none has; or the rows themselves. By default 2,000, or all that the files hold
+            where ``source`` is files.
+        source: where they come from, as :func:`loramixer.data.find_source` takes it.
         backbone: what :func:`loramixer.load_backbone` takes.
         seed: rows, their order, and the routers' initial weights.
         learning_rate: peak learning rate of the routers; the preset's by default.
@@ -130,7 +139,9 @@ def train_router(
     torch.manual_seed(seed)
     model, tokenizer = load_backbone(backbone, dtype=dtype)
     files = model.backbone_files
-    found = mixture_rows(examples, list(experts), seed, tokenizer, settings)
+    rows_are_given = isinstance(examples, Sequence)
+    rows = examples if isinstance(examples, Sequence) else mixture_examples(examples, list(experts), seed, source)
+    found = encode_rows(rows, tokenizer, settings, experts=list(experts))
     peft_model = get_peft_model(model, config)
     name_backbone(config, files)  # routers that are kept along the way are saved with it
     log = RunLog(
@@ -142,10 +153,10 @@ def train_router(
             "loss_text": config.loss_text,
             "backbone": files.name,
             "backbone_revision": files.revision,
-            "data": data_origin() if isinstance(examples, int) else "given",
-            "data_revisions": data_revisions() if isinstance(examples, int) else {},
+            "data": "given" if rows_are_given else data_origin(source),
+            "data_revisions": {} if rows_are_given else data_revisions(source),
             "rows": rows_per_task(found.examples),
-            "licenses": task_licenses(list(rows_per_task(found.examples))),
+            "licenses": task_licenses(list(rows_per_task(found.examples)), source),
             "rows_fingerprint": fingerprint(found.examples),
             **found.facts,
             "training_gate": config.training_gate,
@@ -245,14 +256,28 @@ def router_config(preset: Preset, experts: dict[str, str], **given: Any) -> Lora
     return config
 
 
-def mixture_rows(
-    examples: int | Sequence[Example], experts: list[str], seed: int, tokenizer: Any, settings: LoopSettings
-) -> EncodedRows:
-    """Encoded rows with ``expert_index``, the row's own expert (−1 for none)."""
-    if isinstance(examples, int):
-        known = [name for name in experts if name in RECIPES]
-        examples = mixed_examples(examples, seed, known or None)
-    return encode_rows(examples, tokenizer, settings, experts=experts)
+def mixture_examples(
+    count: int | None, experts: Sequence[str], seed: int, source: AnySource = None
+) -> Sequence[Example]:
+    """Mixed rows of the experts' domains, as far as there are any; says where they are not.
+
+    Args:
+        count: how many; None for all rows of files, else for :data:`USUAL_ROWS`.
+        experts: their names.
+        seed: of the draw.
+        source: where rows come from.
+    """
+    found = find_source(source)
+    if count is None and isinstance(found, FileSource):
+        return found.examples
+    known = [name for name in experts if found.has(name)]
+    others = ", ".join(name for name in experts if name not in known)
+    if not known:
+        domains = ", ".join(found.domains())
+        say(f"No domain has the name of an expert ({others}), so rows of all domains are mixed: {domains}.")
+    elif others:
+        say(f"There are no rows of {others}; rows of {', '.join(known)} are mixed.")
+    return mixed_examples(count or USUAL_ROWS, seed, known or None, found)
 
 
 def save_mixture(peft_model: Any, folder: Path) -> None:
