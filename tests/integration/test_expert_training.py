@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from pathlib import Path
 
@@ -173,3 +174,12 @@ def test_targets_and_presets_that_do_not_exist_are_refused(backbone, tmp_path):
         trained(backbone, tmp_path, targets=["in_proj"])
     with pytest.raises(LoraMixerError, match="no preset 'large'; there are cpu-small, cpu-tiny, paper"):
         trained(backbone, tmp_path, preset="large")
+
+
+def test_a_domain_whose_name_leads_elsewhere_is_refused(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    row = {"id": "1", "task": "t", "domain": str(tmp_path / "elsewhere"), "prompt": "p", "target": "t"}
+    rows.write_text(json.dumps(row))
+    with pytest.raises(LoraMixerError, match="is no expert name; use a short text without dots and slashes"):
+        train_experts(tmp_path / "experts", source=rows)
+    assert not (tmp_path / "elsewhere").exists()

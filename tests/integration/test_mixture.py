@@ -301,6 +301,7 @@ def test_experts_that_name_another_backbone_are_refused(experts, tmp_path):
         ({"routing_loss": "entropy"}, "routing_loss is 'entropy'"),
         ({"experts": {}}, "needs experts"),
         ({"experts": {"a.b": "x"}}, "no expert name"),
+        ({"experts": {"/elsewhere": "x"}}, "no expert name"),
         ({"temperature": 0}, "above 0"),
     ],
 )

@@ -106,10 +106,18 @@ def test_files_are_a_source_and_all_of_their_rows_may_be_trained_on(tmp_path):
     assert len(mixed_examples(6, 0, source=source)) == 6
     assert find_source(str(one)).domains() == find_source([one]).domains() == ("law", "poetry")
     assert "one.jsonl" in source.describe()
-    with pytest.raises(DataError, match="are for training; name a file of test rows"):
+    with pytest.raises(DataError, match="are for training; test on the rows of another file"):
         held_out_examples("law", 2, 0, source=source)
     with pytest.raises(DataError, match="There is no data file"):
         find_source("nowhere.jsonl")
+
+
+def test_a_data_set_that_two_recipes_hold_goes_to_the_expert_that_is_there(tmp_path):
+    path = write(tmp_path / "cola.jsonl", rows_of("cola", ["nlu"], 4))
+    assert find_source(path).domains() == ("language",)
+    assert find_source(path, ["sentiment", "acceptability"]).domains() == ("acceptability",)
+    path = write(tmp_path / "stated.jsonl", rows_of("cola", ["acceptability"], 4))
+    assert find_source(path).domains() == ("acceptability",)
 
 
 def test_the_variable_may_name_a_file(tmp_path, monkeypatch):

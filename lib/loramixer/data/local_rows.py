@@ -43,10 +43,11 @@ class OwnDomains:
 
 
 class FileSource:
-    """Rows of files that somebody names. Their domains are those that the rows state; all rows may be trained on.
+    """Rows of files that somebody names; all of them may be trained on. Domains are those that the rows state.
 
     Args:
         paths: ``.jsonl`` or ``.jsonl.gz`` files.
+        domains: experts that the rows are for, as :func:`loramixer.data.read_examples` takes them.
 
     Raises:
         DataError: a file is missing or breaks the schema.
@@ -54,9 +55,9 @@ class FileSource:
 
     origin: Origin = "files"
 
-    def __init__(self, paths: Sequence[str | Path]) -> None:
+    def __init__(self, paths: Sequence[str | Path], domains: Sequence[str] = ()) -> None:
         self.paths = [Path(path) for path in paths]
-        self.examples = [row for path in self.paths for row in read_examples(path)]
+        self.examples = [row for path in self.paths for row in read_examples(path, domains)]
         self._own = OwnDomains(self._names())
         for task in dict.fromkeys(row.task for row in self.examples):
             self._own.add(task, self.rows(task, "train"))
@@ -84,7 +85,10 @@ class FileSource:
     def rows(self, task: str, split: str) -> list[Example]:
         """The rows of a task, in the order of the files."""
         if split != "train":
-            raise DataError(f"The rows of {self._names()} are for training; name a file of test rows to test on.")
+            raise DataError(
+                f"The rows of {self._names()} are for training; test on the rows of another file "
+                "(evaluate --data FILE), or on the test split of a folder."
+            )
         return [row for row in self.examples if row.task == task]
 
     def revisions(self) -> dict[str, str]:

@@ -63,7 +63,7 @@ def read_examples(path: str | Path, domains: Sequence[str] = ()) -> list[Example
     Args:
         path: the file.
         domains: experts that the rows are for; where two recipes hold a task (``language`` and ``acceptability`` both
-            hold CoLA), the one that is named here gives the domain.
+            hold CoLA), the one that is named here gives the domain, else the one that the row states.
 
     Raises:
         DataError: the file is missing or unreadable, or a line breaks the schema; names file, line and field.
@@ -105,7 +105,7 @@ def _example_from_line(line: str, where: str, domains: Sequence[str]) -> Example
     return Example(
         id=row["id"],
         task=row["task"],
-        domain=domain_of_task(row["task"], domains) or row["domain"],
+        domain=domain_of_task(row["task"], (*domains, row["domain"])) or row["domain"],
         prompt=row["prompt"],
         target=row["target"],
         choices=tuple(choices) if choices is not None else None,

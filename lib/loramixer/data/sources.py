@@ -192,15 +192,21 @@ AnySource = Source | str | Path | Sequence[str | Path] | None
 """What :func:`find_source` takes."""
 
 
-def find_source(given: AnySource = None) -> Source:
+def find_source(given: AnySource = None, domains: Sequence[str] = ()) -> Source:
     """The source to take: what is given, else what ``LORAMIXER_DATA`` names, else the Hub, else the generator.
 
     Args:
         given: a source, a folder, a file of rows or several of them, ``hub`` or ``generated``.
+        domains: experts that the rows of files are for, as :func:`loramixer.data.read_examples` takes them.
 
     Raises:
         DataError: a folder or file is named that is none, or a file breaks the schema.
     """
+    found = _find(given)
+    return FileSource(found.paths, domains) if domains and isinstance(found, FileSource) else found
+
+
+def _find(given: AnySource) -> Source:
     if isinstance(given, str | Path):
         return _named_source(str(given), "The data source")
     if isinstance(given, Sequence):

@@ -36,6 +36,7 @@ from loramixer.training.rows import EncodedRows, encode_rows
 from loramixer.training.run_log import RunLog
 from loramixer.training.settings import LoopSettings
 from loramixer.tuner import LoraMixerConfig
+from loramixer.tuner.config import check_expert_name
 from loramixer.tuner.export import export_expert
 from loramixer.versions import library_versions
 
@@ -123,12 +124,14 @@ def train_experts(
 
     Raises:
         DataError: an unknown domain, or no rows of it.
+        MixerError: a domain whose name no expert can have.
         ExpertError: targets that the backbone does not have.
         LoraMixerError: an unknown preset; or the run had to stop, see :func:`loramixer.training.loop.run_training`.
     """
-    rows = find_source(source)
+    rows = find_source(source, domains or ())
     names = list(domains or rows.domains())
     for name in names:
+        check_expert_name(name)
         rows.tasks(name)  # an unknown one is said before anything is trained
     preset = find_preset(preset)
     lora = NewLora(

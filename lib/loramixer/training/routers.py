@@ -267,7 +267,7 @@ def mixture_examples(
         seed: of the draw.
         source: where rows come from.
     """
-    found = find_source(source)
+    found = find_source(source, experts)
     if count is None and isinstance(found, FileSource):
         return found.examples
     known = [name for name in experts if found.has(name)]

@@ -303,8 +303,8 @@ def _with_own_sites(experts: dict[str, Any]) -> dict[str, Any]:
 
 def check_expert_name(name: Any) -> None:
     """Raise a MixerError unless ``name`` can be the name of an expert."""
-    if not isinstance(name, str) or not name or "." in name:
-        raise MixerError(f"{name!r} is no expert name; use a short text without dots.")
+    if not isinstance(name, str) or not name or set(name) & set("./\\"):
+        raise MixerError(f"{name!r} is no expert name; use a short text without dots and slashes.")
 
 
 def _check_rule(rule: Any) -> None:
