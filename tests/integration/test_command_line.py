@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from loramixer import RoutingTrace, RunLog, cli, load_backbone, load_mixer, trace
-from loramixer.training.routers import mixture_examples
+from loramixer.errors import ExpertError
+from loramixer.training.routers import find_experts, mixture_examples
 from tests import tiny
 
 
@@ -108,6 +110,15 @@ def test_ones_own_rows_and_domains_from_a_file_to_a_router(workshop, tmp_path):
     )
     assert (status, "on 12 rows" in out) == (0, True), err
     assert RunLog.load(tmp_path / "router").settings["data"] == "files"
+
+
+def test_folders_named_like_models_become_names_of_experts(experts, tmp_path):
+    for name in ("llama-3.1-law", "math"):
+        shutil.copytree(experts["a"], tmp_path / name)
+    assert list(find_experts(str(tmp_path))) == ["math", "llama-3-1-law"]
+    shutil.copytree(experts["a"], tmp_path / "llama-3-1.law")
+    with pytest.raises(ExpertError, match="differ in dots and dashes only"):
+        find_experts(str(tmp_path))
 
 
 def test_routers_say_of_which_experts_there_are_no_rows(capsys):

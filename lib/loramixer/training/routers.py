@@ -308,9 +308,12 @@ def find_experts(source: str) -> dict[str, str]:
         folders = [path.parent for path in folder.glob("*/adapter_config.json")]
         # The order of the gates: shipped domains in their usual order, then others by name.
         folders.sort(key=lambda path: (known.index(path.name) if path.name in known else len(known), path.name))
-        found = {path.name: str(path) for path in folders}
+        # Names of experts have no dots; names of models often do.
+        found = {path.name.replace(".", "-"): str(path) for path in folders}
         if not found:
             raise ExpertError(f"{source} holds no LoRA folders; give a folder whose subfolders are PEFT LoRAs.")
+        if len(found) < len(folders):
+            raise ExpertError(f"Two folders in {source} differ in dots and dashes only; rename one of them.")
         return found
     config = LoraMixerConfig.from_pretrained(str(mixer_folder(source)))
     if config.train_experts:
