@@ -71,14 +71,14 @@ def run(folder: Path) -> JobStatus:
 
 
 def _train(job: TrainingJob, folder: Path) -> JobStatus:
-    from loramixer.data import RECIPES, mixed_examples
+    from loramixer.data import RECIPES, find_source, mixed_examples
     from loramixer.training import routers
     from loramixer.training.presets import CPU_SMALL
 
     own_domains = tuple(name for name in job.experts if name in RECIPES)
     rows: Any = job.examples
-    if job.domains != own_domains:
-        rows = mixed_examples(job.examples, job.seed, job.domains)
+    if job.file or job.domains != own_domains:
+        rows = mixed_examples(job.examples, job.seed, job.domains, find_source(None, list(job.experts)))
     steps = -(-job.examples // CPU_SMALL.routers.batch_size)
     # Every step is logged, so that the curves move; a step costs far more than a line.
     loop = replace(CPU_SMALL.routers, log_steps=1, save_steps=max(1, steps // SAVES))

@@ -4,7 +4,7 @@ The explorer and the process that trains share nothing but this folder, so that 
 never blocks the page:
 
 - ``job.json``: the :class:`TrainingJob`, written by the explorer;
-- ``experts/``: copies of experts that may go before the training does, such as those of a visitor;
+- ``experts/`` and ``rows.jsonl``: copies of what may go before the training does, such as a visitor's experts;
 - ``stop``: an empty file, written by the explorer to ask for an end;
 - ``status.json``: the :class:`JobStatus`, written by the process;
 - ``run_log.json`` in ``mixture/``: the curves, written by the trainer;
@@ -34,7 +34,7 @@ class TrainingJob:
         backbone: what ``loramixer.load_backbone`` takes.
         experts: expert name → folder or Hub id.
         domains: of the rows; where they are those of the experts, exactly as the command line draws them.
-        data: ``default``, ``folder``, ``hub`` or ``generated``.
+        data: ``default``, ``hub``, ``generated`` or ``file``.
         loss: routing loss.
         balance_weight: α, or the weight of the whole loss.
         entropy_weight: λ, of ``rsl``.
@@ -46,6 +46,7 @@ class TrainingJob:
         probe: the prompt whose map is shown.
         max_minutes: it ends there and keeps what it has.
         title: of the mixture.
+        file: of rows, where ``data`` is ``file``.
     """
 
     backbone: str
@@ -63,11 +64,13 @@ class TrainingJob:
     probe: str
     max_minutes: float
     title: str
+    file: str = ""
 
     @property
     def environment(self) -> dict[str, str]:
         """Environment variables that its rows need, besides those of the server."""
-        return {"LORAMIXER_DATA": self.data} if self.data in ("hub", "generated") else {}
+        named = {"hub": "hub", "generated": "generated", "file": self.file}.get(self.data)
+        return {"LORAMIXER_DATA": named} if named else {}
 
     def save(self, folder: Path) -> None:
         """Write ``job.json``."""

@@ -98,6 +98,8 @@ class Trainings:
             try:
                 folder = Path(tempfile.mkdtemp(prefix=PREFIX))
                 job = replace(job, experts=_kept_experts(job.experts, folder / "experts"))
+                if job.file:
+                    job = replace(job, file=str(shutil.copyfile(job.file, folder / "rows.jsonl")))
                 job.save(folder)
             except OSError as error:
                 if folder is not None:

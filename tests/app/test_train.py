@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import zipfile
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ import pytest
 from explorer.rooms.train.choices import LOSSES, describe_data, domains_of, zoo_experts
 from explorer.rooms.train.estimate import Speed, duration, estimate, logged_speed, memory_bytes, speed_of
 from explorer.rooms.train.handlers import CONTROLS, LINK_FIELDS, NAMES, OWN, SHIPPED, TrainHandlers
+from explorer.rooms.train.payload import python_of
+from explorer.training_job import TrainingJob
 from explorer.trainings import Trainings
 from loramixer.errors import LoraMixerError
 from loramixer.training.run_log import RunLog
@@ -28,7 +31,7 @@ SECONDS = 60
 SETTINGS: dict[str, Any] = {
     "experts": ["math", "medical"], "domains": ["math", "medical"], "data": "default", "loss": "rsl",
     "balance_weight": 1, "entropy_weight": 0.3, "entropy": "flatten", "scale": "unit", "examples": 32, "seed": 7,
-    "top_k": 2, "probe": "How many mg?", "pool": SHIPPED,
+    "top_k": 2, "probe": "How many mg?", "pool": SHIPPED, "file": None,
 }  # fmt: skip
 
 
@@ -189,11 +192,11 @@ def test_strangers_may_train_a_little(handlers: TrainHandlers, monkeypatch: pyte
 
 def test_experts_of_ones_own_can_be_trained_over(handlers: TrainHandlers) -> None:
     handlers.services = {"own_experts": lambda who: ("mine", {"law": "a", "math": "b"} if who == "one" else {})}
-    experts, domains, pool, _ = handlers.take_own(session())
-    assert (experts.value, domains, pool) == (["law", "math"], ["math"], OWN)
+    experts, domains, pool, _ = handlers.take_own("default", None, [], session())
+    assert (experts.value, domains.value, pool) == (["law", "math"], ["math"], OWN)
     job = handlers.job({**SETTINGS, "experts": ["law", "math"], "domains": ["math"], "pool": pool}, "one")
     assert (job.backbone, job.experts) == ("mine", {"law": "a", "math": "b"})
-    assert "handed over 0 experts" in handlers.take_own(session("other"))[-1]["text"]
+    assert "handed over 0 experts" in handlers.take_own("default", None, [], session("other"))[-1]["text"]
     with pytest.raises(LoraMixerError, match="no longer here"):
         handlers.job({**SETTINGS, "experts": ["law", "math"], "pool": OWN}, "other")
     assert "no longer here" in handlers.estimate_line(["law", "math"], 32, OWN, session("other"))["text"]
@@ -202,12 +205,64 @@ def test_experts_of_ones_own_can_be_trained_over(handlers: TrainHandlers) -> Non
 def test_experts_of_ones_own_may_be_called_as_shipped_ones(handlers: TrainHandlers) -> None:
     mine = {"math": "mine/math", "medical": "mine/medical"}
     handlers.services = {"own_experts": lambda who: ("smollm2-135m", mine)}
-    values = {**SETTINGS, "pool": handlers.take_own(session())[2]}
+    values = {**SETTINGS, "pool": handlers.take_own("default", None, [], session())[2]}
     assert handlers.job(values, "one").experts == mine
-    experts, domains, pool, _ = handlers.take_shipped()
-    assert (experts.value, domains) == (list(EXPERTS), list(EXPERTS))
+    experts, domains, pool, _ = handlers.take_shipped("default", None, [])
+    assert (experts.value, domains.value) == (list(EXPERTS), list(EXPERTS))
     shipped = handlers.job({**values, "pool": pool}, "one").experts
     assert shipped == {name: EXPERTS[name] for name in mine}
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> str:
+    """Five rows of two domains, one of which has an expert."""
+    row = {"task": "mine", "prompt": "How many?", "target": "ten"}
+    domains = ["math", "law", "math", "law", "math"]
+    path = tmp_path / "secret-folder/rows.jsonl"
+    path.parent.mkdir()
+    path.write_text("\n".join(json.dumps({**row, "id": str(n), "domain": name}) for n, name in enumerate(domains)))
+    return str(path)
+
+
+def test_rows_may_come_from_a_file_of_ones_own(handlers: TrainHandlers, rows_file: str) -> None:
+    radio, upload = handlers.choose_data("file")
+    assert "one JSON object per line" in radio.info
+    assert upload.visible
+    assert not handlers.choose_data("hub")[1].visible
+    domains, examples, line = handlers.take_file("file", rows_file, ["code"], ["math", "medical"], 200)
+    assert examples == 8  # the least of the control; the job takes the five that there are
+    assert ([name for name, _ in domains.choices], domains.value) == (["math", "law"], ["math"])
+    assert line["text"] == "5 rows: 3 of math, 2 of law."
+    assert handlers.usual_domains("file", rows_file, [], ["medical"]).value == ["math", "law"]
+    assert handlers.usual_domains("file", None, ["math"], ["math"]).value == []
+
+    settings = {**SETTINGS, "data": "file", "file": rows_file, "domains": ["law", "math"]}
+    job = handlers.job(settings, "one")
+    assert (job.domains, job.examples) == (("math", "law"), 5)
+    key = handlers.trainings.start(job)
+    Path(rows_file).unlink()  # as Gradio does after an hour
+    kept = TrainingJob.load(handlers.trainings.folder(key))
+    assert kept.environment == {"LORAMIXER_DATA": str(handlers.trainings.folder(key) / "rows.jsonl")}
+    assert len(Path(kept.file).read_text().splitlines()) == 5
+    code = python_of(kept)
+    compile(code, "training.py", "exec")
+    assert 'os.environ["LORAMIXER_DATA"] = "path/to/rows.jsonl"' in code
+    assert "find_source(None, ['math', 'medical'])" in code
+    with pytest.raises(LoraMixerError, match="no longer here"):
+        handlers.job(settings, "one")
+
+
+def test_a_file_of_another_form_is_one_sentence_without_its_folder(
+    handlers: TrainHandlers, rows_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = Path(rows_file).read_text()
+    Path(rows_file).write_text(text.replace('"mine"', "7", 1))
+    domains, _, line = handlers.take_file("file", rows_file, ["code"], ["math"], 200)
+    assert (domains.value, line["kind"]) == ([], "error")
+    assert line["text"] == "rows.jsonl, line 1: field 'task' is 7; a text is needed."
+    Path(rows_file).write_text(text)
+    monkeypatch.setattr("explorer.rooms.train.choices.MOST_ROWS_BYTES", 10)
+    assert "at most 0 MB of rows" in handlers.take_file("file", rows_file, [], ["math"], 8)[2]["text"]
 
 
 def test_time_is_estimated_for_the_backbone_of_the_pool(
@@ -230,8 +285,9 @@ def test_controls_follow_the_loss(handlers: TrainHandlers) -> None:
     assert handlers.usual_weight("supervised") == LOSSES["supervised"].balance_weight
     _, balance, entropy, sign, scale = handlers.show_loss("rsl")
     assert (balance.visible, entropy.visible, sign.visible, scale.visible) == (True, True, True, True)
-    assert handlers.choose_experts(["math", "medical"]) == ["math", "medical"]
-    assert handlers.choose_experts(["law"]) == gr.skip()
+    assert handlers.usual_domains("default", None, ["code"], ["math", "medical"]).value == ["math", "medical"]
+    assert handlers.usual_domains("default", None, ["code"], ["law"]).value == ["code"]
+    assert handlers.usual_domains("default", None, ["of a file"], ["law"]).value == list(EXPERTS)
 
 
 def test_settings_come_back_from_their_address(handlers: TrainHandlers) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from explorer.training_job import TrainingJob
 from explorer.trainings import Trainings
 from tests.app.conftest import Watched
 from tests.app.synthetic import FakeSource
@@ -110,3 +112,23 @@ def test_settings_are_in_the_address_and_faults_are_sentences(training_page: tup
     assert page.input_value("#train-probe textarea") == " "
     page.click("#train-start")
     page.wait_for_function("document.querySelector('#train-status .text').textContent.includes('prompt is empty')")
+
+
+def test_rows_come_from_a_file_of_ones_own(training_page: tuple[Any, Trainings, str], tmp_path: Path) -> None:
+    page, trainings, _ = training_page
+    row = {"task": "mine", "prompt": "How many?", "target": "ten"}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({**row, "id": str(n), "domain": "law"}) for n in range(9)))
+    page.click("#train-data label:has-text('a file of your own')")
+    page.wait_for_selector("#train-file", state="visible")
+    page.wait_for_function("!document.querySelector('#train-domains input')")
+    page.set_input_files("#train-file input[type=file]", str(rows))
+    page.wait_for_selector("#train-domains label:has-text('law')")
+    page.wait_for_function("document.querySelector('#train-status .text').textContent === '9 rows: 9 of law.'")
+    page.click("#train-start")
+    page.wait_for_function("!document.querySelector('#train-stop').disabled")
+    job = TrainingJob.load(trainings.folders()[-1])
+    assert (job.domains, job.examples, Path(job.file).name) == (("law",), 9, "rows.jsonl")
+    page.click("#train-data label:has-text('generated')")
+    page.wait_for_selector("#train-domains label:has-text('math')")
+    page.wait_for_selector("#train-file", state="hidden")

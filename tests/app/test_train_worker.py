@@ -135,3 +135,13 @@ def test_other_domains_than_those_of_the_experts_can_be_trained_on(tmp_path: Pat
     log = json.loads((folder / "mixture" / "run_log.json").read_text())
     assert sum(log["settings"]["rows"].values()) == 8
     assert os.environ["LORAMIXER_DATA"] == "generated"
+
+
+def test_rows_of_a_file_are_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"task": "mine", "prompt": "the dose", "target": "ten"}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({**row, "id": str(n), "domain": "law"}) for n in range(8)))
+    monkeypatch.setenv("LORAMIXER_DATA", str(rows))  # as the explorer starts the process
+    folder = folder_of(tmp_path, "job", domains=("law",), examples=8, data="file", file=str(rows))
+    assert run(folder).state == "finished"
+    assert json.loads((folder / "mixture" / "run_log.json").read_text())["settings"]["rows"] == {"mine": 8}

@@ -53,7 +53,7 @@ def build(page: Page) -> None:
                 download = gr.Button("Download router", interactive=False, size="sm", elem_id="train-download")
             packed = gr.DownloadButton("Save", visible=False, size="sm", elem_id="train-packed")
             with gr.Accordion("Experts and rows", elem_id="train-rows") as rows_fold:
-                experts, domains, data, examples = _rows_controls(handlers)
+                experts, data, file, domains, examples = _rows_controls(handlers)
                 with gr.Row(elem_classes="buttons-in-row"):
                     shipped = gr.Button("Shipped experts", size="sm", min_width=60, elem_id="train-shipped")
                     own = gr.Button("Experts from Your own", size="sm", min_width=60, elem_id="train-own")
@@ -77,17 +77,25 @@ def build(page: Page) -> None:
     # In the order of the fields of a link.
     controls = [experts, domains, data, loss, balance, entropy, sign, scale, examples, seed, k]
     pool = gr.Textbox(SHIPPED, visible=False)
+    rows = [data, file, domains]
     taken = [experts, domains, pool, room_status]
     estimating: dict[str, Any] = {"inputs": [experts, examples, pool], "outputs": estimate, **AT_ONCE}
     for take in (
-        shipped.click(handlers.take_shipped, None, taken, **AT_ONCE),
-        own.click(handlers.take_own, None, taken, **AT_ONCE),
-        page.wanted.change(handlers.take_wanted, page.wanted, taken, **AT_ONCE),
+        shipped.click(handlers.take_shipped, rows, taken, **AT_ONCE),
+        own.click(handlers.take_own, rows, taken, **AT_ONCE),
+        page.wanted.change(handlers.take_wanted, [page.wanted, *rows], taken, **AT_ONCE),
     ):
         # Experts of the same names are no change of the control, and yet others.
         take.then(handlers.estimate_line, **estimating)
     loss.change(handlers.show_loss, loss, [loss, balance, entropy, sign, scale], **AT_ONCE)
-    data.change(handlers.choose_data, data, data, **AT_ONCE)
+    data.change(handlers.choose_data, data, [data, file], **AT_ONCE)
+    gr.on(
+        [file.upload, file.clear],
+        handlers.take_file,
+        [*rows, experts, examples],
+        [domains, examples, room_status],
+        **AT_ONCE,
+    )
     gr.on([page.demo.load, experts.change, examples.change], handlers.estimate_line, **estimating)
     # Of changes while one is under way, Gradio would otherwise drop the last.
     typed = {**AT_ONCE, "trigger_mode": "always_last"}
@@ -95,10 +103,12 @@ def build(page: Page) -> None:
     # What a choice brings along comes with a press only: an address has its own α and domains, and opening it is a
     # change too.
     loss.input(handlers.usual_weight, loss, balance, **typed).then(handlers.query, controls, query, **typed)
-    experts.input(handlers.choose_experts, experts, domains, **typed).then(handlers.query, controls, query, **typed)
+    gr.on([experts.input, data.input], handlers.usual_domains, [*rows, experts], domains, **typed).then(
+        handlers.query, controls, query, **typed
+    )
 
     timer = gr.Timer(1.0, active=False)
-    train.click(handlers.start, [*controls, probe, pool], [key, seen, room_status, timer], **AT_ONCE).then(
+    train.click(handlers.start, [*controls, probe, pool, file], [key, seen, room_status, timer], **AT_ONCE).then(
         None, key, None, js=REMEMBER, **AT_ONCE
     )
     stop.click(handlers.stop, key, [room_status, timer], **AT_ONCE)
@@ -120,23 +130,23 @@ def build(page: Page) -> None:
 
 def _rows_controls(handlers: TrainHandlers) -> tuple[Any, ...]:
     known, most = list(handlers.experts()), limits().training_examples
-    return (
-        gr.CheckboxGroup(
-            known, value=known, label="Experts", info="At least two; the routers learn to choose among them.",
-            elem_id="train-experts",
-        ),
-        gr.CheckboxGroup(
-            list(RECIPES), value=domains_of(handlers.experts()), label="Domains of the rows", elem_id="train-domains",
-            info="Equal shares. Language is acceptability and sentiment in one.",
-        ),
-        gr.Radio(
-            list(DATA_CHOICES), value="default", label="Rows", info=describe_data("default"), elem_id="train-data"
-        ),
-        gr.Slider(
-            8, min(2000, most), min(DEFAULT_EXAMPLES, most), step=8, label="Examples",
-            info="Rows in all; 8 make one step.", elem_id="train-examples",
-        ),
+    experts = gr.CheckboxGroup(
+        known, value=known, label="Experts", info="At least two; the routers learn to choose among them.",
+        elem_id="train-experts",
     )  # fmt: skip
+    data = gr.Radio(
+        list(DATA_CHOICES), value="default", label="Rows", info=describe_data("default"), elem_id="train-data"
+    )
+    file = gr.File(label="Your rows (.jsonl)", file_types=[".jsonl"], visible=False, height=140, elem_id="train-file")
+    domains = gr.CheckboxGroup(
+        list(RECIPES), value=domains_of(handlers.experts()), label="Domains of the rows", elem_id="train-domains",
+        info="Equal shares. Language is acceptability and sentiment in one.",
+    )  # fmt: skip
+    examples = gr.Slider(
+        8, min(2000, most), min(DEFAULT_EXAMPLES, most), step=8, label="Examples",
+        info="Rows in all; 8 make one step.", elem_id="train-examples",
+    )  # fmt: skip
+    return experts, data, file, domains, examples
 
 
 def _loss_controls() -> tuple[Any, ...]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loramixer.data import RECIPES, find_source
+from loramixer.data import RECIPES, FileSource, find_source
 from loramixer.data.sources import VARIABLE
 from loramixer.errors import DataError
 from loramixer.mixers import ZOO
@@ -82,7 +82,11 @@ DATA_CHOICES = (
     ("as this machine is set up", "default"),
     ("Hugging Face Hub", "hub"),
     ("generated: a toy set", "generated"),
+    ("a file of your own", "file"),
 )
+
+MOST_ROWS_BYTES = 20_000_000
+"""Of a visitor's file of rows."""
 
 
 def zoo_experts(backbone: str, zoo: Path = ZOO) -> dict[str, str]:
@@ -98,8 +102,32 @@ def domains_of(experts: Mapping[str, str]) -> list[str]:
     return [name for name in experts if name in RECIPES]
 
 
+def own_rows(path: str | None, experts: Sequence[str]) -> FileSource:
+    """The rows of a visitor's file, for experts of these names.
+
+    Raises:
+        DataError: no file, one that is too large, or rows of another form; its folder is not named.
+    """
+    if not path or not Path(path).is_file():
+        raise DataError("Give the file of your rows; one that was given more than an hour ago is no longer here.")
+    if (size := Path(path).stat().st_size) > MOST_ROWS_BYTES:
+        raise DataError(
+            f"{Path(path).name} has {size / 1e6:,.0f} MB, and at most {MOST_ROWS_BYTES / 1e6:,.0f} MB of rows are "
+            "read here; give fewer rows."
+        )
+    try:
+        return FileSource([path], experts)
+    except DataError as error:
+        raise DataError(str(error).replace(path, Path(path).name)) from error
+
+
 def describe_data(choice: str) -> str:
     """Where rows will come from, without a folder of this machine."""
+    if choice == "file":
+        return (
+            "A .jsonl file: one JSON object per line with id, task, domain, prompt and target, all texts; domain is "
+            "the name of the expert that the row belongs to. The file is kept with the training, and goes with it."
+        )
     if choice == "generated":
         return "Generated rows: a toy set with exact answers, good for a trial, and no measure of anything."
     if choice == "hub":

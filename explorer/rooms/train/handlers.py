@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -20,6 +21,7 @@ from explorer.rooms.train.choices import (
     LOSSES,
     describe_data,
     domains_of,
+    own_rows,
     zoo_experts,
 )
 from explorer.rooms.train.estimate import estimate, logged_speed, speed_of
@@ -50,7 +52,7 @@ LINK_FIELDS = (
 
 NAMES = tuple(field.name for field in LINK_FIELDS)
 
-CONTROLS = (*NAMES, "probe", "pool")
+CONTROLS = (*NAMES, "probe", "pool", "file")
 """All controls, by the names of the values of :meth:`TrainHandlers.job`."""
 
 SHIPPED, OWN = "shipped", "own"
@@ -101,7 +103,7 @@ class TrainHandlers:
         backbone, experts = service(session)
         return backbone, dict(experts)
 
-    def take_own(self, request: gr.Request) -> tuple[Any, ...]:
+    def take_own(self, data: str, file: str | None, domains: list[str], request: gr.Request) -> tuple[Any, ...]:
         """Experts and domains of what the visitor brought, the pool, and the line."""
         _, found = self.own_experts(session_of(request))
         if len(found) < LEAST_EXPERTS:
@@ -110,25 +112,54 @@ class TrainHandlers:
                 "press “Train a router”."
             )
             return *(gr.skip(),) * 3, status("note", text)
-        line = status("quiet", f"{len(found)} experts of your own are chosen; their rows come from the domains below.")
-        return *self._all_of(found), OWN, line
+        text = (
+            f"{len(found)} experts of your own are chosen; their rows come from the domains below, or from a file of "
+            "your own."
+        )
+        return *self._all_of(list(found), data, file, domains), OWN, status("quiet", text)
 
-    def take_shipped(self) -> tuple[Any, ...]:
+    def take_shipped(self, data: str, file: str | None, domains: list[str]) -> tuple[Any, ...]:
         """Back to the experts that everybody can choose: experts, domains, the pool, and the line."""
-        return *self._all_of(self.experts()), SHIPPED, status("quiet", "The shipped experts are chosen.")
+        line = status("quiet", "The shipped experts are chosen.")
+        return *self._all_of(list(self.experts()), data, file, domains), SHIPPED, line
 
-    def _all_of(self, experts: Mapping[str, str]) -> tuple[Any, list[str]]:
+    def _all_of(self, experts: list[str], data: str, file: str | None, domains: list[str]) -> tuple[Any, Any]:
         """The control of these experts, all of them chosen, and their domains."""
-        names = list(experts)
-        return gr.CheckboxGroup(choices=names, value=names), domains_of(experts) or list(self.experts())
+        chosen = gr.CheckboxGroup(choices=experts, value=experts)
+        return chosen, self.usual_domains(data, file, domains, experts)
 
-    def take_wanted(self, wanted: dict[str, Any], request: gr.Request) -> tuple[Any, ...]:
+    def take_wanted(
+        self, wanted: dict[str, Any], data: str, file: str | None, domains: list[str], request: gr.Request
+    ) -> tuple[Any, ...]:
         """The room Your own has sent its visitor here."""
-        return self.take_own(request) if wanted.get("room") == "train" else (gr.skip(),) * 4
+        if wanted.get("room") != "train":
+            return (gr.skip(),) * 4
+        return self.take_own(data, file, domains, request)
 
-    def choose_experts(self, experts: list[str]) -> Any:
-        """The domains of the chosen experts; as they were where none has one."""
-        return domains_of(dict.fromkeys(experts, "")) or gr.skip()
+    def usual_domains(self, data: str, file: str | None, domains: list[str], experts: list[str]) -> Any:
+        """The domains that there are rows of, ticked where an expert has the name; as they were where none has."""
+        try:
+            there = list(RECIPES) if data != "file" else list(own_rows(file, experts).domains()) if file else []
+        except DataError:
+            there = []
+        ticked = [name for name in experts if name in there] or [name for name in domains if name in there]
+        usual = there if data == "file" else domains_of(self.experts())
+        return gr.CheckboxGroup(choices=there, value=ticked or usual)
+
+    def take_file(
+        self, data: str, file: str | None, domains: list[str], experts: list[str], examples: float
+    ) -> tuple[Any, Any, Status]:
+        """The domains of a file that was brought or taken away, how many of its rows to take, and what it holds."""
+        found = self.usual_domains(data, file, domains, experts)
+        if not file:
+            return found, gr.skip(), status("quiet", "")
+        try:
+            rows = Counter(row.domain for row in own_rows(file, experts).examples)
+        except DataError as error:
+            return found, gr.skip(), status("error", str(error))
+        counts = ", ".join(f"{count} of {domain}" for domain, count in rows.items())
+        fewer = max(8, rows.total()) if rows.total() < examples else gr.skip()
+        return found, fewer, status("quiet", f"{rows.total()} rows: {counts}.")
 
     def usual_weight(self, loss: str) -> float:
         """The α that a loss begins with."""
@@ -146,9 +177,9 @@ class TrainHandlers:
             gr.Radio(visible=found.has_scale),
         )
 
-    def choose_data(self, data: str) -> Any:
-        """The sentence under the choice of rows."""
-        return gr.Radio(info=describe_data(data))
+    def choose_data(self, data: str) -> tuple[Any, Any]:
+        """The sentence under the choice of rows, and whether there is a file to give."""
+        return gr.Radio(info=describe_data(data)), gr.File(visible=data == "file")
 
     def estimate_line(self, experts: list[str], examples: float | None, pool: str, request: gr.Request) -> Status:
         """Time and memory before anything begins."""
@@ -208,9 +239,12 @@ class TrainHandlers:
         experts = {name: source for name, source in pool.items() if name in names}
         if not domains:
             raise DataError("Rows are needed: tick at least one domain.")
-        domains = tuple(name for name in [*experts, *RECIPES] if name in domains and name in RECIPES)
-        domains = tuple(dict.fromkeys(domains))
+        rows = own_rows(values["file"], names) if values["data"] == "file" else None
+        there = list(RECIPES) if rows is None else rows.domains()
+        domains = tuple(dict.fromkeys(name for name in [*experts, *there] if name in domains and name in there))
         examples, most = int(values["examples"] or 0), limits().training_examples
+        if rows is not None:  # none is repeated to make up the number
+            examples = min(examples, sum(row.domain in domains for row in rows.examples))
         if not len(domains) <= examples <= most:
             raise DataError(
                 f"{examples} examples were asked for; here it can be {len(domains)} (one for each domain) to {most:,}."
@@ -240,6 +274,7 @@ class TrainHandlers:
             probe=values["probe"],
             max_minutes=limits().training_minutes,
             title=f"{loss.label}, trained here",
+            file=values["file"] if values["data"] == "file" else "",
         )
 
     def _pool(self, pool: str, session: str) -> tuple[str, dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,12 @@ def python_of(job: TrainingJob) -> str:
     examples: str = str(job.examples)
     from loramixer.data import RECIPES
 
-    if job.domains != tuple(name for name in job.experts if name in RECIPES):
+    if job.file:
+        job = replace(job, file="path/to/rows.jsonl")
+        head = f"from loramixer.data import find_source, mixed_examples\n{head}"
+        source = f"find_source(None, {list(job.experts)})"
+        examples = f"mixed_examples({job.examples}, {job.seed}, {list(job.domains)}, {source})"
+    elif job.domains != tuple(name for name in job.experts if name in RECIPES):
         head = f"from loramixer.data import mixed_examples\n{head}"
         examples = f"mixed_examples({job.examples}, {job.seed}, {list(job.domains)})"
     # Before any import, as the training process has it from the start.
