@@ -122,6 +122,7 @@ base = mixed.unload()
 #
 # Rows of the two domains; *blank* has no rows of its own and must find its place from the task alone. The folder that
 # comes out holds the experts too (`routers_only=True` would name them by hash instead).
+# For rows of your own give `source="rows.jsonl"`; [this is their form](../docs/data.md#your-own-rows).
 
 # %%
 rows = draw_mixture(ROUTER_ROWS, SEED, ["acceptability", "sentiment"]).rows
