@@ -270,7 +270,7 @@ def data_folder() -> Path | None:
 
 
 def data_origin(source: AnySource = None) -> Origin:
-    """Where rows come from: ``folder``, ``hub`` or ``generated``; logs and screens print it."""
+    """Where rows come from: ``files``, ``folder``, ``hub`` or ``generated``; logs and screens print it."""
     return find_source(source).origin
 
 
