@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from loramixer import RoutingTrace, RunLog, cli, load_backbone, load_mixer, trace
+from loramixer.data import GeneratedSource
 from loramixer.errors import ExpertError
 from loramixer.training.routers import find_experts, mixture_examples
 from tests import tiny
@@ -122,9 +123,9 @@ def test_folders_named_like_models_become_names_of_experts(experts, tmp_path):
 
 
 def test_routers_say_of_which_experts_there_are_no_rows(capsys):
-    assert {row.domain for row in mixture_examples(4, ["math", "law"], 0, "generated")} == {"math"}
+    assert {row.domain for row in mixture_examples(4, ["math", "law"], 0, GeneratedSource())} == {"math"}
     assert "There are no rows of law; rows of math are mixed." in capsys.readouterr().out
-    assert len({row.domain for row in mixture_examples(12, ["law", "poetry"], 0, "generated")}) > 2
+    assert len({row.domain for row in mixture_examples(12, ["law", "poetry"], 0, GeneratedSource())}) > 2
     assert "No domain has the name of an expert (law, poetry), so rows of all" in capsys.readouterr().out
 
 

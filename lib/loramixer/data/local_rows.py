@@ -42,7 +42,19 @@ class OwnDomains:
         return tuple(self._tasks[domain])
 
 
-class FileSource:
+class LocalRows:
+    """What no file of this machine states."""
+
+    def revisions(self) -> dict[str, str]:
+        """None: files have no revision; the run log's fingerprint of the rows says which they were."""
+        return {}
+
+    def license(self, task: str) -> str:
+        """As the recipes state it; nobody states it for other data sets."""
+        return recipe_license(task)
+
+
+class FileSource(LocalRows):
     """Rows of files that somebody names; all of them may be trained on. Domains are those that the rows state.
 
     Args:
@@ -91,14 +103,6 @@ class FileSource:
             )
         return [row for row in self.examples if row.task == task]
 
-    def revisions(self) -> dict[str, str]:
-        """None, as for a folder."""
-        return {}
-
-    def license(self, task: str) -> str:
-        """As the recipes state it; nobody states it for other data sets."""
-        return recipe_license(task)
-
     def describe(self) -> str:
         """Names the files."""
         return f"rows from {self._names()}"
@@ -107,7 +111,7 @@ class FileSource:
         return ", ".join(map(str, self.paths))
 
 
-class FolderSource(RecipeDomains):
+class FolderSource(LocalRows, RecipeDomains):
     """Rows of ``<task>/<split>.jsonl.gz`` files.
 
     A domain with a recipe is made of the recipe's data sets where the folder has one of them. All others are made of
@@ -159,14 +163,6 @@ class FolderSource(RecipeDomains):
     def rows(self, task: str, split: str) -> list[Example]:
         """All rows of a file."""
         return task_examples(task, split, self.folder)
-
-    def revisions(self) -> dict[str, str]:
-        """None: files have no revision; the run log's fingerprint of the rows says which they were."""
-        return {}
-
-    def license(self, task: str) -> str:
-        """As the recipes state it."""
-        return recipe_license(task)
 
     def describe(self) -> str:
         """Names the folder."""

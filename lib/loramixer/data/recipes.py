@@ -58,7 +58,7 @@ DEFAULT_DOMAINS = ("math", "medical", "code", "science", "acceptability", "senti
 
 def domain_of_task(task: str, domains: Sequence[str] = ()) -> str | None:
     """The recipe that holds a task: one of ``domains`` where one does, else the first of all; None without any."""
-    return next((name for name in (*domains, *RECIPES) if name in RECIPES and task in RECIPES[name].tasks), None)
+    return next((name for name in (*domains, *RECIPES) if recipe_has(name, task)), None)
 
 
 def recipe_has(domain: str, task: str) -> bool:

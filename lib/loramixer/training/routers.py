@@ -19,8 +19,7 @@ from loramixer.data import (
     AnySource,
     Example,
     FileSource,
-    data_origin,
-    data_revisions,
+    Source,
     find_source,
     fingerprint,
     mixed_examples,
@@ -140,7 +139,8 @@ def train_router(
     model, tokenizer = load_backbone(backbone, dtype=dtype)
     files = model.backbone_files
     rows_are_given = isinstance(examples, Sequence)
-    rows = examples if isinstance(examples, Sequence) else mixture_examples(examples, list(experts), seed, source)
+    rows_from = find_source(source, list(experts))
+    rows = examples if isinstance(examples, Sequence) else mixture_examples(examples, list(experts), seed, rows_from)
     found = encode_rows(rows, tokenizer, settings, experts=list(experts))
     peft_model = get_peft_model(model, config)
     name_backbone(config, files)  # routers that are kept along the way are saved with it
@@ -153,10 +153,10 @@ def train_router(
             "loss_text": config.loss_text,
             "backbone": files.name,
             "backbone_revision": files.revision,
-            "data": "given" if rows_are_given else data_origin(source),
-            "data_revisions": {} if rows_are_given else data_revisions(source),
+            "data": "given" if rows_are_given else rows_from.origin,
+            "data_revisions": {} if rows_are_given else rows_from.revisions(),
             "rows": rows_per_task(found.examples),
-            "licenses": task_licenses(list(rows_per_task(found.examples)), source),
+            "licenses": task_licenses(list(rows_per_task(found.examples)), rows_from),
             "rows_fingerprint": fingerprint(found.examples),
             **found.facts,
             "training_gate": config.training_gate,
@@ -256,9 +256,7 @@ def router_config(preset: Preset, experts: dict[str, str], **given: Any) -> Lora
     return config
 
 
-def mixture_examples(
-    count: int | None, experts: Sequence[str], seed: int, source: AnySource = None
-) -> Sequence[Example]:
+def mixture_examples(count: int | None, experts: Sequence[str], seed: int, source: Source) -> Sequence[Example]:
     """Mixed rows of the experts' domains, as far as there are any; says where they are not.
 
     Args:
@@ -267,17 +265,16 @@ def mixture_examples(
         seed: of the draw.
         source: where rows come from.
     """
-    found = find_source(source, experts)
-    if count is None and isinstance(found, FileSource):
-        return found.examples
-    known = [name for name in experts if found.has(name)]
+    if count is None and isinstance(source, FileSource):
+        return source.examples
+    known = [name for name in experts if source.has(name)]
     others = ", ".join(name for name in experts if name not in known)
     if not known:
-        domains = ", ".join(found.domains())
+        domains = ", ".join(source.domains())
         say(f"No domain has the name of an expert ({others}), so rows of all domains are mixed: {domains}.")
     elif others:
         say(f"There are no rows of {others}; rows of {', '.join(known)} are mixed.")
-    return mixed_examples(count or USUAL_ROWS, seed, known or None, found)
+    return mixed_examples(count or USUAL_ROWS, seed, known or None, source)
 
 
 def save_mixture(peft_model: Any, folder: Path) -> None:
