@@ -37,7 +37,7 @@ BATCH = 4 if FAST else 8  # rows in a step
 SOURCE = "generated" if FAST else None  # None: LORAMIXER_DATA, else the Hub, else generated
 LEARNING_RATE = 2e-2  # larger than what ships, since there are so few steps
 
-# %%
+# %% tags=["imports"]
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -132,7 +132,7 @@ viz.show(
 # `loramixer experiment losses` trains with 2,000 rows, measures on held-out rows, and writes
 # [docs/results](../docs/results.md). Intervals cover seeds where there are several, and test rows in any case.
 
-# %%
+# %% tags=["results"]
 from loramixer.evaluation.csv_files import read_csv
 from loramixer.viz.figures import losses_figure
 
@@ -155,7 +155,7 @@ else:
 # Each claim of the paper is *held*, *not held* or *undecided* by a rule that is the same for all of them
 # (`loramixer.evaluation.verdicts`): the whole interval must lie on one side.
 
-# %%
+# %% tags=["results"]
 from loramixer.evaluation.verdicts import losses_verdicts
 
 for verdict in losses_verdicts(read_csv(path)) if path.is_file() else []:

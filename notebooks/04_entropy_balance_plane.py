@@ -39,7 +39,7 @@ PROMPT = (
     "and what are the side effects of amoxicillin?"
 )
 
-# %%
+# %% tags=["imports"]
 import numpy as np
 
 import loramixer
@@ -220,7 +220,7 @@ for alpha in alphas:
 # With trained routers the same question takes hours, so its answer is read from the repository. `loramixer experiment
 # grid` makes the file; what has not been trained yet is not in it.
 
-# %%
+# %% tags=["results"]
 from pathlib import Path
 
 from loramixer.evaluation.csv_files import read_csv

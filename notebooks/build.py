@@ -1,7 +1,8 @@
 """Runs notebooks and keeps their outputs: ``python -m notebooks.build [NAME …] [--fast]``.
 
 Each notebook is written as ``NAME.py`` (jupytext, py:percent) and lies beside it as ``NAME.ipynb`` with the outputs of
-a run from top to bottom in a fresh kernel. Edit the ``.py``, run this, look at the result, and commit both.
+a run from top to bottom in a fresh kernel. Edit the ``.py``, run this, look at the result, and commit both. Where new
+results lie in docs/results, ``--results`` runs the cells that print them and trains nothing.
 """
 
 from __future__ import annotations
@@ -47,6 +48,48 @@ def execute(source: Path, fast: bool) -> Any:
     return tidy(notebook, fast)
 
 
+def refreshed(source: Path) -> Any:
+    """The notebook as it lies there, with the cells that print docs/results run again; None where it has none.
+
+    These cells are tagged ``results``; those that they need are tagged ``imports``.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+    tagged = [cell for cell in notebook.cells if {"results", "imports"} & set(cell.metadata.get("tags", []))]
+    printing = [cell for cell in tagged if "results" in cell.metadata["tags"]]
+    if not printing:
+        return None
+    counts = [cell.execution_count for cell in tagged]
+    part = nbformat.from_dict({**notebook, "cells": tagged})
+    NotebookClient(part, timeout=SECONDS_PER_NOTEBOOK, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    for cell, run, count in zip(tagged, part.cells, counts, strict=True):
+        cell.execution_count = count
+        if cell in printing:
+            cell.outputs = tidy_outputs(run.outputs)
+    return notebook
+
+
+def refresh(source: Path) -> None:
+    """Write the outputs of :func:`refreshed` into the notebook."""
+    import nbformat
+
+    notebook = refreshed(source)
+    if notebook is not None:
+        nbformat.write(notebook, source.with_suffix(".ipynb"))
+        print(f"{source.stem}: results as they are in docs/results", flush=True)
+
+
+def tidy_outputs(outputs: Sequence[Any]) -> list[Any]:
+    """What a reader wants to see of a cell, without the names of places on this machine."""
+    kept = [output for output in outputs if output.get("name") != "stderr"]
+    for output in kept:
+        if "text" in output:  # messages name folders in full, and this one lies elsewhere for everybody
+            output["text"] = output["text"].replace(f"{FOLDER}{os.sep}", "")
+    return kept
+
+
 def tidy(notebook: Any, fast: bool) -> Any:
     """Drop what differs from run to run and teaches nothing: times of cells, progress bars, names of places."""
     notebook.metadata = {
@@ -58,10 +101,7 @@ def tidy(notebook: Any, fast: bool) -> Any:
         cell["id"] = f"cell-{number:02d}"
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-            for output in cell.outputs:
-                if "text" in output:  # messages name folders in full, and this one lies elsewhere for everybody
-                    output["text"] = output["text"].replace(f"{FOLDER}{os.sep}", "")
+            cell.outputs = tidy_outputs(cell.outputs)
     return notebook
 
 
@@ -90,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", help="How the names begin, such as 03; all by default.")
     parser.add_argument("--fast", action="store_true", help="Fewer examples, as the tests run them.")
+    parser.add_argument("--results", action="store_true", help="Only the cells that print docs/results.")
     given = parser.parse_args(arguments)
     try:
         chosen = sources(given.names)
@@ -97,6 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     for source in chosen:
+        if given.results:
+            refresh(source)
+            continue
         print(f"{source.stem} …", flush=True)
         print(f"{source.stem}: {build(source, given.fast):.0f} s", flush=True)
     return 0

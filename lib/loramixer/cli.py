@@ -50,6 +50,9 @@ Rows = Annotated[
         "docs/data.md. By default what LORAMIXER_DATA names, else the Hub.",
     ),
 ]
+Dedupe = Annotated[
+    bool, typer.Option("--dedupe", help="Leave out rows whose prompts an evaluation row of the same source has.")
+]
 DataType = Annotated[
     Literal["auto", "float32", "bfloat16"], typer.Option(help="Type of the frozen backbone; auto is the fastest here.")
 ]
@@ -128,6 +131,7 @@ def train_experts(
         ),
     ] = None,
     jointly: Annotated[bool, typer.Option(help="All domains at once, each row moving its own expert.")] = False,
+    dedupe: Dedupe = False,
     preset: PresetName = "cpu-small",
     report_to: ReportTo = "none",
 ) -> None:
@@ -150,6 +154,7 @@ def train_experts(
         dropout=dropout,
         targets=targets or ATTENTION_PROJECTIONS,
         jointly=jointly,
+        dedupe=dedupe,
         preset=preset,
         report_to=report_to,
     ):
@@ -167,6 +172,7 @@ def train_router(
     examples: Annotated[
         int | None, typer.Option(help="Number of mixed training rows; 2,000 by default, of files all there are.")
     ] = None,
+    dedupe: Dedupe = False,
     seed: Seed = 0,
     balance_weight: Annotated[
         float | None, typer.Option(help="α, of K Σ p̄ f̄ (1 when the load is even); the preset's by default.")
@@ -208,6 +214,7 @@ def train_router(
         entropy=entropy,
         examples=examples,
         source=source,
+        dedupe=dedupe,
         backbone=backbone,
         seed=seed,
         learning_rate=learning_rate,
@@ -228,7 +235,11 @@ def train_router(
 def evaluate(
     mixer: Mixer,
     data: Annotated[
-        list[Path] | None, typer.Option(help="A .jsonl(.gz) file; repeat for several. Default: held-out rows.")
+        list[str] | None,
+        typer.Option(
+            help="A .jsonl(.gz) file, of which any row may be taken (repeat for several); or a folder of data sets, "
+            "hub or generated, of which the test rows are. By default what LORAMIXER_DATA names, else the Hub."
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(help="Rows per domain (or per file).")] = 100,
     seed: Seed = 0,
@@ -276,6 +287,13 @@ def expert_matrix(
             "--domain", "--domains", help="Domain to test on; repeat for several. Those of the setting by default."
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Where test rows come from: a folder of data sets, hub or generated. By default what LORAMIXER_DATA "
+            "names, else the Hub."
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option(help="Test rows per domain.")] = 100,
     seed: Seed = 0,
     backbone: Backbone = "smollm2-135m",
@@ -288,7 +306,7 @@ def expert_matrix(
     from loramixer.evaluation.matrix import expert_matrix as run
     from loramixer.training.routers import find_experts
 
-    source = _rows_from(None)
+    source = _rows_from(data)
     found = find_experts(experts)
     known = [name for name in found if source.has(name)]
     # All domains of the setting that the experts belong to, those without an expert of their own too.
@@ -302,6 +320,7 @@ def expert_matrix(
             backbone=backbone,
             count=limit,
             seed=seed,
+            source=source,
             dtype=_dtype(dtype) or _float32(),
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
@@ -439,26 +458,26 @@ app.command()(experiment)
 app.command()(train_backbone)
 
 
-def _evaluation_rows(data: list[Path] | None, limit: int, seed: int, mixer: str) -> list[Any]:
+def _evaluation_rows(data: list[str] | None, limit: int, seed: int, mixer: str) -> list[Any]:
     import random
 
-    from loramixer.data import held_out_examples, read_examples
+    from loramixer.data import held_out_examples, names_a_file, read_examples
     from loramixer.mixers import mixer_folder, mixer_info
 
     experts = mixer_info(mixer_folder(mixer), mixer).experts
-    if data:
+    if data and all(map(names_a_file, data)):
         rows = []
         for path in data:
             found = read_examples(path, experts)
             random.Random(seed).shuffle(found)
             rows += found[:limit]
         return rows
-    source = _rows_from(None)
+    source = _rows_from(data)
     domains = [name for name in experts if source.has(name)] or source.domains()
     return [row for domain in domains for row in held_out_examples(domain, limit, seed, source=source)]
 
 
-def _rows_from(data: list[str] | None) -> Source:
+def _rows_from(data: str | list[str] | None) -> Source:
     """The source that is given, or the usual one; says which."""
     from loramixer.data import find_source
 

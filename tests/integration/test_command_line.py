@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import shutil
@@ -46,6 +47,14 @@ def run_command(*words: object) -> tuple[int, str, str]:
     return status, out.getvalue(), err.getvalue()
 
 
+def router_command(experts: Path, mixture: Path, *more: object) -> list[object]:
+    return [
+        "train-router", "--mixer", experts, "--output", mixture, "--loss", "rsl", "--examples", 8, "--seed", 3,
+        "--backbone", experts.parent / "backbone", "--routers-only", "--dtype", "float32", "--keep-routers-at", 1,
+        "--field", "training_gate=straight_through", "--field", "temperature=2.0", *more,
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def trained(workshop: Path) -> dict[str, Path]:
     """Experts and a router, trained by the commands on generated rows."""
@@ -56,11 +65,7 @@ def trained(workshop: Path) -> dict[str, Path]:
     )  # fmt: skip
     assert status == 0, err
     assert "GENERATED rows" in err
-    status, _, err = run_command(
-        "train-router", "--mixer", experts, "--output", mixture, "--loss", "rsl", "--examples", 8, "--seed", 3,
-        "--backbone", workshop / "backbone", "--routers-only", "--dtype", "float32", "--keep-routers-at", 1,
-        "--field", "training_gate=straight_through", "--field", "temperature=2.0",
-    )  # fmt: skip
+    status, _, err = run_command(*router_command(experts, mixture))
     assert status == 0, err
     return {"experts": experts, "mixture": mixture}
 
@@ -131,9 +136,12 @@ def test_routers_say_of_which_experts_there_are_no_rows(capsys):
 
 def test_a_finished_mixture_is_not_trained_again(trained):
     before = (trained["mixture"] / "adapter_model.safetensors").read_bytes()
-    status, out, _ = run_command("train-router", "--mixer", trained["experts"], "--output", trained["mixture"])
+    status, out, _ = run_command(*router_command(trained["experts"], trained["mixture"]))
     assert status == 0
     assert "finished mixture" in out
+    status, _, err = run_command(*router_command(trained["experts"], trained["mixture"], "--loss", "load_balance"))
+    assert status == 2
+    assert "holds a training with other settings (loss rsl, now load_balance;" in err
     assert (trained["mixture"] / "adapter_model.safetensors").read_bytes() == before
 
 
@@ -169,6 +177,47 @@ def test_evaluate_reads_a_file(trained, tmp_path):
     (found,) = json.loads(out)["domains"]
     assert status == 0
     assert (found["n"], found["n_choices"], found["own_expert_share"]) == (1, 1, None)
+
+
+def test_evaluate_and_expert_matrix_take_the_test_rows_of_a_folder(workshop, trained, tmp_path):
+    row = {"id": "1", "task": "sums", "domain": "math", "prompt": "the dose", "target": "ten"}
+    (tmp_path / "sums").mkdir()
+    for split, count in (("train", 3), ("test", 2)):
+        with gzip.open(tmp_path / "sums" / f"{split}.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps({**row, "id": str(number)}) + "\n" for number in range(count))
+    status, out, err = run_command("evaluate", "--mixer", trained["mixture"], "--data", tmp_path, "--json")
+    assert status == 0
+    assert f"Data: rows from {tmp_path}." in err
+    assert [(found["domain"], found["n"]) for found in json.loads(out)["domains"]] == [("math", 2)]
+    status, out, _ = run_command(
+        "expert-matrix", "--experts", trained["experts"], "--data", tmp_path, "--backbone", workshop / "backbone",
+        "--json",
+    )  # fmt: skip
+    assert status == 0
+    assert [(found["domain"], found["n"]) for found in json.loads(out)["language"]] == [("math", 2)]
+    status, _, err = run_command("evaluate", "--mixer", trained["mixture"], "--data", tmp_path / "none")
+    assert (status, "which is no folder" in err) == (2, True)
+
+
+def test_rows_that_evaluation_has_are_left_out_where_that_is_asked_for(workshop, trained, tmp_path):
+    for split, ids in (("train", range(8)), ("test", range(2))):
+        (tmp_path / "sums").mkdir(exist_ok=True)
+        with gzip.open(tmp_path / "sums" / f"{split}.jsonl.gz", "wt") as file:
+            for number in ids:
+                row = {"id": str(number), "task": "sums", "domain": "math", "prompt": f"the dose {number}"}
+                file.write(json.dumps({**row, "target": "ten"}) + "\n")
+    status, out, err = run_command(
+        "train-router", "--mixer", trained["experts"], "--output", tmp_path / "mixture", "--data", tmp_path,
+        "--examples", 8, "--dedupe", "--dtype", "float32", "--backbone", workshop / "backbone",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "2 of 8 rows left out" in out
+    status, out, err = run_command(
+        "train-experts", "--output", tmp_path / "experts", "--data", tmp_path, "--dedupe", "--dtype", "float32",
+        "--backbone", workshop / "backbone", "--rank", 2,
+    )  # fmt: skip
+    assert status == 0, err
+    assert " of 6 math rows are left out, since evaluation rows have them." in out
 
 
 def test_expert_matrix(workshop, trained):

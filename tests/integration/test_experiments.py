@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import json
 import os
 import shutil
 import signal
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+from loramixer.backbones import BackboneFiles
 from loramixer.errors import DataError
 from loramixer.evaluation import verdicts
 from loramixer.evaluation.csv_files import read_csv
@@ -197,6 +200,26 @@ def test_other_rows_or_a_lost_work_folder_never_spoil_a_file(output, shop, tmp_p
         )
 
 
+def test_a_refusal_begins_no_folder(output, shop, tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAMIXER_DATA", str(tmp_path))  # a folder without a data set
+    for act in (perform, describe):
+        more = (tmp_path / "results",) if act is perform else ()
+        with pytest.raises(DataError, match="begun with other data"):
+            act(EXPERIMENTS["top-k"], OPTIONS, replace(shop, work=tmp_path / "new"), *more)
+    assert not (tmp_path / "new").exists()
+    monkeypatch.delenv("LORAMIXER_DATA")
+    monkeypatch.setattr(workshop, "backbone_files", lambda name: BackboneFiles(Path(), "hub", name, "0123"))
+    with pytest.raises(DataError, match=r"begun with other weights of the backbone \(None, now 0123\)"):
+        perform(EXPERIMENTS["top-k"], OPTIONS, replace(shop, work=tmp_path / "new"), tmp_path / "results", say=str)
+
+
+@pytest.mark.parametrize("name", ["losses", "oracle", "expert-matrix", "balance-curve"])
+def test_what_is_stored_is_written_again_without_any_rows(output, shop, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("LORAMIXER_DATA", str(tmp_path))  # a folder without a data set
+    perform(EXPERIMENTS[name], options_of(name), shop, tmp_path / "results", say=str, stored_only=True)
+    assert (tmp_path / f"results/{name}.csv").read_bytes() == (output / f"{name}.csv").read_bytes()
+
+
 def test_an_experiment_without_rows_asks_for_none(shop, tmp_path, monkeypatch):
     monkeypatch.setattr(type(shop), "test_rows", lambda self: pytest.fail("nothing is measured on rows"))
     swapped = dict(zip(EXPERTS, reversed(list(shop.sources.values())), strict=True))  # another archive is no matter
@@ -271,6 +294,26 @@ def test_a_run_that_ships_is_found_in_the_zoo(output, shop, tmp_path, monkeypatc
     assert clone.router_folder(run) == folder
     others = dict(zip(EXPERTS, reversed(list(shop.sources.values())), strict=True))
     assert not replace(clone, sources=others).is_trained(run)
+    assert not replace(clone, chosen=1).is_trained(run)
+    monkeypatch.setenv("LORAMIXER_DATA", str(tmp_path))
+    assert not clone.is_trained(run)  # it was trained on generated rows
+
+
+def test_other_learning_rates_are_other_settings():
+    run = EXPERIMENTS["losses"].plan(OPTIONS).runs[0]
+    assert replace(run, learning_rate=1e-2).setting == f"{run.setting}, learning rate 0.01"
+
+
+def test_domains_are_those_of_the_rows(shop, tmp_path, monkeypatch):
+    (tmp_path / "cases").mkdir()
+    with gzip.open(tmp_path / "cases/train.jsonl.gz", "wt") as file:
+        for domain in ("law", "tax"):
+            row = {"id": domain, "task": "cases", "domain": domain, "prompt": "the dose", "target": "ten"}
+            file.write(json.dumps(row) + "\n")
+    monkeypatch.setenv("LORAMIXER_DATA", str(tmp_path))
+    expert = next(iter(shop.sources.values()))
+    assert replace(shop, sources={"tax": expert, "poetry": expert}).domains == ["tax"]
+    assert replace(shop, sources={"poetry": expert}).domains == ["law", "tax"]
 
 
 def test_finished_routers_are_measured_for_all_experiments_without_training(output, shop, tmp_path, monkeypatch):

@@ -104,11 +104,10 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(backbone: Path, output: Path, **settings) -> list[Path]:
+    usual = {"backbone": str(backbone), "limit": 16, "rank": 2, "dtype": torch.float32}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("LORAMIXER_DATA", raising=False)
-        return train_experts(
-            output, ["math", "language"], backbone=str(backbone), limit=16, rank=2, dtype=torch.float32, **settings
-        )
+        return train_experts(output, ["math", "language"], **{**usual, **settings})
 
 
 @pytest.mark.parametrize("jointly", [False, True])
@@ -142,6 +141,15 @@ def test_a_joint_run_writes_over_nothing(backbone, tmp_path, capsys):
     (tmp_path / "language/adapter_model.safetensors").unlink()
     with pytest.raises(ExpertError, match="would write over it"):
         trained(backbone, tmp_path, jointly=True)
+
+
+@pytest.mark.parametrize("jointly", [False, True])
+def test_finished_experts_of_other_settings_are_not_taken_for_those_asked_for(backbone, tmp_path, jointly):
+    trained(backbone, tmp_path, jointly=jointly)
+    with pytest.raises(LoraMixerError, match="rank 2, now 3"):
+        trained(backbone, tmp_path, jointly=jointly, rank=3, lora_alpha=4)
+    with pytest.raises(LoraMixerError, match="limit 16, now 8"):
+        trained(backbone, tmp_path, jointly=jointly, limit=8)
 
 
 @pytest.mark.parametrize("jointly", [False, True])

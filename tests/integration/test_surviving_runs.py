@@ -146,6 +146,42 @@ def test_a_run_in_bfloat16_resumes_to_the_same_weights(experts, tmp_path):
         assert first.requires_grad == second.requires_grad
 
 
+def test_checkpoints_of_other_settings_are_refused(experts, tmp_path):
+    def go(model, **settings):
+        log = RunLog({"loss": "rsl", "rows_fingerprint": "abc", "threads": 1, **settings})
+        callbacks = [StopAtStep()] if model is cut else []
+        run_training(model, tiny.tokenizer(), labelled_rows(), tmp_path, SETTINGS, log, callbacks)
+
+    cut = training_mixture(experts)
+    go(cut)
+    for settings, said in (
+        ({"loss": "load_balance", "rows_fingerprint": "def"}, "loss rsl, now load_balance"),
+        ({"rows_fingerprint": "def"}, "other training rows"),
+    ):
+        with pytest.raises(LoraMixerError, match=rf"other settings \({said}\); give another output"):
+            go(training_mixture(experts), **settings)
+    go(training_mixture(experts), threads=2, licenses={})  # on another machine, say
+    assert RunLog.load(tmp_path).steps[-1]["step"] == 12
+
+
+def test_a_finished_router_of_other_settings_is_not_taken_for_the_one_asked_for(kept, experts, monkeypatch):
+    monkeypatch.delenv("LORAMIXER_DATA", raising=False)
+    before = (kept / "adapter_model.safetensors").read_bytes()
+
+    def again(**settings):
+        return train_router(kept, experts, **{"examples": 24, "backbone": str(kept.parent / "backbone"), **settings})
+
+    assert again() == kept
+    for settings, said in (
+        ({"loss": "load_balance"}, "loss rsl, now load_balance"),
+        ({"examples": 16}, "examples 24, now 16"),
+        ({"seed": 1}, "seed 0, now 1"),
+    ):
+        with pytest.raises(LoraMixerError, match=said):
+            again(**settings)
+    assert (kept / "adapter_model.safetensors").read_bytes() == before
+
+
 def broken(experts, part: str):
     model = training_mixture(experts)
     layer = next(module for module in model.modules() if isinstance(module, LoraMixerLayer))

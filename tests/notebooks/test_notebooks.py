@@ -16,7 +16,7 @@ import pytest
 
 from explorer.rooms import ROOMS
 from loramixer.evaluation.csv_files import read_csv
-from notebooks.build import FOLDER, main, sources, with_minutes
+from notebooks.build import FOLDER, main, refreshed, sources, with_minutes
 
 LARGEST = 2_000_000
 """Bytes of one notebook with its outputs; code hosts stop drawing beyond a few megabytes."""
@@ -134,6 +134,21 @@ def test_the_readme_says_which_outputs_are_of_which_size(size: str) -> None:
         if nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).metadata["loramixer"]["outputs_of"] == size
     }
     assert set(re.findall(r"\d+", row)) == written
+
+
+@pytest.mark.parametrize("name", ["03_rsl_against_balance", "04_entropy_balance_plane"])
+def test_what_it_prints_of_the_results_is_what_the_files_say_today(name: str) -> None:
+    def printed(notebook: Any) -> list[str]:
+        cells = [cell for cell in notebook.cells if "results" in cell.metadata.get("tags", [])]
+        return [output["text"] for cell in cells for output in cell.outputs if "text" in output]
+
+    today = refreshed(FOLDER / f"{name}.py")
+    assert printed(today)
+    assert printed(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)) == printed(today)
+
+
+def test_a_notebook_that_prints_no_results_is_left_as_it_is() -> None:
+    assert refreshed(FOLDER / "01_routing_tour.py") is None
 
 
 def test_the_comparison_shows_every_setting_that_has_been_measured() -> None:

@@ -72,6 +72,29 @@ def test_an_expert_takes_three_quarters_and_routers_begin_with_the_rest(folder):
     assert not {(row.task, row.id) for row in mixed} & {(row.task, row.id) for row in law}
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_seeds_choose_rows_of_the_same_two_parts(folder, seed):
+    law = expert_examples("law", 0, folder)
+    other = expert_examples("law", seed, folder)
+    assert set(other) == set(law)
+    assert other != law
+    mixed = mixed_examples(20, seed, source=folder)
+    assert set(mixed) != set(mixed_examples(20, 0, source=folder))
+    assert not set(mixed) & set(law)
+
+
+def test_an_expert_is_not_trained_on_what_it_is_tested_on(folder):
+    before = expert_examples("law", 0, folder)
+    cases = [row for row in before if row.task == "cases"][:3]
+    leaked = [
+        {**row, "prompt": found.prompt.upper()} for row, found in zip(rows_of("cases", ["law"], 3), cases, strict=True)
+    ]
+    write(folder / "cases/validation.jsonl.gz", leaked)
+    kept = expert_examples("law", 0, folder, evaluation_examples(["law"], folder, ("validation",)))
+    assert set(before) - set(kept) == set(cases)
+    assert set(kept) < set(before)
+
+
 def test_rows_to_test_on_keep_to_their_domain(folder):
     assert {row.domain for row in held_out_examples("poetry", 5, 0, source=folder)} == {"poetry"}
     assert len(held_out_examples("law", 8, 0, source=folder)) == 8

@@ -48,6 +48,7 @@ from loramixer.data.sources import (
     data_revisions,
     describe_source,
     find_source,
+    names_a_file,
     task_licenses,
 )
 
@@ -93,6 +94,7 @@ __all__ = [
     "generated_examples",
     "held_out_examples",
     "mixed_examples",
+    "names_a_file",
     "read_examples",
     "recipe_has",
     "rows_per_task",

@@ -21,25 +21,33 @@ HELD_OUT_SEED = 1_000_003
 """Added to the seed of generated evaluation rows: training never uses such a seed."""
 
 
-def expert_examples(domain: str, seed: int, source: AnySource = None) -> list[Example]:
-    """The training rows of one expert: the head of a seeded shuffle of each of its tasks.
+SPLIT_SEED = 0
+"""Divides the rows of every task between experts and routers, whatever the seeds of their trainings are."""
+
+
+def expert_examples(
+    domain: str, seed: int, source: AnySource = None, evaluation: Iterable[Example] | None = None
+) -> list[Example]:
+    """The training rows of one expert: the part of each of its tasks that routers take last.
 
     Args:
         domain: name of a recipe, or a domain that the source has of its own.
-        seed: shuffles the rows.
+        seed: the order of the rows; which they are is the same for all seeds, so that routers of any seed have others.
         source: what :func:`loramixer.data.find_source` takes.
+        evaluation: rows whose prompts must not be trained on, from :func:`evaluation_examples`.
 
     Raises:
-        DataError: no such domain, or no such rows.
+        DataError: no such domain, no such rows, or nothing left of a task.
     """
     found = find_source(source)
     tasks = found.tasks(domain)
     if isinstance(found, GeneratedSource):
         return _generated_rows(domain, GENERATED_ROWS, seed)
+    held_out = None if evaluation is None else list(evaluation)
     rows = []
     for task in tasks:
-        there = _shuffled(_rows(found, domain, task, "train"), seed, task)
-        rows += there[: found.expert_count(domain, task, len(there))]
+        own, _ = _divided(found, domain, task)
+        rows += own if held_out is None else _without(own, held_out, task, [])
     random.Random(seed).shuffle(rows)
     return rows
 
@@ -130,16 +138,16 @@ def draw_mixture(
 ) -> Mixture:
     """Draw a mixture for router training.
 
-    Rows come from the end of the same seeded shuffle that :func:`expert_examples` takes the head of, so that routers
-    see rows that their experts were not trained on wherever a task has enough of them. Inside a domain every task has
-    an equal share. A task with too few rows is repeated rather than leaving its domain short.
+    The rows of a task that :func:`expert_examples` leaves come first, so that routers of any seed see rows that their
+    experts were not trained on wherever a task has enough of them. Inside a domain every task has an equal share. A
+    task with too few rows is repeated rather than leaving its domain short.
 
     Routing losses are means over tokens, so with equal rows the domains with long rows draw most of the load;
     ``balance="tokens"`` gives every domain its share of the tokens instead.
 
     Args:
         count: number of rows in all.
-        seed: shuffles the rows; the same rows in the same order for the same seed.
+        seed: the same rows in the same order for the same seed.
         domains: names of recipes, or domains that the source has of its own; the source's usual ones by default, see
             :meth:`loramixer.data.Source.domains`.
         shares: domain → its relative share; equal by default.
@@ -268,7 +276,21 @@ def _pools(domain: str, count: int, seed: int, source: Source) -> dict[str, list
     if isinstance(source, GeneratedSource):
         rows = _generated_rows(domain, count, seed)
         return {rows[0].task: rows}
-    return {task: _shuffled(_rows(source, domain, task, "train"), seed, task)[::-1] for task in source.tasks(domain)}
+    return {task: _router_order(*_divided(source, domain, task), seed, task) for task in source.tasks(domain)}
+
+
+def _divided(source: Source, domain: str, task: str) -> tuple[list[Example], list[Example]]:
+    """The rows of a task that its expert is trained on, and the others."""
+    order = _shuffled(_rows(source, domain, task, "train"), SPLIT_SEED, task)
+    count = source.expert_count(domain, task, len(order))
+    return order[:count], order[count:]
+
+
+def _router_order(experts_own: list[Example], others: list[Example], seed: int, task: str) -> list[Example]:
+    """Rows that are new to the expert first, both parts in an order of the seed."""
+    if seed == SPLIT_SEED:  # the order of the routers that ship
+        return others[::-1] + experts_own[::-1]
+    return _shuffled(others, seed, task) + _shuffled(experts_own, seed, task)
 
 
 def _without(

@@ -222,7 +222,7 @@ def _named_source(name: str, what: str) -> Source:
         return _hub_source()
     if name == "generated":
         return GeneratedSource()
-    if name.endswith((".jsonl", ".jsonl.gz")):
+    if names_a_file(name):
         return FileSource([name])
     if not Path(name).is_dir():
         raise DataError(
@@ -230,6 +230,11 @@ def _named_source(name: str, what: str) -> Source:
             "'generated', or leave it out."
         )
     return FolderSource(name)
+
+
+def names_a_file(name: str | Path) -> bool:
+    """Whether a data source is a file of rows by its name, and no folder."""
+    return str(name).endswith((".jsonl", ".jsonl.gz"))
 
 
 @functools.lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from loramixer.backbones import load_backbone
-from loramixer.data import held_out_examples
+from loramixer.data import AnySource, held_out_examples
 from loramixer.evaluation.harness import DomainResult, Progress, evaluate
 from loramixer.experts import locate_expert
 from loramixer.tuner import LoraMixerConfig
@@ -24,6 +24,7 @@ def expert_matrix(
     backbone: str = "smollm2-135m",
     count: int = 100,
     seed: int = 0,
+    source: AnySource = None,
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
     finished: dict[str, list[DomainResult]] | None = None,
@@ -33,10 +34,11 @@ def expert_matrix(
 
     Args:
         experts: expert name → folder or Hub id of a plain PEFT LoRA.
-        domains: names of :data:`loramixer.data.RECIPES`.
+        domains: of the rows, see :meth:`loramixer.data.Source.domains`.
         backbone: what :func:`loramixer.load_backbone` takes.
         count: test rows per domain.
         seed: chooses the rows.
+        source: where they come from, as :func:`loramixer.data.find_source` takes it.
         dtype: type of the backbone.
         progress: receives ``(done, total)`` rows over the whole matrix.
         finished: lines of the same matrix that an earlier call measured; they are not measured again.
@@ -47,10 +49,10 @@ def expert_matrix(
     """
     from peft import PeftModel, get_peft_model
 
-    rows = [row for domain in domains for row in held_out_examples(domain, count, seed)]
     results: dict[str, list[DomainResult]] = dict(finished or {})
     if {"backbone", *experts} <= set(results):
         return results
+    rows = [row for domain in domains for row in held_out_examples(domain, count, seed, source=source)]
     folders = {name: str(locate_expert(name, str(source))[0]) for name, source in experts.items()}
     model, tokenizer = load_backbone(backbone, dtype=dtype)
     total = len(rows) * (1 + len(experts))

@@ -199,7 +199,8 @@ def _numbers(results: Path, run: Run, gates: Sequence[str]) -> list[str]:
         *lines,
         "",
         f"Mean of all domains; this router alone (seed {run.seed}), {own['test_rows']:.0f} test rows, 95 % intervals "
-        "over rows; all numbers are in docs/results.md of the repository.",
+        f"over rows. It is the row {run.name} of docs/results/losses.csv; docs/results.md has the means over training "
+        "seeds.",
     ]
 
 

@@ -18,6 +18,7 @@ from loramixer.data import (
     AnySource,
     Example,
     Source,
+    evaluation_examples,
     expert_examples,
     find_source,
     fingerprint,
@@ -34,6 +35,7 @@ from loramixer.training.loop import fast_training_dtype, run_training
 from loramixer.training.presets import Preset, find_preset
 from loramixer.training.rows import EncodedRows, encode_rows
 from loramixer.training.run_log import RunLog
+from loramixer.training.same_run import refuse_other_run
 from loramixer.training.settings import LoopSettings
 from loramixer.tuner import LoraMixerConfig
 from loramixer.tuner.config import check_expert_name
@@ -71,10 +73,17 @@ class _Run:
     limit: int | None
     dtype: torch.dtype
     preset: str
+    dedupe: bool
 
     def examples(self, domain: str) -> list[Example]:
         """The training rows of one expert, in one pass."""
-        return expert_examples(domain, self.settings.seed, self.source)[: self.limit]
+        rows = expert_examples(domain, self.settings.seed, self.source)
+        if self.dedupe:
+            evaluation = evaluation_examples([domain], self.source)
+            kept = expert_examples(domain, self.settings.seed, self.source, evaluation)
+            say(f"{len(rows) - len(kept)} of {len(rows)} {domain} rows are left out, since evaluation rows have them.")
+            rows = kept
+        return rows[: self.limit]
 
 
 def train_experts(
@@ -92,6 +101,7 @@ def train_experts(
     dropout: float | None = None,
     targets: Sequence[str] = ATTENTION_PROJECTIONS,
     jointly: bool = False,
+    dedupe: bool = False,
     preset: str | Preset = "cpu-small",
     report_to: str = "none",
 ) -> list[Path]:
@@ -115,6 +125,8 @@ def train_experts(
         dropout: on the input of the experts; the preset's by default.
         targets: names of the linear layers that the experts change, such as ``in_proj`` and ``out_proj`` of Mamba.
         jointly: whether all domains train at once.
+        dedupe: whether rows are left out whose prompts the source's evaluation splits have, as
+            :func:`loramixer.data.without_overlap` finds them.
         preset: settings for what is not given, ``cpu-small`` or ``paper``.
         report_to: where metrics go besides the run log: ``none``, ``trackio`` or ``tensorboard``.
 
@@ -126,7 +138,8 @@ def train_experts(
         DataError: an unknown domain, or no rows of it.
         MixerError: a domain whose name no expert can have.
         ExpertError: targets that the backbone does not have.
-        LoraMixerError: an unknown preset; or the run had to stop, see :func:`loramixer.training.loop.run_training`.
+        LoraMixerError: an unknown preset; ``output`` holds a training with other settings; or the run had to stop, see
+            :func:`loramixer.training.loop.run_training`.
     """
     rows = find_source(source, domains or ())
     names = list(domains or rows.domains())
@@ -144,7 +157,7 @@ def train_experts(
         preset.experts, learning_rate=learning_rate or preset.experts.learning_rate, seed=seed, report_to=report_to
     )
     dtype = dtype or fast_training_dtype()
-    run = _Run(backbone, rows, settings, lora, limit, dtype, preset.name)
+    run = _Run(backbone, rows, settings, lora, limit, dtype, preset.name, dedupe)
     if jointly:
         return _train_jointly(Path(output), names, run)
     return [
@@ -154,7 +167,9 @@ def train_experts(
 
 
 def _train_one(folder: Path, domain: str, run: _Run) -> Path:
+    asked = _asked(run, {"domain": domain})
     if is_finished(folder):
+        refuse_other_run(folder, asked)
         say(f"{folder} holds a finished expert; delete it to train it again.")
         return folder
     torch.manual_seed(run.settings.seed)
@@ -174,7 +189,7 @@ def _train_one(folder: Path, domain: str, run: _Run) -> Path:
         peft_model = get_peft_model(model, lora)
     except ValueError as error:  # PEFT refuses some projections of state-space models
         raise ExpertError(f"PEFT cannot put a LoRA there ({error}); give other targets, or jointly=True.") from error
-    log = _run_log(run, found, files, {"domain": domain})
+    log = _run_log(run, found, files, asked)
     run_training(peft_model, tokenizer, found.rows, folder, run.settings, log)
 
     def write() -> None:
@@ -195,7 +210,10 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
     folders = [output / name for name in domains]
     finished = [folder for folder in folders if (folder / WEIGHTS_FILE).is_file()]
     run_folder = output / "joint-training"
+    asked = _asked(run, {"jointly": True, "experts": domains})
     if len(finished) == len(folders) and not run_folder.exists():
+        for folder in folders:
+            refuse_other_run(folder, asked)
         say(f"{output} holds these experts finished; delete them to train them again.")
         return folders
     if finished and not run_folder.is_dir():
@@ -213,7 +231,7 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
     say(f"Training {len(domains)} experts jointly on {found.text} ({run.source.origin} data), preset {run.preset} …")
     config = joint_config(domains, run.lora)
     peft_model = get_peft_model(model, config)
-    log = _run_log(run, found, files, {"jointly": True, "experts": domains})
+    log = _run_log(run, found, files, asked)
     optimizer = joint_optimizer(peft_model, run.settings)
     run_training(peft_model, tokenizer, found.rows, run_folder, run.settings, log, optimizer=optimizer)
     config.base_model_name_or_path = files.name
@@ -252,24 +270,32 @@ def joint_optimizer(model: nn.Module, settings: LoopSettings) -> tuple[type[Expe
     return ExpertAdamW, {"model": model, "lr": settings.learning_rate, "weight_decay": settings.weight_decay}
 
 
-def _run_log(run: _Run, found: EncodedRows, files: BackboneFiles, of: dict[str, Any]) -> RunLog:
+def _asked(run: _Run, of: dict[str, Any]) -> dict[str, Any]:
+    """What a run log says before anything is read."""
+    return {
+        "stage": "expert",
+        "preset": run.preset,
+        **of,
+        "limit": run.limit,
+        "dedupe": run.dedupe,
+        **asdict(run.lora),
+        "targets": list(run.lora.targets),
+        **asdict(run.settings),
+    }
+
+
+def _run_log(run: _Run, found: EncodedRows, files: BackboneFiles, asked: dict[str, Any]) -> RunLog:
     return RunLog(
         settings={
-            "stage": "expert",
-            "preset": run.preset,
-            **of,
+            **asked,
             "backbone": files.name,
             "backbone_revision": files.revision,
             "data": run.source.origin,
             "data_revisions": run.source.revisions(),
-            "limit": run.limit,
             "rows": rows_per_task(found.examples),
             "rows_fingerprint": fingerprint(found.examples),
             **found.facts,
-            **asdict(run.lora),
-            "targets": list(run.lora.targets),
             "dtype": str(run.dtype).removeprefix("torch."),
-            **asdict(run.settings),
             "versions": library_versions(),
         }
     )

@@ -27,6 +27,7 @@ from loramixer.training.batches import (
 )
 from loramixer.training.checkpoints import CHECKPOINTS, last_good_checkpoint_text, last_whole_checkpoint, survivable
 from loramixer.training.run_log import RunLog
+from loramixer.training.same_run import refuse_other_run
 from loramixer.training.selective_scan import scan_by_hand
 from loramixer.training.settings import LoopSettings
 from loramixer.training.speed import measure_backbone
@@ -84,7 +85,7 @@ def run_training(
 
     Raises:
         LoraMixerError: the loss or a gradient is not finite, or the disk is full; the last checkpoint stays good. Or
-            there are more processes than rows in a forward pass.
+            there are more processes than rows in a forward pass, or the checkpoints are those of other settings.
     """
     checkpoints = folder / CHECKPOINTS
     names = [str(row.get("id", number)) for number, row in enumerate(rows)]
@@ -100,6 +101,9 @@ def run_training(
         "threads": torch.get_num_threads(),
         "memory_allocator": memory_allocator(),
     }
+    last = last_whole_checkpoint(checkpoints)
+    if last is not None:
+        refuse_other_run(folder, log.settings)
     trainer = _WatchedTrainer(
         model=model,
         args=training_arguments(checkpoints, settings, collator),
@@ -115,7 +119,7 @@ def run_training(
     trainer.rows_per_forward = settings.batch_size
     in_line = attention_row_by_row(backbone) if collator.in_line else nullcontext()
     with survivable(checkpoints), in_line, scan_by_hand(backbone):
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
+        trainer.train(resume_from_checkpoint=last)
         is_whole = trainer.state.global_step >= trainer.state.max_steps
         # Not the trainer's own count: a resumed run takes it from the last logged step, which may lie further back.
         in_all = int(sum(len(row["input_ids"]) for row in rows) * settings.epochs)

@@ -20,9 +20,10 @@ from loramixer.data import (
     Example,
     FileSource,
     Source,
+    draw_mixture,
+    evaluation_examples,
     find_source,
     fingerprint,
-    mixed_examples,
     rows_per_task,
     task_licenses,
 )
@@ -34,6 +35,7 @@ from loramixer.training.loop import fast_training_dtype, run_training
 from loramixer.training.presets import Preset, find_preset
 from loramixer.training.rows import encode_rows
 from loramixer.training.run_log import RunLog
+from loramixer.training.same_run import refuse_other_run
 from loramixer.tuner import LoraMixerConfig
 from loramixer.tuner.config import RoutingLoss
 from loramixer.tuner.runtime import mixture_layers
@@ -59,6 +61,7 @@ def train_router(
     entropy: str = "sharpen",
     examples: int | Sequence[Example] | None = None,
     source: AnySource = None,
+    dedupe: bool = False,
     backbone: str = "smollm2-135m",
     seed: int = 0,
     learning_rate: float | None = None,
@@ -90,6 +93,8 @@ def train_router(
             experts, or of all where none has; or the rows themselves. By default 2,000, or all that the files hold
             where ``source`` is files.
         source: where they come from, as :func:`loramixer.data.find_source` takes it.
+        dedupe: whether rows are left out whose prompts the source's evaluation splits have, as
+            :func:`loramixer.data.without_overlap` finds them.
         backbone: what :func:`loramixer.load_backbone` takes.
         seed: rows, their order, and the routers' initial weights.
         learning_rate: peak learning rate of the routers; the preset's by default.
@@ -113,12 +118,10 @@ def train_router(
 
     Raises:
         MixerError: fields that do not go together.
-        LoraMixerError: an unknown preset; or the run had to stop, see :func:`loramixer.training.loop.run_training`.
+        LoraMixerError: an unknown preset; ``output`` holds a training with other settings; or the run had to stop, see
+            :func:`loramixer.training.loop.run_training`.
     """
     folder = Path(output)
-    if is_finished(folder):
-        say(f"{folder} holds a finished mixture; delete it to train it again.")
-        return folder
     preset = find_preset(preset)
     settings = replace(
         preset.routers, learning_rate=learning_rate or preset.routers.learning_rate, seed=seed, report_to=report_to
@@ -135,22 +138,41 @@ def train_router(
         **{name: value for name, value in given.items() if value is not None},
         **config_fields,
     )
+    rows_from = find_source(source, list(experts))
+    rows_are_given = isinstance(examples, Sequence)
+    count: int | None
+    if isinstance(examples, Sequence):
+        count = len(examples)
+    else:
+        count = examples or (None if isinstance(rows_from, FileSource) else USUAL_ROWS)
+    asked: dict[str, Any] = {
+        "stage": "router",
+        "preset": preset.name,
+        "experts": list(experts),
+        "loss": loss,
+        "loss_text": config.loss_text,
+        "examples": count,
+        "dedupe": dedupe,
+        "training_gate": config.training_gate,
+        "train_experts": config.train_experts,
+        **asdict(settings),
+    }
+    if is_finished(folder):
+        refuse_other_run(folder, asked)
+        say(f"{folder} holds a finished mixture; delete it to train it again.")
+        return folder
     torch.manual_seed(seed)
     model, tokenizer = load_backbone(backbone, dtype=dtype)
     files = model.backbone_files
-    rows_are_given = isinstance(examples, Sequence)
-    rows_from = find_source(source, list(experts))
-    rows = examples if isinstance(examples, Sequence) else mixture_examples(examples, list(experts), seed, rows_from)
+    rows = (
+        examples if isinstance(examples, Sequence) else mixture_examples(count, list(experts), seed, rows_from, dedupe)
+    )
     found = encode_rows(rows, tokenizer, settings, experts=list(experts))
     peft_model = get_peft_model(model, config)
     name_backbone(config, files)  # routers that are kept along the way are saved with it
     log = RunLog(
         settings={
-            "stage": "router",
-            "preset": preset.name,
-            "experts": list(experts),
-            "loss": loss,
-            "loss_text": config.loss_text,
+            **asked,
             "backbone": files.name,
             "backbone_revision": files.revision,
             "data": "given" if rows_are_given else rows_from.origin,
@@ -159,10 +181,7 @@ def train_router(
             "licenses": task_licenses(list(rows_per_task(found.examples)), rows_from),
             "rows_fingerprint": fingerprint(found.examples),
             **found.facts,
-            "training_gate": config.training_gate,
-            "train_experts": config.train_experts,
             "dtype": str(dtype).removeprefix("torch."),
-            **asdict(settings),
             "loss_warmup": LOSS_WARMUP,
             "versions": library_versions(),
         }
@@ -256,7 +275,9 @@ def router_config(preset: Preset, experts: dict[str, str], **given: Any) -> Lora
     return config
 
 
-def mixture_examples(count: int | None, experts: Sequence[str], seed: int, source: Source) -> Sequence[Example]:
+def mixture_examples(
+    count: int | None, experts: Sequence[str], seed: int, source: Source, dedupe: bool = False
+) -> Sequence[Example]:
     """Mixed rows of the experts' domains, as far as there are any; says where they are not.
 
     Args:
@@ -264,6 +285,7 @@ def mixture_examples(count: int | None, experts: Sequence[str], seed: int, sourc
         experts: their names.
         seed: of the draw.
         source: where rows come from.
+        dedupe: whether rows are left out that evaluation rows have.
     """
     if count is None and isinstance(source, FileSource):
         return source.examples
@@ -274,7 +296,11 @@ def mixture_examples(count: int | None, experts: Sequence[str], seed: int, sourc
         say(f"No domain has the name of an expert ({others}), so rows of all domains are mixed: {domains}.")
     elif others:
         say(f"There are no rows of {others}; rows of {', '.join(known)} are mixed.")
-    return mixed_examples(count or USUAL_ROWS, seed, known or None, source)
+    evaluation = evaluation_examples(known or None, source) if dedupe else None
+    mixture = draw_mixture(count or USUAL_ROWS, seed, known or None, evaluation=evaluation, source=source)
+    if mixture.overlap is not None:
+        say(f"Before drawing: {mixture.overlap}")
+    return mixture.rows
 
 
 def save_mixture(peft_model: Any, folder: Path) -> None:

@@ -56,11 +56,12 @@ class Run:
     @property
     def setting(self) -> str:
         """What runs of several seeds share, in words; tables and figures show it."""
+        rate = "" if self.learning_rate == Options.learning_rate else f", learning rate {self.learning_rate:g}"
         if self.loss == "rsl":
-            return f"RSL {self.entropy} {self.balance_weight:g} / {self.entropy_weight:g}"
+            return f"RSL {self.entropy} {self.balance_weight:g} / {self.entropy_weight:g}{rate}"
         name = PAPER_NAMES.get(self.loss) or self.loss.replace("_", " ")
         # GMoE's two terms have weights of their own, and `balance_weight` is none of them.
-        return name + (f" {self.balance_weight:g}" if self.balance_weight and self.loss != "gmoe" else "")
+        return name + (f" {self.balance_weight:g}" if self.balance_weight and self.loss != "gmoe" else "") + rate
 
     def _loss_slug(self) -> str:
         if self.loss == "rsl":

@@ -19,7 +19,7 @@ from loramixer.evaluation.experiments.losses import replayed
 from loramixer.evaluation.experiments.measure import Measurement, measure
 from loramixer.evaluation.experiments.plan import BASE_GATES, Experiment, Options, Plan, Run
 from loramixer.evaluation.experiments.results import Results
-from loramixer.evaluation.experiments.workshop import Workshop
+from loramixer.evaluation.experiments.workshop import Workshop, key_rows
 from loramixer.mixers import load_mixer
 from loramixer.training.presets import find_preset
 from loramixer.training.routers import train_router
@@ -47,7 +47,8 @@ def perform(
         options: seeds, sizes and coefficients.
         workshop: where runs are kept.
         output: receives ``NAME.csv``, ``NAME-summary.csv`` and ``figures/*.svg``.
-        stored_only: write from what has finished, and train and measure nothing.
+        stored_only: write from what has finished, and train and measure nothing; test rows are not asked for where the
+            archive holds numbers of one set of them.
         say: receives one line of text for every step.
 
     Returns:
@@ -57,10 +58,14 @@ def perform(
         DataError: the work folder belongs to other experts or data, or ``output`` holds numbers of other test rows or
             of runs that the work folder has not got.
     """
-    rows = workshop.test_rows() if experiment.needs_rows else []
-    results = Results(options, workshop, len(rows), workshop.key(rows), stored_only=stored_only)
     if experiment.needs_rows:
-        workshop.check_origin()
+        workshop.check_origin(stored_only=stored_only)
+    stored_key = workshop.stored_key() if stored_only and experiment.needs_rows else None
+    rows = workshop.test_rows() if experiment.needs_rows and stored_key is None else []
+    key = stored_key or workshop.key(rows)
+    results = Results(options, workshop, key_rows(key), key, stored_only=stored_only)
+    if stored_only:
+        results.data = workshop.stored_data() or results.data
     if experiment.plan is None:
         experiment.write(results, output)
         return draw(experiment, output, say)
@@ -148,6 +153,7 @@ def describe(experiment: Experiment, options: Options, workshop: Workshop) -> li
     if experiment.plan is None:
         return [f"{experiment.name}: trains no router."]
     plan = experiment.plan(options)
+    workshop.check_origin(begin=False)
     key = workshop.key(workshop.test_rows())
     per_example, per_gate = workshop.timings()
     lines, examples, gates_left = [], 0, set()

