@@ -54,6 +54,11 @@ DataType = Annotated[
     Literal["auto", "float32", "bfloat16"], typer.Option(help="Type of the frozen backbone; auto is the fastest here.")
 ]
 
+Device = Annotated[
+    str,
+    typer.Option(help="Where it runs: auto (cuda where torch sees one, else cpu), or a name of torch such as cuda:1."),
+]
+
 
 def main() -> None:
     """Entry point: errors that a user can mend are one sentence on stderr and exit status 2."""
@@ -233,18 +238,21 @@ def evaluate(
     limit: Annotated[int, typer.Option(help="Rows per domain (or per file).")] = 100,
     seed: Seed = 0,
     dtype: DataType = "float32",
+    device: Device = "auto",
     k: Annotated[int | None, typer.Option(help="Experts per token; the mixture's own by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Loss per answer token, accuracy, and own-expert share per domain, with n and 95 % intervals."""
     from dataclasses import asdict
 
+    from loramixer.devices import choose_device
     from loramixer.evaluation.harness import evaluate as run
     from loramixer.mixers import load_mixer
     from loramixer.tuner.runtime import set_gate
 
+    place = choose_device(device)
     rows = _evaluation_rows(data, limit, seed, mixer)
-    model, tokenizer = load_mixer(mixer, dtype=_dtype(dtype) or _float32())
+    model, tokenizer = load_mixer(mixer, dtype=_dtype(dtype) or _float32(), device=place)
     if k is not None:
         set_gate(model, "top_k", k)
     with _progress() as progress:
@@ -280,14 +288,17 @@ def expert_matrix(
     seed: Seed = 0,
     backbone: Backbone = "smollm2-135m",
     dtype: DataType = "float32",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Test loss of the backbone and of every expert alone on every domain."""
     from dataclasses import asdict
 
+    from loramixer.devices import choose_device
     from loramixer.evaluation.matrix import expert_matrix as run
     from loramixer.training.routers import find_experts
 
+    place = choose_device(device)
     source = _rows_from(None)
     found = find_experts(experts)
     known = [name for name in found if source.has(name)]
@@ -303,6 +314,7 @@ def expert_matrix(
             count=limit,
             seed=seed,
             dtype=_dtype(dtype) or _float32(),
+            device=place,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if as_json:
@@ -325,14 +337,16 @@ def trace(
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
     seed: Seed = 0,
     contributions: Annotated[bool, typer.Option("--contributions", help="Record what each expert adds, too.")] = False,
+    device: Device = "auto",
 ) -> None:
     """Record every gate of every token at every site, and save it as a trace file."""
+    from loramixer.devices import choose_device
     from loramixer.metrics import load
     from loramixer.mixers import load_mixer
     from loramixer.trace import trace as run
     from loramixer.tuner.runtime import set_gate
 
-    model, tokenizer = load_mixer(mixer)
+    model, tokenizer = load_mixer(mixer, device=choose_device(device))
     if k is not None:
         set_gate(model, "top_k", k)
     found = run(

@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import loramixer.evaluation.matrix
+import loramixer.mixers
 from loramixer import RoutingTrace, RunLog, cli, load_backbone, load_mixer, trace
 from loramixer.data import GeneratedSource
 from loramixer.errors import ExpertError
@@ -179,6 +182,28 @@ def test_expert_matrix(workshop, trained):
     assert status == 0
     assert set(matrix) == {"backbone", "math", "language"}
     assert [row["domain"] for row in matrix["math"]] == ["math", "language"]
+
+
+def test_what_measures_runs_on_the_device_that_is_given(workshop, trained, tmp_path, monkeypatch):
+    mixer, asked = ["--mixer", trained["mixture"]], []
+
+    def spy(load):
+        return lambda *given, **more: asked.append(more.get("device")) or load(*given, **more)
+
+    monkeypatch.setattr(loramixer.mixers, "load_mixer", spy(load_mixer))
+    monkeypatch.setattr(loramixer.evaluation.matrix, "load_backbone", spy(load_backbone))
+    for words in (
+        ["evaluate", *mixer, "--limit", 1],
+        ["trace", "ten", *mixer, "--out", tmp_path / "t.npz"],
+        ["expert-matrix", "--experts", trained["experts"], "--limit", 1, "--backbone", workshop / "backbone"],
+    ):
+        asked.clear()
+        status, _, err = run_command(*words, "--device", "cpu:0")
+        assert status == 0, err
+        assert asked == [torch.device("cpu:0")]
+        status, _, err = run_command(*words, "--device", "graphics")
+        assert (status, len(asked)) == (2, 1)
+        assert "The device 'graphics' cannot be used on this machine; give auto, cpu," in err
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def expert_matrix(
     count: int = 100,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
     progress: Progress | None = None,
     finished: dict[str, list[DomainResult]] | None = None,
     on_expert: Callable[[dict[str, list[DomainResult]]], None] | None = None,
@@ -38,6 +39,7 @@ def expert_matrix(
         count: test rows per domain.
         seed: chooses the rows.
         dtype: type of the backbone.
+        device: where everything is measured.
         progress: receives ``(done, total)`` rows over the whole matrix.
         finished: lines of the same matrix that an earlier call measured; they are not measured again.
         on_expert: receives all lines so far after each one.
@@ -52,7 +54,7 @@ def expert_matrix(
     if {"backbone", *experts} <= set(results):
         return results
     folders = {name: str(locate_expert(name, str(source))[0]) for name, source in experts.items()}
-    model, tokenizer = load_backbone(backbone, dtype=dtype)
+    model, tokenizer = load_backbone(backbone, dtype=dtype, device=device)
     total = len(rows) * (1 + len(experts))
 
     def measure(name: str, subject: Any) -> None:

@@ -45,7 +45,7 @@ Statistics = Callable[[], dict[str, float]]
 def fast_training_dtype() -> torch.dtype:
     """The weight type in which this machine trains fastest without loss scaling: bfloat16 where it is native."""
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     cpu = torch.cpu
     native = getattr(cpu, "_is_avx512_bf16_supported", bool)() or getattr(cpu, "_is_amx_tile_supported", bool)()
     return torch.bfloat16 if native else torch.float32
