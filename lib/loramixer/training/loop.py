@@ -18,6 +18,7 @@ from loramixer.distributed import is_main_process, launched_processes, say, stac
 from loramixer.errors import LoraMixerError
 from loramixer.training.batches import (
     RowCollator,
+    RowsOfLikeLength,
     SpreadRows,
     attention_row_by_row,
     backbone_of,
@@ -220,9 +221,12 @@ class _WatchedTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         """Of several processes each takes its part of every batch, of about equally much work."""
-        if self.args.world_size == 1:
-            return super()._get_train_sampler(train_dataset)
         rows: Any = self.train_dataset
+        if self.args.world_size == 1:
+            if self.args.train_sampling_strategy != "group_by_length":
+                return super()._get_train_sampler(train_dataset)
+            rows_of_step = self.rows_per_forward * self.args.gradient_accumulation_steps
+            return RowsOfLikeLength([len(row["input_ids"]) for row in rows], rows_of_step, self.args.seed)
         costs = row_costs(backbone_of(self.model), rows)
         return SpreadRows(costs, self.rows_per_forward, self.args.world_size, self.args.process_index, self.args.seed)
 
