@@ -58,6 +58,20 @@ Device = Annotated[
     str,
     typer.Option(help="Where it runs: auto (cuda where torch sees one, else cpu), or a name of torch such as cuda:1."),
 ]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Longest row in tokens, prompt and answer; the preset's by default. Longer prompts are left out."
+    ),
+]
+MaxAnswer = Annotated[
+    int | None,
+    typer.Option(min=1, help="Longest answer in tokens, longer ones are cut; the preset's by default."),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Rows of a forward pass, of all processes together; the preset's by default."),
+]
 
 
 def main() -> None:
@@ -135,6 +149,9 @@ def train_experts(
     jointly: Annotated[bool, typer.Option(help="All domains at once, each row moving its own expert.")] = False,
     preset: PresetName = "cpu-small",
     report_to: ReportTo = "none",
+    max_length: MaxLength = None,
+    max_answer: MaxAnswer = None,
+    batch_size: BatchSize = None,
 ) -> None:
     """Train one LoRA expert per domain (stage 1); resumes where it was stopped."""
     from loramixer.training.experts import ATTENTION_PROJECTIONS
@@ -157,6 +174,9 @@ def train_experts(
         jointly=jointly,
         preset=preset,
         report_to=report_to,
+        max_length=max_length,
+        max_answer=max_answer,
+        batch_size=batch_size,
     ):
         console.print(f"{folder}", highlight=False)
 
@@ -197,6 +217,9 @@ def train_router(
         typer.Option(help="NAME=VALUE, any further field of LoraMixerConfig, such as training_gate=straight_through."),
     ] = None,
     report_to: ReportTo = "none",
+    max_length: MaxLength = None,
+    max_answer: MaxAnswer = None,
+    batch_size: BatchSize = None,
 ) -> None:
     """Train fresh routers over given experts (stage 2); resumes where it was stopped."""
     from loramixer.training.routers import find_experts
@@ -224,6 +247,9 @@ def train_router(
         preset=preset,
         keep_routers_at=keep_routers_at or (),
         report_to=report_to,
+        max_length=max_length,
+        max_answer=max_answer,
+        batch_size=batch_size,
         **fields,
     )
     console.print(f"{folder}", highlight=False)
@@ -240,6 +266,9 @@ def evaluate(
     dtype: DataType = "float32",
     device: Device = "auto",
     k: Annotated[int | None, typer.Option(help="Experts per token; the mixture's own by default.")] = None,
+    max_length: Annotated[
+        int, typer.Option(min=1, help="Longest row in tokens; a prompt without room for an answer is an error.")
+    ] = 1024,
     as_json: AsJson = False,
 ) -> None:
     """Loss per answer token, accuracy, and own-expert share per domain, with n and 95 % intervals."""
@@ -257,7 +286,13 @@ def evaluate(
         set_gate(model, "top_k", k)
     with _progress() as progress:
         task = progress.add_task("rows", total=len(rows))
-        results = run(model, tokenizer, rows, progress=lambda done, _: progress.update(task, completed=done))
+        results = run(
+            model,
+            tokenizer,
+            rows,
+            max_length=max_length,
+            progress=lambda done, _: progress.update(task, completed=done),
+        )
     if as_json:
         print(json.dumps({"mixer": mixer, "seed": seed, "domains": [asdict(row) for row in results]}, indent=1))
         return

@@ -138,8 +138,8 @@ def training_arguments(checkpoints: Path, settings: LoopSettings, collator: RowC
     processes = launched_processes()
     if processes > settings.batch_size:
         raise LoraMixerError(
-            f"{processes} processes cannot share {settings.batch_size} rows of a forward pass; start at most "
-            f"{settings.batch_size}, or give a preset with a larger batch_size."
+            f"batch_size is {settings.batch_size}, too few rows of a forward pass for {processes} processes; start at "
+            f"most {settings.batch_size}, or raise batch_size (--batch-size)."
         )
     if settings.report_to not in ("none", *REPORTERS):
         raise LoraMixerError(f"report_to is '{settings.report_to}'; it can be none, {' or '.join(REPORTERS)}.")
