@@ -88,6 +88,7 @@ def _expert_command(run: dict[str, Any], domain: str) -> str:
         words.append("--jointly")
     if run.get("preset"):
         words.append(f"--preset {run['preset']} --rank {run['rank']} --lora-alpha {run['lora_alpha']:g}")
+        words += _other_than_preset(run)
     if tuple(run.get("targets", ATTENTION)) != ATTENTION:
         words += [f"--targets {name}" for name in run["targets"]]
     if not _is_hub_id(run["backbone"]):
@@ -95,6 +96,16 @@ def _expert_command(run: dict[str, Any], domain: str) -> str:
     if run.get("limit"):
         words.append(f"--limit {run['limit']}")
     return " ".join([*words, "--output experts"])
+
+
+def _other_than_preset(run: dict[str, Any]) -> list[str]:
+    """Options for lengths and batch, where they are not those of the preset."""
+    from loramixer.training.presets import PRESETS
+
+    if (preset := PRESETS.get(run["preset"])) is None:
+        return []
+    options = {"max_length": "--max-length", "max_answer": "--max-answer", "batch_size": "--batch-size"}
+    return [f"{option} {run[name]}" for name, option in options.items() if run[name] != getattr(preset.experts, name)]
 
 
 def write_backbone_card(folder: Path, log: RunLog) -> Path:

@@ -57,6 +57,25 @@ DataType = Annotated[
     Literal["auto", "float32", "bfloat16"], typer.Option(help="Type of the frozen backbone; auto is the fastest here.")
 ]
 
+Device = Annotated[
+    str,
+    typer.Option(help="Where it runs: auto (cuda where torch sees one, else cpu), or a name of torch such as cuda:1."),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Longest row in tokens, prompt and answer; the preset's by default. Longer prompts are left out."
+    ),
+]
+MaxAnswer = Annotated[
+    int | None,
+    typer.Option(min=1, help="Longest answer in tokens, longer ones are cut; the preset's by default."),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Rows of a forward pass, of all processes together; the preset's by default."),
+]
+
 
 def main() -> None:
     """Entry point: errors that a user can mend are one sentence on stderr and exit status 2."""
@@ -134,6 +153,9 @@ def train_experts(
     dedupe: Dedupe = False,
     preset: PresetName = "cpu-small",
     report_to: ReportTo = "none",
+    max_length: MaxLength = None,
+    max_answer: MaxAnswer = None,
+    batch_size: BatchSize = None,
 ) -> None:
     """Train one LoRA expert per domain (stage 1); resumes where it was stopped."""
     from loramixer.training.experts import ATTENTION_PROJECTIONS
@@ -157,6 +179,9 @@ def train_experts(
         dedupe=dedupe,
         preset=preset,
         report_to=report_to,
+        max_length=max_length,
+        max_answer=max_answer,
+        batch_size=batch_size,
     ):
         console.print(f"{folder}", highlight=False)
 
@@ -198,6 +223,9 @@ def train_router(
         typer.Option(help="NAME=VALUE, any further field of LoraMixerConfig, such as training_gate=straight_through."),
     ] = None,
     report_to: ReportTo = "none",
+    max_length: MaxLength = None,
+    max_answer: MaxAnswer = None,
+    batch_size: BatchSize = None,
 ) -> None:
     """Train fresh routers over given experts (stage 2); resumes where it was stopped."""
     from loramixer.training.routers import find_experts
@@ -226,6 +254,9 @@ def train_router(
         preset=preset,
         keep_routers_at=keep_routers_at or (),
         report_to=report_to,
+        max_length=max_length,
+        max_answer=max_answer,
+        batch_size=batch_size,
         **fields,
     )
     console.print(f"{folder}", highlight=False)
@@ -244,23 +275,35 @@ def evaluate(
     limit: Annotated[int, typer.Option(help="Rows per domain (or per file).")] = 100,
     seed: Seed = 0,
     dtype: DataType = "float32",
+    device: Device = "auto",
     k: Annotated[int | None, typer.Option(help="Experts per token; the mixture's own by default.")] = None,
+    max_length: Annotated[
+        int, typer.Option(min=1, help="Longest row in tokens; a prompt without room for an answer is an error.")
+    ] = 1024,
     as_json: AsJson = False,
 ) -> None:
     """Loss per answer token, accuracy, and own-expert share per domain, with n and 95 % intervals."""
     from dataclasses import asdict
 
+    from loramixer.devices import choose_device
     from loramixer.evaluation.harness import evaluate as run
     from loramixer.mixers import load_mixer
     from loramixer.tuner.runtime import set_gate
 
+    place = choose_device(device)
     rows = _evaluation_rows(data, limit, seed, mixer)
-    model, tokenizer = load_mixer(mixer, dtype=_dtype(dtype) or _float32())
+    model, tokenizer = load_mixer(mixer, dtype=_dtype(dtype) or _float32(), device=place)
     if k is not None:
         set_gate(model, "top_k", k)
     with _progress() as progress:
         task = progress.add_task("rows", total=len(rows))
-        results = run(model, tokenizer, rows, progress=lambda done, _: progress.update(task, completed=done))
+        results = run(
+            model,
+            tokenizer,
+            rows,
+            max_length=max_length,
+            progress=lambda done, _: progress.update(task, completed=done),
+        )
     if as_json:
         print(json.dumps({"mixer": mixer, "seed": seed, "domains": [asdict(row) for row in results]}, indent=1))
         return
@@ -298,14 +341,17 @@ def expert_matrix(
     seed: Seed = 0,
     backbone: Backbone = "smollm2-135m",
     dtype: DataType = "float32",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Test loss of the backbone and of every expert alone on every domain."""
     from dataclasses import asdict
 
+    from loramixer.devices import choose_device
     from loramixer.evaluation.matrix import expert_matrix as run
     from loramixer.training.routers import find_experts
 
+    place = choose_device(device)
     source = _rows_from(data)
     found = find_experts(experts)
     known = [name for name in found if source.has(name)]
@@ -322,6 +368,7 @@ def expert_matrix(
             seed=seed,
             source=source,
             dtype=_dtype(dtype) or _float32(),
+            device=place,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if as_json:
@@ -344,14 +391,16 @@ def trace(
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
     seed: Seed = 0,
     contributions: Annotated[bool, typer.Option("--contributions", help="Record what each expert adds, too.")] = False,
+    device: Device = "auto",
 ) -> None:
     """Record every gate of every token at every site, and save it as a trace file."""
+    from loramixer.devices import choose_device
     from loramixer.metrics import load
     from loramixer.mixers import load_mixer
     from loramixer.trace import trace as run
     from loramixer.tuner.runtime import set_gate
 
-    model, tokenizer = load_mixer(mixer)
+    model, tokenizer = load_mixer(mixer, device=choose_device(device))
     if k is not None:
         set_gate(model, "top_k", k)
     found = run(

@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import loramixer.evaluation.matrix
+import loramixer.mixers
 from loramixer import RoutingTrace, RunLog, cli, load_backbone, load_mixer, trace
 from loramixer.data import GeneratedSource
 from loramixer.errors import ExpertError
@@ -116,6 +119,42 @@ def test_ones_own_rows_and_domains_from_a_file_to_a_router(workshop, tmp_path):
     )
     assert (status, "on 12 rows" in out) == (0, True), err
     assert RunLog.load(tmp_path / "router").settings["data"] == "files"
+
+
+def test_lengths_and_the_batch_are_options_of_both_trainings(workshop, trained, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    row = {"task": "mine", "domain": "law", "prompt": "the dose " * 300, "target": "ten mg and no more"}
+    rows.write_text("\n".join(json.dumps({**row, "id": str(number)}) for number in range(3)))
+    shared = ["--data", rows, "--backbone", workshop / "backbone", "--dtype", "float32"]
+    for words in (
+        ["train-experts", "--output", tmp_path / "experts", "--rank", 2, *shared],
+        ["train-router", "--mixer", trained["experts"], "--output", tmp_path / "router", *shared],
+    ):
+        status, _, err = run_command(*words)
+        assert status == 2
+        assert "0 of 3 rows leave room for an answer within 512 tokens; raise max_length (--max-length)" in err
+        status, _, err = run_command(*words, "--max-length", 2000, "--max-answer", 2, "--batch-size", 3)
+        assert status == 0, err
+        folder = tmp_path / ("experts/law" if words[0] == "train-experts" else "router")
+        settings = RunLog.load(folder).settings
+        assert [settings[name] for name in ("max_length", "max_answer", "batch_size")] == [2000, 2, 3]
+        assert (settings["rows"], settings["answers_cut"]) == ({"mine": 3}, 3)
+        assert "--max-length 2000 --max-answer 2 --batch-size 3" in (folder / "README.md").read_text()
+    card = (trained["experts"] / "math/README.md").read_text()
+    assert "--max-length" not in card  # that of the preset
+
+
+def test_a_prompt_that_is_too_long_to_evaluate_is_named_with_the_option(trained, tmp_path):
+    row = {"id": "long", "task": "mine", "domain": "law", "prompt": "the dose " * 600, "target": "ten"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    words = ["evaluate", "--mixer", trained["mixture"], "--data", tmp_path / "rows.jsonl", "--json"]
+    status, _, err = run_command(*words)
+    assert status == 2
+    assert "row long does not fit into 1024 tokens" in err
+    assert "raise max_length (--max-length of loramixer evaluate)" in err
+    status, out, err = run_command(*words, "--max-length", 3000)
+    assert status == 0, err
+    assert json.loads(out)["domains"][0]["n"] == 1
 
 
 def test_folders_named_like_models_become_names_of_experts(experts, tmp_path):
@@ -228,6 +267,28 @@ def test_expert_matrix(workshop, trained):
     assert status == 0
     assert set(matrix) == {"backbone", "math", "language"}
     assert [row["domain"] for row in matrix["math"]] == ["math", "language"]
+
+
+def test_what_measures_runs_on_the_device_that_is_given(workshop, trained, tmp_path, monkeypatch):
+    mixer, asked = ["--mixer", trained["mixture"]], []
+
+    def spy(load):
+        return lambda *given, **more: asked.append(more.get("device")) or load(*given, **more)
+
+    monkeypatch.setattr(loramixer.mixers, "load_mixer", spy(load_mixer))
+    monkeypatch.setattr(loramixer.evaluation.matrix, "load_backbone", spy(load_backbone))
+    for words in (
+        ["evaluate", *mixer, "--limit", 1],
+        ["trace", "ten", *mixer, "--out", tmp_path / "t.npz"],
+        ["expert-matrix", "--experts", trained["experts"], "--limit", 1, "--backbone", workshop / "backbone"],
+    ):
+        asked.clear()
+        status, _, err = run_command(*words, "--device", "cpu:0")
+        assert status == 0, err
+        assert asked == [torch.device("cpu:0")]
+        status, _, err = run_command(*words, "--device", "graphics")
+        assert (status, len(asked)) == (2, 1)
+        assert "The device 'graphics' cannot be used on this machine; give auto, cpu," in err
 
 
 @pytest.mark.parametrize(

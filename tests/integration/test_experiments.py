@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from loramixer.backbones import BackboneFiles
+from loramixer.backbones import BackboneFiles, load_backbone
 from loramixer.errors import DataError
 from loramixer.evaluation import verdicts
 from loramixer.evaluation.csv_files import read_csv
@@ -423,6 +423,27 @@ def test_the_command(shop, tmp_path):
     status, _, err = run_command(*words, "--seeds", "one")
     assert status == 2
     assert "--seeds is 'one'" in err
+
+
+def test_measuring_runs_on_the_device_that_is_given(output, shop, tmp_path, monkeypatch):
+    asked = []
+
+    def spy(load):
+        return lambda *given, **more: asked.append(more["device"]) or load(*given, **more)
+
+    monkeypatch.setattr(runner, "load_mixer", spy(runner.load_mixer))
+    monkeypatch.setattr("loramixer.evaluation.matrix.load_backbone", spy(load_backbone))
+    words = (
+        "--output", tmp_path, "--work", shop.work, "--experts", Path(shop.backbone).parent, "--backbone",
+        shop.backbone, "--limit", 3, "--seeds", 0, "--examples", 80, "--training-dtype", "float32",
+    )  # fmt: skip
+    for name in ("top-k", "expert-matrix"):
+        status, _, err = run_command("experiment", name, *words, "--device", "cpu:0")
+        assert status == 0, err
+    assert asked == [torch.device("cpu:0")] * 2
+    assert {Measurement.load(path).facts["device"] for path in tmp_path.glob("runs/*/**/*.npz")} == {"cpu"}
+    status, _, err = run_command("experiment", "top-k", *words, "--device", "graphics")
+    assert (status, "The device 'graphics' cannot be used" in err) == (2, True)
 
 
 def test_some_of_the_experts_are_enough(shop, tmp_path):

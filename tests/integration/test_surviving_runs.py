@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from loramixer import LoraMixerError, RunLog, load_mixer, train_router
 from loramixer.errors import MixerError
+from loramixer.training import loop
 from loramixer.training.batches import RowCollator
 from loramixer.training.checkpoints import KeepRouters, last_whole_checkpoint
 from loramixer.training.loop import REPORTERS, LoopSettings, run_training, training_arguments
@@ -180,6 +181,58 @@ def test_a_finished_router_of_other_settings_is_not_taken_for_the_one_asked_for(
         with pytest.raises(LoraMixerError, match=said):
             again(**settings)
     assert (kept / "adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.fixture
+def rows_by_step(monkeypatch) -> list[tuple[int, list[int]]]:
+    """Step and rows of every forward pass of the trainings that follow."""
+    seen: list[tuple[int, list[int]]] = []
+    step = loop._WatchedTrainer.training_step
+
+    def watched(self, model, inputs, *given):
+        seen.append((self.state.global_step, inputs["row"].tolist()))
+        return step(self, model, inputs, *given)
+
+    monkeypatch.setattr(loop._WatchedTrainer, "training_step", watched)
+    return seen
+
+
+@pytest.mark.parametrize(("stopped_at", "goes_on_at"), [(13, 12), (18, 16)])  # of the second epoch: begin and midst
+def test_rows_of_like_length_come_in_the_same_order_after_a_kill(tmp_path, rows_by_step, stopped_at, goes_on_at):
+    """On a padded backbone each epoch has an order of its own, and a run that goes on keeps it."""
+    lengths = torch.randint(4, 12, (24,), generator=torch.Generator().manual_seed(1)).tolist()
+    given = [{"input_ids": ids, "labels": ids} for ids in (list(range(3, 3 + length)) for length in lengths)]
+    settings = LoopSettings(1e-2, batch_size=2, epochs=3, save_steps=4, group_by_length=True, seed=4)
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == stopped_at:
+                raise ZeroDivisionError
+
+    def go(folder: Path, **more) -> list[torch.Tensor]:
+        config = LoraConfig(target_modules=["in_proj"], lora_dropout=0.2, task_type="CAUSAL_LM")
+        backbone = ARCHITECTURES["falcon-mamba"].build()
+        torch.manual_seed(2)
+        model = get_peft_model(backbone, config)
+        run(model, folder, settings, given, measure_speed=False, **more)
+        return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    whole = go(tmp_path / "whole")
+    order = [rows for _, rows in rows_by_step]
+    epochs = [[row for rows in order[first : first + 12] for row in rows] for first in (0, 12, 24)]
+    assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    spread = [abs(lengths[first] - lengths[second]) for first, second in order]
+    assert sum(spread) < 72  # at random it would be about 95
+
+    rows_by_step.clear()
+    with pytest.raises(ZeroDivisionError):
+        go(tmp_path / "cut", callbacks=[Stop()])
+    rows_by_step.clear()
+    resumed = go(tmp_path / "cut")
+    assert rows_by_step == list(enumerate(order))[goes_on_at:]
+    for first, second in zip(whole, resumed, strict=True):
+        assert torch.equal(first, second)
 
 
 def broken(experts, part: str):

@@ -20,6 +20,7 @@ from loramixer.training.batches import RowCollator, SpreadRows, row_costs, sprea
 from loramixer.training.checkpoints import last_whole_checkpoint
 from loramixer.training.experts import train_experts
 from loramixer.training.loop import training_arguments
+from loramixer.training.presets import PAPER
 from loramixer.training.routers import find_experts, train_router
 from loramixer.training.settings import LoopSettings
 from tests import tiny
@@ -115,8 +116,18 @@ def test_a_stopped_run_goes_on_in_both_and_experts_train_too(workshop, tmp_path)
 
 def test_more_processes_than_rows_are_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "9")
-    with pytest.raises(LoraMixerError, match="9 processes cannot share 8 rows of a forward pass; start at most 8"):
+    with pytest.raises(LoraMixerError, match="batch_size is 8, too few rows of a forward pass for 9 processes; start"):
         training_arguments(tmp_path, LoopSettings(1e-3), RowCollator(0, in_line=True, answers_only=True))
+
+
+def test_one_row_in_a_forward_pass_is_for_one_process_unless_more_are_asked_for(monkeypatch, tmp_path):
+    """The preset of the paper on two GPUs."""
+    monkeypatch.setattr("loramixer.training.loop.launched_processes", lambda: 2)
+    collator = RowCollator(0, in_line=True, answers_only=True)
+    with pytest.raises(LoraMixerError, match=r"start at most 1, or raise batch_size \(--batch-size\)\.$"):
+        training_arguments(tmp_path, PAPER.experts, collator)
+    arguments = training_arguments(tmp_path, PAPER.experts.changed(batch_size=2), collator)
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (1, 4)
 
 
 def test_one_process_uses_one_of_several_gpus(monkeypatch, tmp_path):

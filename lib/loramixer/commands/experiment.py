@@ -49,6 +49,10 @@ def experiment(
     dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Of the backbone while measuring; as for --limit.")
     ] = "bfloat16",
+    device: Annotated[
+        str,
+        typer.Option(help="Where to measure: auto (cuda where torch sees one, else cpu), or a name of torch."),
+    ] = "auto",
     training_dtype: Annotated[
         Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the backbone while training.")
     ] = "auto",
@@ -74,6 +78,7 @@ def experiment(
     import torch
 
     from loramixer.data import data_origin
+    from loramixer.devices import choose_device
     from loramixer.evaluation.experiments import EXPERIMENTS
     from loramixer.evaluation.experiments.plan import Options
     from loramixer.evaluation.experiments.runner import describe, measure_finished, perform
@@ -98,6 +103,7 @@ def experiment(
         backbone=backbone,
         limit=limit,
         dtype=types[dtype],
+        device=choose_device(device),
         training_dtype=types[training_dtype],
         archive=output / "runs",
         chosen=top_k,

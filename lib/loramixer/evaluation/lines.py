@@ -62,7 +62,10 @@ def encode_row(example: Example, tokenizer: Any, max_length: int, max_answer: in
     """
     gold = encode(example, tokenizer, max_length, max_answer)
     if gold is None:
-        raise DataError(f"The prompt of row {example.id} does not fit into {max_length} tokens; raise max_length.")
+        raise DataError(
+            f"The prompt of row {example.id} does not fit into {max_length} tokens with an answer; raise max_length "
+            "(--max-length of loramixer evaluate), or leave this row out."
+        )
     size = gold["labels"].count(IGNORED_LABEL)
     answers = [gold["input_ids"][size:]]
     if example.choices and example.label is not None:

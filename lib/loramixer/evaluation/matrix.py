@@ -26,6 +26,7 @@ def expert_matrix(
     seed: int = 0,
     source: AnySource = None,
     dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
     progress: Progress | None = None,
     finished: dict[str, list[DomainResult]] | None = None,
     on_expert: Callable[[dict[str, list[DomainResult]]], None] | None = None,
@@ -40,6 +41,7 @@ def expert_matrix(
         seed: chooses the rows.
         source: where they come from, as :func:`loramixer.data.find_source` takes it.
         dtype: type of the backbone.
+        device: where everything is measured.
         progress: receives ``(done, total)`` rows over the whole matrix.
         finished: lines of the same matrix that an earlier call measured; they are not measured again.
         on_expert: receives all lines so far after each one.
@@ -54,7 +56,7 @@ def expert_matrix(
         return results
     rows = [row for domain in domains for row in held_out_examples(domain, count, seed, source=source)]
     folders = {name: str(locate_expert(name, str(source))[0]) for name, source in experts.items()}
-    model, tokenizer = load_backbone(backbone, dtype=dtype)
+    model, tokenizer = load_backbone(backbone, dtype=dtype, device=device)
     total = len(rows) * (1 + len(experts))
 
     def measure(name: str, subject: Any) -> None:

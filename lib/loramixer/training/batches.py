@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.trainer_pt_utils import BatchRebalanceSampler
+from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
 
 from loramixer.data import IGNORED_LABEL
 from loramixer.errors import LoraMixerError
@@ -151,6 +151,31 @@ class SpreadRows(BatchRebalanceSampler):
     def _assign(self, indices: Sequence[int], costs: Sequence[int]) -> list[list[list[int]]]:
         """Process → its forward passes → rows."""
         return [[[indices[place] for place in part]] for part in spread_evenly(costs, self.dp_size)]
+
+
+class RowsOfLikeLength(LengthGroupedSampler):
+    """Rows of like length share a batch, and the order of an epoch depends on nothing but the seed and the epoch.
+
+    The Trainer's own sampler draws from torch's global generator, whose state a resumed run restores only after the
+    order has been drawn.
+
+    Args:
+        lengths: of every row, in tokens.
+        group_size: rows of an optimiser step.
+        seed: of the orders.
+    """
+
+    def __init__(self, lengths: list[int], group_size: int, seed: int) -> None:
+        super().__init__(group_size, lengths=lengths, generator=torch.Generator())
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch, by way of the data loader."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.epoch)
+        return super().__iter__()
 
 
 def spread_evenly(costs: Sequence[int], parts: int) -> list[list[int]]:

@@ -104,6 +104,9 @@ def train_experts(
     dedupe: bool = False,
     preset: str | Preset = "cpu-small",
     report_to: str = "none",
+    max_length: int | None = None,
+    max_answer: int | None = None,
+    batch_size: int | None = None,
 ) -> list[Path]:
     """Train LoRA experts, one by one or jointly; one that is already finished in ``output`` is left as it is.
 
@@ -129,17 +132,21 @@ def train_experts(
             :func:`loramixer.data.without_overlap` finds them.
         preset: settings for what is not given, ``cpu-small`` or ``paper``.
         report_to: where metrics go besides the run log: ``none``, ``trackio`` or ``tensorboard``.
+        max_length: longest row in tokens, prompt and answer; the preset's by default. A longer answer is cut, and rows
+            whose prompt leaves no room for one are left out.
+        max_answer: longest answer in tokens; the preset's by default.
+        batch_size: rows of a forward pass, of all processes together; the preset's by default.
 
     Returns:
         The folders, each with ``adapter_config.json``, bfloat16 ``adapter_model.safetensors``, ``run_log.json`` and a
         model card.
 
     Raises:
-        DataError: an unknown domain, or no rows of it.
+        DataError: an unknown domain, no rows of it, or none that is short enough.
         MixerError: a domain whose name no expert can have.
         ExpertError: targets that the backbone does not have.
-        LoraMixerError: an unknown preset; ``output`` holds a training with other settings; or the run had to stop, see
-            :func:`loramixer.training.loop.run_training`.
+        LoraMixerError: an unknown preset, or a size below one; ``output`` holds a training with other settings; or the
+            run had to stop, see :func:`loramixer.training.loop.run_training`.
     """
     rows = find_source(source, domains or ())
     names = list(domains or rows.domains())
@@ -153,8 +160,13 @@ def train_experts(
         dropout=preset.dropout if dropout is None else dropout,
         targets=tuple(targets),
     )
-    settings = replace(
-        preset.experts, learning_rate=learning_rate or preset.experts.learning_rate, seed=seed, report_to=report_to
+    settings = preset.experts.changed(
+        learning_rate=learning_rate or None,
+        batch_size=batch_size,
+        max_length=max_length,
+        max_answer=max_answer,
+        seed=seed,
+        report_to=report_to,
     )
     dtype = dtype or fast_training_dtype()
     run = _Run(backbone, rows, settings, lora, limit, dtype, preset.name, dedupe)

@@ -18,6 +18,7 @@ from loramixer.distributed import is_main_process, launched_processes, say, stac
 from loramixer.errors import LoraMixerError
 from loramixer.training.batches import (
     RowCollator,
+    RowsOfLikeLength,
     SpreadRows,
     attention_row_by_row,
     backbone_of,
@@ -46,7 +47,7 @@ Statistics = Callable[[], dict[str, float]]
 def fast_training_dtype() -> torch.dtype:
     """The weight type in which this machine trains fastest without loss scaling: bfloat16 where it is native."""
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     cpu = torch.cpu
     native = getattr(cpu, "_is_avx512_bf16_supported", bool)() or getattr(cpu, "_is_amx_tile_supported", bool)()
     return torch.bfloat16 if native else torch.float32
@@ -141,8 +142,8 @@ def training_arguments(checkpoints: Path, settings: LoopSettings, collator: RowC
     processes = launched_processes()
     if processes > settings.batch_size:
         raise LoraMixerError(
-            f"{processes} processes cannot share {settings.batch_size} rows of a forward pass; start at most "
-            f"{settings.batch_size}, or give a preset with a larger batch_size."
+            f"batch_size is {settings.batch_size}, too few rows of a forward pass for {processes} processes; start at "
+            f"most {settings.batch_size}, or raise batch_size (--batch-size)."
         )
     if settings.report_to not in ("none", *REPORTERS):
         raise LoraMixerError(f"report_to is '{settings.report_to}'; it can be none, {' or '.join(REPORTERS)}.")
@@ -224,9 +225,12 @@ class _WatchedTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         """Of several processes each takes its part of every batch, of about equally much work."""
-        if self.args.world_size == 1:
-            return super()._get_train_sampler(train_dataset)
         rows: Any = self.train_dataset
+        if self.args.world_size == 1:
+            if self.args.train_sampling_strategy != "group_by_length":
+                return super()._get_train_sampler(train_dataset)
+            rows_of_step = self.rows_per_forward * self.args.gradient_accumulation_steps
+            return RowsOfLikeLength([len(row["input_ids"]) for row in rows], rows_of_step, self.args.seed)
         costs = row_costs(backbone_of(self.model), rows)
         return SpreadRows(costs, self.rows_per_forward, self.args.world_size, self.args.process_index, self.args.seed)
 

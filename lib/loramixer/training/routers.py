@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,9 @@ def train_router(
     preset: str | Preset = "cpu-small",
     keep_routers_at: Sequence[int] = (),
     report_to: str = "none",
+    max_length: int | None = None,
+    max_answer: int | None = None,
+    batch_size: int | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     measure_speed: bool = True,
     **config_fields: Any,
@@ -107,6 +110,10 @@ def train_router(
         keep_routers_at: optimiser steps (0 is before training) after which the routers alone are kept in
             ``output/routers/step-…``, each a small mixture that :func:`loramixer.load_mixer` takes.
         report_to: where metrics go besides the run log: ``none``, ``trackio`` or ``tensorboard``.
+        max_length: longest row in tokens, prompt and answer; the preset's by default. A longer answer is cut, and rows
+            whose prompt leaves no room for one are left out.
+        max_answer: longest answer in tokens; the preset's by default.
+        batch_size: rows of a forward pass, of all processes together; the preset's by default.
         callbacks: further callbacks of the Trainer; one that raises ends the run, and its last checkpoint stays. One
             that runs the model needs :func:`loramixer.training.batches.ordinary_attention`.
         measure_speed: whether the run ends with a few batches that time the backbone alone, for its summary.
@@ -117,14 +124,20 @@ def train_router(
         ``output``.
 
     Raises:
+        DataError: no rows, or none that is short enough.
         MixerError: fields that do not go together.
-        LoraMixerError: an unknown preset; ``output`` holds a training with other settings; or the run had to stop, see
-            :func:`loramixer.training.loop.run_training`.
+        LoraMixerError: an unknown preset, or a size below one; ``output`` holds a training with other settings; or the
+            run had to stop, see :func:`loramixer.training.loop.run_training`.
     """
     folder = Path(output)
     preset = find_preset(preset)
-    settings = replace(
-        preset.routers, learning_rate=learning_rate or preset.routers.learning_rate, seed=seed, report_to=report_to
+    settings = preset.routers.changed(
+        learning_rate=learning_rate or None,
+        batch_size=batch_size,
+        max_length=max_length,
+        max_answer=max_answer,
+        seed=seed,
+        report_to=report_to,
     )
     dtype = dtype or fast_training_dtype()
     given = {"balance_weight": balance_weight, "entropy_weight": entropy_weight, "top_k": top_k}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loramixer.data import Example, encode_all
+from loramixer.errors import DataError
 from loramixer.training.settings import LoopSettings
 
 
@@ -44,8 +45,18 @@ def encode_rows(
         tokenizer: of the backbone.
         settings: for the lengths.
         experts: names in the order of the gates, for ``expert_index`` (the row's own expert, −1 for none).
+
+    Raises:
+        DataError: no row, or none whose prompt leaves room for an answer.
     """
+    if not examples:
+        raise DataError("There are no rows to train on; give at least one (see limit and examples).")
     encoded, kept = encode_all(examples, tokenizer, settings.max_length, settings.max_answer)
+    if not kept:
+        raise DataError(
+            f"0 of {len(examples)} rows leave room for an answer within {settings.max_length} tokens; raise "
+            "max_length (--max-length), or give shorter prompts."
+        )
     rows: list[dict[str, Any]] = []
     for row, example in zip(encoded, kept, strict=True):
         found: dict[str, Any] = {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loramixer.errors import LoraMixerError
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,9 @@ class LoopSettings:
         autocast: multiply in bfloat16 while the weights stay as they are; for weights in float32 that all train.
         seed: orders the rows and initialises new weights.
         report_to: where metrics go besides the run log: ``none``, ``trackio`` or ``tensorboard``.
+
+    Raises:
+        LoraMixerError: a batch or a length of less than one.
     """
 
     learning_rate: float
@@ -41,3 +47,12 @@ class LoopSettings:
     autocast: bool = False
     seed: int = 0
     report_to: str = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_length", "max_answer"):
+            if getattr(self, name) < 1:
+                raise LoraMixerError(f"{name} is {getattr(self, name)}; give a whole number of at least 1.")
+
+    def changed(self, **given: Any) -> LoopSettings:
+        """These settings with other values for some of them; None leaves a setting as it is."""
+        return replace(self, **{name: value for name, value in given.items() if value is not None})

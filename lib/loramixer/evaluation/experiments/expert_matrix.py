@@ -43,6 +43,7 @@ def write(results: Results, folder: Path) -> None:
         count=workshop.limit,
         seed=workshop.test_seed,
         dtype=workshop.dtype,
+        device=workshop.device,
         finished=finished,
         on_expert=keep,
     )

@@ -39,7 +39,8 @@ class Measurement:
     Attributes:
         values: quantity → number over all rows.
         draws: quantity → the number on every bootstrap sample of the rows, ``[B]``.
-        facts: ``rows``, ``seconds`` and, with routing, ``tokens`` and the shuffled-token band.
+        facts: ``rows``, ``device`` (as in ``cuda``; older files have none), ``seconds`` and, with routing, ``tokens``
+            and the shuffled-token band.
         scores: what each row gave, without its gates; loss and accuracy are made of them.
     """
 
@@ -158,7 +159,7 @@ def measure(
         )
         scores.update(zip(members, found, strict=True))
     ordered = [replace(scores[index], shares=None) for index in range(len(rows))]
-    facts: dict[str, Any] = {"rows": len(rows)}
+    facts: dict[str, Any] = {"rows": len(rows), "device": next(model.parameters()).device.type}
     values: dict[str, float] = {}
     draws: dict[str, np.ndarray] = {}
     if routing is not None:

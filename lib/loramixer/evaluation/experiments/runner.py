@@ -247,7 +247,10 @@ def _measured(
                 continue
             say(f"  measuring {gate} on {len(rows)} rows")
             loaded = loaded or load_mixer(
-                workshop.router_folder(run), backbone=workshop.backbone, dtype=workshop.dtype
+                workshop.router_folder(run),
+                backbone=workshop.backbone,
+                dtype=workshop.dtype,
+                device=workshop.device,
             )
             measured = measure(*loaded, rows, gate)
             measured.save(path)

@@ -54,6 +54,7 @@ class Workshop:
         limit: test rows per domain.
         test_seed: chooses the test rows.
         dtype: of the backbone while measuring.
+        device: where it is measured.
         training_dtype: of the backbone while training; the fastest of this machine by default.
     """
 
@@ -63,6 +64,7 @@ class Workshop:
     limit: int = 100
     test_seed: int = 0
     dtype: torch.dtype = torch.float32
+    device: str | torch.device = "cpu"
     training_dtype: torch.dtype | None = None
     archive: Path | None = None
     chosen: int = DEFAULT_TOP_K
