@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from loramixer import load_backbone
+from loramixer import LoraMixerError, load_backbone
+from loramixer.errors import DataError
 from loramixer.evaluation.texts import frequency_scores, model_scores, text_losses
 from loramixer.training import backbone
 from loramixer.training.backbone import BackboneShape, encode_pieces, text_of, train_backbone, train_tokenizer
@@ -74,9 +75,19 @@ def test_it_has_learnt_and_the_card_says_what_the_log_says(trained):
 
 def test_a_finished_one_is_left_as_it_is(trained, capsys):
     before = (trained / "model.safetensors").read_bytes()
-    train_backbone(trained)
+    train_backbone(trained, shape=SHAPE, shares=SHARES, settings=SETTINGS)
     assert "holds a finished backbone" in capsys.readouterr().out
     assert (trained / "model.safetensors").read_bytes() == before
+
+
+def test_another_one_is_not_handed_out_and_too_few_rows_are_said(trained, tmp_path):
+    def again(folder, **more):
+        train_backbone(folder, **{"shape": SHAPE, "shares": SHARES, "settings": SETTINGS, **more})
+
+    with pytest.raises(LoraMixerError, match="seed 0, now 1"):
+        again(trained, seed=1)
+    with pytest.raises(DataError, match="2 rows do not fill one piece of 4096 tokens"):
+        again(tmp_path, rows=2, settings=replace(SETTINGS, max_length=4096))
 
 
 def test_the_vocabulary_takes_any_text_and_splits_numbers():

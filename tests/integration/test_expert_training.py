@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from loramixer import RunLog, train_experts
-from loramixer.errors import ExpertError, LoraMixerError
+from loramixer.errors import DataError, ExpertError, LoraMixerError
 from loramixer.training.expert_optimizer import ExpertAdamW
 from loramixer.training.experts import NewLora, joint_config
+from loramixer.training.rows import encode_rows
 from loramixer.tuner import LoraMixerLayer
 from tests import tiny
 
@@ -175,6 +177,16 @@ def test_experts_whose_saving_broke_off_are_not_finished(backbone, tmp_path, cap
         weights = "adapter_model.safetensors"
         assert (first / weights).read_bytes() == (second / weights).read_bytes()
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["language", "math"]
+
+
+def test_a_joint_expert_without_any_row_that_fits_is_refused(backbone, tmp_path, monkeypatch):
+    def too_long(*arguments, **more):
+        found = encode_rows(*arguments, **more)
+        return replace(found, examples=[row for row in found.examples if row.domain == "math"])
+
+    monkeypatch.setattr("loramixer.training.experts.encode_rows", too_long)
+    with pytest.raises(DataError, match="No row of language leaves room for an answer within 512 tokens"):
+        trained(backbone, tmp_path, jointly=True)
 
 
 def test_targets_and_presets_that_do_not_exist_are_refused(backbone, tmp_path):

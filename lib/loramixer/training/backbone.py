@@ -30,10 +30,12 @@ from loramixer.data import (
     token_counter,
 )
 from loramixer.distributed import say
+from loramixer.errors import DataError
 from loramixer.evaluation.texts import frequency_scores, model_scores, text_losses
 from loramixer.training.checkpoints import CHECKPOINTS, conclude, is_finished
 from loramixer.training.loop import run_training
 from loramixer.training.run_log import RunLog
+from loramixer.training.same_run import refuse_other_run
 from loramixer.training.selective_scan import scan_by_hand
 from loramixer.training.settings import LoopSettings
 from loramixer.versions import library_versions
@@ -121,22 +123,29 @@ def train_backbone(
         ``output``.
 
     Raises:
-        DataError: no such rows.
-        LoraMixerError: the run had to stop, see :func:`loramixer.training.loop.run_training`.
+        DataError: no such rows, or too few for a piece.
+        LoraMixerError: ``output`` holds a training with other settings; or the run had to stop, see
+            :func:`loramixer.training.loop.run_training`.
     """
     folder = Path(output)
+    shape, shares = shape or BackboneShape(), dict(shares or SHARES)
+    asked = {"stage": "backbone", "shares": shares, **asdict(shape), **asdict(settings), "seed": seed}
     if is_finished(folder, WEIGHTS_FILE):
+        refuse_other_run(folder, asked)
         say(f"{folder} holds a finished backbone; delete it to train it again.")
         return folder
-    shape, shares = shape or BackboneShape(), dict(shares or SHARES)
     examples = backbone_examples(rows, seed, shares, shape.vocabulary)
     tokenizer = train_tokenizer(map(text_of, examples), shape.vocabulary)
     pieces = encode_pieces(examples, tokenizer, settings.max_length)
+    if not pieces:
+        raise DataError(
+            f"{rows} rows do not fill one piece of {settings.max_length} tokens; ask for more (rows, --rows)."
+        )
     torch.manual_seed(seed)
     model = FalconMambaForCausalLM(backbone_config(shape, tokenizer))
     log = RunLog(
         settings={
-            "stage": "backbone",
+            **asked,
             "command": command,
             "parameters": model.num_parameters(),
             "data": data_origin(),
@@ -144,11 +153,7 @@ def train_backbone(
             "rows": rows_per_task(examples),
             "licenses": task_licenses(list(rows_per_task(examples))),
             "rows_fingerprint": fingerprint(examples),
-            "shares": shares,
-            **asdict(shape),
             "dtype": "float32, products in bfloat16" if settings.autocast else "float32",
-            **asdict(settings),
-            "seed": seed,
             "versions": library_versions(),
         }
     )

@@ -27,7 +27,7 @@ from loramixer.data import (
     task_licenses,
 )
 from loramixer.distributed import say
-from loramixer.errors import ExpertError
+from loramixer.errors import DataError, ExpertError
 from loramixer.experts import WEIGHTS_FILE
 from loramixer.training.checkpoints import CHECKPOINTS, conclude, is_finished
 from loramixer.training.expert_optimizer import ExpertAdamW
@@ -240,6 +240,7 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
     # A domain with several epochs of its own comes several times in the one pass over the mixed rows.
     examples = [row for name in domains for row in run.examples(name) * _epochs(name, run.source)]
     found = encode_rows(examples, tokenizer, run.settings, experts=domains)
+    _check_every_domain_has_rows(domains, found.examples, run.settings.max_length)
     say(f"Training {len(domains)} experts jointly on {found.text} ({run.source.origin} data), preset {run.preset} …")
     config = joint_config(domains, run.lora)
     peft_model = get_peft_model(model, config)
@@ -316,6 +317,16 @@ def _run_log(run: _Run, found: EncodedRows, files: BackboneFiles, asked: dict[st
 def _write_card(folder: Path, domain: str, log: RunLog, source: Source) -> None:
     tasks = source.tasks(domain)
     write_expert_card(folder, domain, task_licenses(tasks, source), log)
+
+
+def _check_every_domain_has_rows(domains: Sequence[str], examples: Sequence[Example], max_length: int) -> None:
+    """An expert that no row moves would be saved as it was initialised."""
+    there = {row.domain for row in examples}
+    if lost := [name for name in domains if name not in there]:
+        raise DataError(
+            f"No row of {lost[0]} leaves room for an answer within {max_length} tokens; raise max_length "
+            "(--max-length), or leave the domain out."
+        )
 
 
 def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
