@@ -388,11 +388,16 @@ def _generate(
     from loramixer.tuner.runtime import capture_routing
 
     class Listener(StoppingCriteria):
+        known = 0
+        """How many tokens were handed over."""
+
         def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-            arrays = capture.take_arrays()
             # Only tokens that went through the model have a routing; the newest one has not yet.
-            routed = input_ids[0, -1 - arrays["logits"].shape[1] : -1].tolist()
-            steps.put(_Step(routed, arrays))
+            new = input_ids[0, self.known : -1].tolist()
+            # A backbone without a cache reads the whole text at every step.
+            arrays = {name: array[:, -len(new) :] for name, array in capture.take_arrays().items()}
+            self.known += len(new)
+            steps.put(_Step(new, arrays))
             return torch.full((len(input_ids),), stop.is_set(), dtype=torch.bool, device=input_ids.device)
 
     try:
@@ -419,6 +424,7 @@ def _generate(
                     else tokenizer.eos_token_id,
                     stopping_criteria=StoppingCriteriaList([Listener()]),
                     return_dict_in_generate=True,
+                    use_cache=True,  # those who train with gradient checkpointing turn it off
                     **_sampling(settings["temperature"]),
                 )
                 last = output.sequences[:, -1:]

@@ -7,9 +7,11 @@ import threading
 import numpy as np
 import pytest
 import torch
+import transformers
+from peft import get_peft_model
 
 import loramixer
-from loramixer import RoutingTrace, mask_experts, set_gate, stream_trace, trace
+from loramixer import LoraMixerConfig, RoutingTrace, mask_experts, set_gate, stream_trace, trace
 from loramixer.errors import TraceError
 from loramixer.trace import _Answer
 from loramixer.tuner import LoraMixerLayer
@@ -57,6 +59,37 @@ def test_streaming_grows_by_one_token_and_ends_as_the_trace_does(model, tokenize
     assert all(role != "generated" for role in steps[0].tokens.roles)
     whole = trace(model, tokenizer, "the dose", max_new_tokens=5)
     np.testing.assert_array_equal(steps[-1].gates, whole.gates)
+
+
+def test_a_model_that_is_set_to_use_no_cache_has_the_same_trace(model, tokenizer, monkeypatch):
+    expected = trace(model, tokenizer, "the dose", max_new_tokens=5)
+    monkeypatch.setattr(model.generation_config, "use_cache", False)
+    monkeypatch.setattr(model.get_base_model().generation_config, "use_cache", False)
+    assert_alike(trace(model, tokenizer, "the dose", max_new_tokens=5), expected)
+
+
+def test_a_backbone_without_a_cache_is_recorded_once_per_token(tokenizer, tmp_path):
+    """It reads the whole text at each step, and only the last token of it is new."""
+    torch.manual_seed(0)
+    settings = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": tiny.VOCABULARY}
+    backbone = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**settings)).eval()
+    config = LoraMixerConfig(experts={"a": None, "b": None}, target_modules=["c_attn"], train_experts=True, router_init_std=1.0)
+    model = get_peft_model(backbone, config).eval()
+    found = trace(model, tokenizer, "the dose", max_new_tokens=5)
+    assert found.tokens.roles.count("generated") == 5
+    with torch.no_grad(), capture_routing(model) as capture:
+        model(torch.tensor([found.tokens.ids.tolist()]))
+        logits, gates = capture.take()
+    np.testing.assert_allclose(found.logits, logits, atol=1e-4)
+    np.testing.assert_allclose(found.gates, gates, atol=1e-4)
+
+
+def assert_alike(found: RoutingTrace, expected: RoutingTrace) -> None:
+    assert found.tokens.text == expected.tokens.text
+    assert found.tokens.ids.tolist() == expected.tokens.ids.tolist()
+    for name in ("logits", "gates", "contributions", "base_norms"):
+        if getattr(expected, name) is not None:
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-4)
 
 
 def test_stop_ends_generation_and_keeps_what_was_made(model, tokenizer):
