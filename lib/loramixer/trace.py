@@ -22,6 +22,7 @@ import numpy as np
 
 from loramixer.data import EncodedPrompt, encode_prompt
 from loramixer.errors import TraceError
+from loramixer.modes import evaluation_mode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -405,7 +406,7 @@ def _generate(
         input_ids = torch.tensor([encoded.ids], device=device)
         mask = torch.ones_like(input_ids)
         with (
-            _evaluation_mode(model),
+            evaluation_mode(model),
             acting,
             torch.inference_mode(),
             _sampling_seed(settings),
@@ -466,17 +467,6 @@ def _sampling_seed(settings: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _evaluation_mode(model: Any) -> Iterator[None]:
-    """The model as it is used, not trained, and as it was afterwards, whatever happens."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
 def _streams(model: Any) -> set[str]:
     from loramixer.tuner.runtime import active_runtime
 
@@ -511,7 +501,7 @@ def _trace_side(
 
     input_ids = torch.tensor([encoded.ids], device=next(model.parameters()).device)
     mask = torch.ones_like(input_ids)
-    with _evaluation_mode(model), torch.inference_mode(), _sampling_seed(settings):
+    with evaluation_mode(model), torch.inference_mode(), _sampling_seed(settings):
         max_new_tokens = settings["max_new_tokens"]
         # One token at least, which brings the token that the decoder starts from.
         limits = {"max_new_tokens": max(max_new_tokens, 1), "pad_token_id": tokenizer.pad_token_id}

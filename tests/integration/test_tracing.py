@@ -73,8 +73,8 @@ def test_a_backbone_without_a_cache_is_recorded_once_per_token(tokenizer, tmp_pa
     torch.manual_seed(0)
     settings = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": tiny.VOCABULARY}
     backbone = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**settings)).eval()
-    config = LoraMixerConfig(experts={"a": None, "b": None}, target_modules=["c_attn"], train_experts=True, router_init_std=1.0)
-    model = get_peft_model(backbone, config).eval()
+    fields = {"target_modules": ["c_attn"], "train_experts": True, "router_init_std": 1.0}
+    model = get_peft_model(backbone, LoraMixerConfig(experts={"a": None, "b": None}, **fields)).eval()
     found = trace(model, tokenizer, "the dose", max_new_tokens=5)
     assert found.tokens.roles.count("generated") == 5
     with torch.no_grad(), capture_routing(model) as capture:
@@ -160,6 +160,18 @@ def test_an_answer_that_grows_has_the_spans_of_the_whole(tokenizer):
     for count in range(1, len(ids) + 1):
         assert growing.read(ids[:count]) == _Answer(tokenizer).read(ids[:count])
     assert growing.read(ids)[0] == "a😀b 量 c😀"
+
+
+def test_what_was_frozen_in_evaluation_mode_stays_there(model, tokenizer):
+    """PEFT's wrapper of a backbone in evaluation mode is in training mode."""
+    block = model.get_base_model().model.layers[1]
+    model.training = block.mlp.training = True
+    before = {name: module.training for name, module in model.named_modules()}
+    assert set(before.values()) == {True, False}
+    trace(model, tokenizer, "the dose")
+    after = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    assert after == before
 
 
 def test_a_site_that_was_skipped_is_an_error(model, tokenizer, monkeypatch):
