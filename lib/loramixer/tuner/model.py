@@ -30,7 +30,7 @@ from loramixer.tuner.routing_loss import (
     routing_statistics,
     share_of_step,
 )
-from loramixer.tuner.runtime import GateSettings, MixtureRuntime
+from loramixer.tuner.runtime import GateSettings, MixtureRuntime, mixture_layers
 from loramixer.tuner.sharing import InputGroup, input_of
 from loramixer.tuner.sites import hidden_linear_layers, is_all_linear, linear_shapes, token_streams
 
@@ -306,11 +306,14 @@ class LoraMixerModel(BaseTuner):
                 "nn.DataParallel copies the model to several GPUs of one process, which mixtures cannot do; start one "
                 "process for each GPU (accelerate launch, torchrun), or set CUDA_VISIBLE_DEVICES to one GPU."
             )
+        self._recording = None
+        trains = model.training and torch.is_grad_enabled()
+        runtime = self._acting_runtime() if trains else None
+        if trains and runtime is None and any(True for _ in mixture_layers(model)):
+            return args, kwargs  # for the hook of the tuner whose mixture it is
         kwargs = dict(kwargs)
         expert_index, row_tokens = kwargs.pop("expert_index", None), kwargs.pop("row_tokens", None)
-        self._recording = None
-        runtime = self.runtimes.get(self.active_adapters[0]) if self.active_adapters else None
-        if runtime is None or not model.training or not torch.is_grad_enabled():
+        if runtime is None:
             return args, kwargs
         inputs = named_inputs(model.forward, args, kwargs)
         if inputs.get("labels") is not None:
@@ -323,6 +326,19 @@ class LoraMixerModel(BaseTuner):
             # It stays until the next forward: checkpointing runs layers again in the backward pass.
             runtime.training_domain = expert_index
         return args, kwargs
+
+    def _acting_runtime(self) -> MixtureRuntime | None:
+        """The active mixture if it is one of this tuner's, as its layers say.
+
+        Transformers' own methods make a tuner for every adapter, switch and delete adapters in the layers only, and
+        leave the hooks of all tuners on the backbone.
+        """
+        for (adapter_name, *_), group in self._groups.items():
+            layer = group.members[0]
+            acting = next((name for name in layer.active_adapters if name in layer.runtimes), None)
+            if acting == adapter_name and layer.runtimes[adapter_name] is group.runtime:
+                return group.runtime
+        return None
 
     def _after_forward(self, model: nn.Module, args: Any, kwargs: Any, outputs: Any) -> Any:
         """Add the routing loss to the loss in ``outputs``, which is None when the forward failed."""
