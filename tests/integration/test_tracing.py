@@ -188,6 +188,23 @@ def test_a_batch_is_no_trace(model):
             capture.take()
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_layers_that_checkpointing_runs_again_are_captured_once(experts, reentrant):
+    model, ids = tiny.mixture(experts).train(), tiny.token_ids()
+    captured = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        with capture_routing(model, contributions=True) as capture:
+            model(ids).logits.sum().backward()
+            captured.append(capture.take_streams()["tokens"])
+    plain, checkpointed = captured
+    assert checkpointed.gates.shape == (8, *ids.shape, 3)
+    torch.testing.assert_close(checkpointed.gates, plain.gates)
+    torch.testing.assert_close(checkpointed.contributions, plain.contributions)
+
+
 def test_provenance_says_what_made_the_trace(model, tokenizer):
     set_gate(model, k=1)
     found = trace(model, tokenizer, "the dose", seed=7)

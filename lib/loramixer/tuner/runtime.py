@@ -398,7 +398,7 @@ class MixtureRuntime:
             p = routed.p_NSE[:, index].view(*leading, -1)
             logits_NE = routed.logits_NSE[:, index] if self.config.z_weight else None
             self._record(SiteCall(site, p, logits_NE, output_gram))
-        if self.capture is not None:
+        if self.capture is not None and not _runs_backward():
             logits_NE = routed.logits_NSE[:, index]
             if routed.gates_NSE is not None:
                 gates_NE = routed.gates_NSE[:, index]
@@ -416,6 +416,11 @@ class MixtureRuntime:
             )
         # The recomputation of non-reentrant checkpointing runs after the forward, when nothing is recorded.
         self.recorded.append(call)
+
+
+def _runs_backward() -> bool:
+    """Whether autograd is in its backward pass, where gradient checkpointing runs layers again."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def mixture_layers(model: Any) -> Iterator[tuple[LoraMixerLayer, str]]:
