@@ -20,6 +20,7 @@ from loramixer.tuner.config import RULE_FIELDS, LoraMixerConfig
 from loramixer.tuner.guards import OwnerWatch, guarded_layer, refuse_passed_over
 from loramixer.tuner.layer import LoraMixerLayer, layers_of
 from loramixer.tuner.layout import SiteLayout
+from loramixer.tuner.own_expert import check_expert_index
 from loramixer.tuner.routing_loss import (
     Recording,
     group_by_tokens,
@@ -280,9 +281,12 @@ class LoraMixerModel(BaseTuner):
 
         Args:
             *args: as the backbone's.
-            **kwargs: as the backbone's; and ``expert_index``, int64 ``[B]``, the own expert of each row (negative:
-                none), for the statistics, and for gate mode ``domain``; and ``row_tokens``, int64, which token of the
+            **kwargs: as the backbone's; and ``expert_index``, int64 ``[B]``, the own expert of each row (−1: none),
+                for the statistics, and for gate mode ``domain``; and ``row_tokens``, int64, which token of the
                 input is each token of the rows, where rows share some (:mod:`loramixer.training.batches`).
+
+        Raises:
+            MixerError: ``expert_index`` does not fit the experts or the rows.
         """
         return self.model(*args, **kwargs)
 
@@ -317,6 +321,8 @@ class LoraMixerModel(BaseTuner):
             return args, kwargs
         inputs = named_inputs(model.forward, args, kwargs)
         if inputs.get("labels") is not None:
+            if expert_index is not None:
+                check_expert_index(expert_index, len(runtime.experts), inputs, row_tokens)
             # Some backbones divide their loss by the step's number of labels and some, T5 and all classifiers, do
             # not; without that number each returns the mean over its own labels, which is weighted afterwards.
             kwargs.pop("num_items_in_batch", None)
