@@ -13,6 +13,7 @@ from torch import nn
 from loramixer.backbones import CATALOGUE
 from loramixer.errors import BackboneError, HubError
 from loramixer.hub import fetch, split_hub_id
+from loramixer.tuner.sites import linear_shapes
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 """The projections that the paper routes in (section 3.2), by their names in Llama-type models."""
@@ -154,12 +155,8 @@ def linear_sites(model: nn.Module, targets: tuple[str, ...]) -> dict[str, tuple[
     Raises:
         BackboneError: a target that no linear layer has.
     """
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    found = {
-        name: (module.in_features, module.out_features)
-        for name, module in linear.items()
-        if name.rpartition(".")[2] in targets
-    }
+    linear = linear_shapes(model)
+    found = {name: shape for name, shape in linear.items() if name.rpartition(".")[2] in targets}
     missing = sorted(set(targets) - {name.rpartition(".")[2] for name in found})
     if missing:
         known = sorted({name.rpartition(".")[2] for name in linear})
