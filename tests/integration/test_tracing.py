@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -18,6 +19,7 @@ from loramixer.tuner import LoraMixerLayer
 from loramixer.tuner.runtime import active_runtime, capture_routing
 from loramixer.whatif import what_if
 from tests import tiny
+from tests.architectures import ARCHITECTURES, mixture, save_experts
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +205,34 @@ def test_layers_that_checkpointing_runs_again_are_captured_once(experts, reentra
     assert checkpointed.gates.shape == (8, *ids.shape, 3)
     torch.testing.assert_close(checkpointed.gates, plain.gates)
     torch.testing.assert_close(checkpointed.contributions, plain.contributions)
+
+
+@pytest.mark.parametrize("projections", [r"\.fc[12]$", r"\.(fc[12]|q_proj)$"])
+def test_rows_of_flattened_tokens_are_rows_again(projections, tmp_path):
+    """The feed-forward part of OPT sees its tokens without the axis of rows."""
+    chosen = dataclasses.replace(ARCHITECTURES["opt"], projections=dict.fromkeys("abc", projections))
+    model = mixture(chosen, save_experts(chosen, tmp_path))
+    ids = tiny.token_ids(2, 5)
+    found = []
+    with torch.no_grad(), capture_routing(model) as capture:
+        for rows in ({"input_ids": ids}, {"inputs_embeds": model.get_input_embeddings()(ids)}):
+            model(**rows)
+            found.append(capture.take_batch()[1])
+        for row in ids:
+            model(row[None])
+            found.append(capture.take_batch()[1])
+    by_ids, by_embeddings, first, second = found
+    assert by_ids.shape[1:] == (2, 5, 3)
+    torch.testing.assert_close(by_embeddings, by_ids)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), by_ids, atol=1e-4, rtol=0)
+
+
+def test_a_text_is_traced_where_all_sites_see_flattened_tokens(tokenizer, tmp_path):
+    chosen = dataclasses.replace(ARCHITECTURES["opt"], projections=dict.fromkeys("abc", r"\.fc[12]$"))
+    model = mixture(chosen, save_experts(chosen, tmp_path))
+    found = trace(model, tokenizer, "the dose of", 3)
+    assert found.gates.shape == (4, len(found.tokens), 3)
+    assert found.tokens.roles.count("generated") == 3
 
 
 def test_provenance_says_what_made_the_trace(model, tokenizer):

@@ -310,6 +310,9 @@ class LoraMixerModel(BaseTuner):
                 "nn.DataParallel copies the model to several GPUs of one process, which mixtures cannot do; start one "
                 "process for each GPU (accelerate launch, torchrun), or set CUDA_VISIBLE_DEVICES to one GPU."
             )
+        for mixture in self.runtimes.values():
+            if mixture.capture is not None:
+                mixture.capture.note_rows(named_inputs(model.forward, args, kwargs))
         self._recording = None
         trains = model.training and torch.is_grad_enabled()
         runtime = self._acting_runtime() if trains else None
