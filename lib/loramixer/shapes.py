@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from loramixer.backbones import CATALOGUE
 from loramixer.errors import BackboneError, HubError
 from loramixer.hub import fetch, split_hub_id
-from loramixer.tuner.sites import linear_shapes
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 """The projections that the paper routes in (section 3.2), by their names in Llama-type models."""
@@ -155,7 +155,12 @@ def linear_sites(model: nn.Module, targets: tuple[str, ...]) -> dict[str, tuple[
     Raises:
         BackboneError: a target that no linear layer has.
     """
-    linear = linear_shapes(model)
+    linear = {
+        # GPT-2's Conv1D is a linear layer that names its sizes otherwise.
+        name: (module.nx, module.nf) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }
     found = {name: shape for name, shape in linear.items() if name.rpartition(".")[2] in targets}
     missing = sorted(set(targets) - {name.rpartition(".")[2] for name in found})
     if missing:
