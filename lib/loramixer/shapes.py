@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from loramixer.backbones import CATALOGUE
 from loramixer.errors import BackboneError, HubError
@@ -154,12 +155,13 @@ def linear_sites(model: nn.Module, targets: tuple[str, ...]) -> dict[str, tuple[
     Raises:
         BackboneError: a target that no linear layer has.
     """
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    found = {
-        name: (module.in_features, module.out_features)
-        for name, module in linear.items()
-        if name.rpartition(".")[2] in targets
+    linear = {
+        # GPT-2's Conv1D is a linear layer that names its sizes otherwise.
+        name: (module.nx, module.nf) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
     }
+    found = {name: shape for name, shape in linear.items() if name.rpartition(".")[2] in targets}
     missing = sorted(set(targets) - {name.rpartition(".")[2] for name in found})
     if missing:
         known = sorted({name.rpartition(".")[2] for name in linear})

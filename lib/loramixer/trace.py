@@ -22,6 +22,7 @@ import numpy as np
 
 from loramixer.data import EncodedPrompt, encode_prompt
 from loramixer.errors import TraceError
+from loramixer.modes import evaluation_mode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -388,11 +389,16 @@ def _generate(
     from loramixer.tuner.runtime import capture_routing
 
     class Listener(StoppingCriteria):
+        known = 0
+        """How many tokens were handed over."""
+
         def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-            arrays = capture.take_arrays()
             # Only tokens that went through the model have a routing; the newest one has not yet.
-            routed = input_ids[0, -1 - arrays["logits"].shape[1] : -1].tolist()
-            steps.put(_Step(routed, arrays))
+            new = input_ids[0, self.known : -1].tolist()
+            # A backbone without a cache reads the whole text at every step.
+            arrays = {name: array[:, -len(new) :] for name, array in capture.take_arrays().items()}
+            self.known += len(new)
+            steps.put(_Step(new, arrays))
             return torch.full((len(input_ids),), stop.is_set(), dtype=torch.bool, device=input_ids.device)
 
     try:
@@ -400,7 +406,7 @@ def _generate(
         input_ids = torch.tensor([encoded.ids], device=device)
         mask = torch.ones_like(input_ids)
         with (
-            _evaluation_mode(model),
+            evaluation_mode(model),
             acting,
             torch.inference_mode(),
             _sampling_seed(settings),
@@ -419,6 +425,7 @@ def _generate(
                     else tokenizer.eos_token_id,
                     stopping_criteria=StoppingCriteriaList([Listener()]),
                     return_dict_in_generate=True,
+                    use_cache=True,  # those who train with gradient checkpointing turn it off
                     **_sampling(settings["temperature"]),
                 )
                 last = output.sequences[:, -1:]
@@ -460,17 +467,6 @@ def _sampling_seed(settings: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _evaluation_mode(model: Any) -> Iterator[None]:
-    """The model as it is used, not trained, and as it was afterwards, whatever happens."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
 def _streams(model: Any) -> set[str]:
     from loramixer.tuner.runtime import active_runtime
 
@@ -505,7 +501,7 @@ def _trace_side(
 
     input_ids = torch.tensor([encoded.ids], device=next(model.parameters()).device)
     mask = torch.ones_like(input_ids)
-    with _evaluation_mode(model), torch.inference_mode(), _sampling_seed(settings):
+    with evaluation_mode(model), torch.inference_mode(), _sampling_seed(settings):
         max_new_tokens = settings["max_new_tokens"]
         # One token at least, which brings the token that the decoder starts from.
         limits = {"max_new_tokens": max(max_new_tokens, 1), "pad_token_id": tokenizer.pad_token_id}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import _get_in_out_features
 
 from loramixer.errors import BackboneError, MixerError
 from loramixer.mixers import mixer_folder
@@ -132,7 +133,7 @@ def _refuse_mismatches(sites: Shapes, layers: int, backbone: Any) -> None:
         if site not in modules:
             problems.append(f"there is no {site}")
             continue
-        found = (getattr(modules[site], "in_features", None), getattr(modules[site], "out_features", None))
+        found = _get_in_out_features(modules[site])
         if found != (in_features, out_features):
             problems.append(f"{site} is {in_features}→{out_features}, there {found[0]}→{found[1]}")
     if problems:

@@ -66,6 +66,22 @@ def test_an_added_expert_can_bring_sites_of_its_own(experts, tmp_path):
     assert all("lora_mixer_router" in name for name in trainable)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_site_that_an_expert_brings_is_in_the_mode_of_the_others(experts, training):
+    """Of q, k and v one input decides, and the mode of the first of them."""
+    model = tiny.mixture({"c": experts["c"]}, dropout=0.5, noise_std=1.0).train(training)
+    add_expert(model, "a", experts["a"])
+    assert {module.training for module in model.modules() if isinstance(module, LoraMixerLayer)} == {training}
+    assert torch.equal(logits_of(model), logits_of(model)) is not training
+
+
+def test_a_mixture_put_beside_another_is_in_the_mode_of_the_backbone(experts):
+    model = tiny.mixture({"c": experts["c"]})
+    model.add_adapter("wide", LoraMixerConfig(experts=dict(experts), task_type="CAUSAL_LM", dropout=0.5))
+    model.set_adapter("wide")
+    assert torch.equal(logits_of(model), logits_of(model))
+
+
 def test_a_mixture_without_one_expert_is_the_mixture_of_the_others(experts):
     """Removing is masking for good: the others keep their logits, so their gates agree."""
     model, other = tiny.mixture(experts, gate="soft"), tiny.mixture(experts, gate="soft")

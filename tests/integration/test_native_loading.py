@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -147,6 +147,55 @@ def test_native_training_has_the_routing_loss(experts, tmp_path):
     trained = backbone.train()(input_ids=ids, labels=ids).loss
     # Five times a balance of at least 1.
     assert trained > plain + 4.9
+
+
+def labelled(**inputs) -> dict[str, torch.Tensor]:
+    ids = tiny.token_ids()
+    return {"input_ids": ids, "labels": ids, "num_items_in_batch": torch.tensor(24), **inputs}
+
+
+@pytest.mark.parametrize("active", ["default", "second"])
+def test_the_active_one_of_two_trains_as_it_does_alone(experts, tmp_path, active):
+    """Each of them has a tuner of its own, whose hooks stay on the backbone."""
+    tiny.mixture(experts, routing_loss="supervised").save_pretrained(tmp_path / "default")
+    two = {name: experts[name] for name in ("c", "b")}
+    tiny.mixture(two, seed=9, routing_loss="supervised").save_pretrained(tmp_path / "second")
+    alone = tiny.llama()
+    alone.load_adapter(str(tmp_path / active), is_trainable=True)
+    both = tiny.llama()
+    for name in ("default", "second"):
+        both.load_adapter(str(tmp_path / name), adapter_name=name, is_trainable=True)
+    both.set_adapter(active)
+    batch = labelled(expert_index=torch.tensor([0, 1]))
+    expected, found = (model.train()(**batch).loss for model in (alone, both))
+    assert torch.equal(found, expected)
+    found.backward()
+    trained = {name for name, parameter in both.named_parameters() if parameter.grad is not None}
+    assert trained
+    assert all(f"lora_mixer_router.{active}." in name for name in trained)
+
+
+def test_a_plain_lora_beside_a_mixture_trains_as_it_does_alone(saved):
+    config = LoraConfig(target_modules=["down_proj"], init_lora_weights=False)
+    losses = []
+    for folders in ([], [saved["first"]]):
+        model = tiny.llama()
+        for folder in folders:
+            model.load_adapter(str(folder))
+        torch.manual_seed(1)
+        model.add_adapter(config, adapter_name="plain")
+        model.set_adapter("plain")
+        losses.append(model.train()(**labelled(**({"expert_index": torch.tensor([0, 1])} if folders else {}))).loss)
+        losses[-1].backward()
+    assert torch.equal(*losses)
+
+
+def test_a_backbone_whose_mixture_was_deleted_trains_as_it_did_before(saved):
+    backbone = tiny.llama().train()
+    expected = backbone(**labelled()).loss
+    backbone.load_adapter(str(saved["first"]))
+    backbone.delete_adapter("default")
+    assert torch.equal(backbone.train()(**labelled(expert_index=torch.tensor([0, 1]))).loss, expected)
 
 
 def test_native_loading_does_not_cost_the_lean_way(tmp_path):

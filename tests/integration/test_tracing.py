@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from peft import get_peft_model
 
 import loramixer
-from loramixer import RoutingTrace, mask_experts, set_gate, stream_trace, trace
+from loramixer import LoraMixerConfig, RoutingTrace, mask_experts, set_gate, stream_trace, trace
 from loramixer.errors import TraceError
 from loramixer.trace import _Answer
 from loramixer.tuner import LoraMixerLayer
 from loramixer.tuner.runtime import active_runtime, capture_routing
 from loramixer.whatif import what_if
 from tests import tiny
+from tests.architectures import ARCHITECTURES, mixture, save_experts
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +61,37 @@ def test_streaming_grows_by_one_token_and_ends_as_the_trace_does(model, tokenize
     assert all(role != "generated" for role in steps[0].tokens.roles)
     whole = trace(model, tokenizer, "the dose", max_new_tokens=5)
     np.testing.assert_array_equal(steps[-1].gates, whole.gates)
+
+
+def test_a_model_that_is_set_to_use_no_cache_has_the_same_trace(model, tokenizer, monkeypatch):
+    expected = trace(model, tokenizer, "the dose", max_new_tokens=5)
+    monkeypatch.setattr(model.generation_config, "use_cache", False)
+    monkeypatch.setattr(model.get_base_model().generation_config, "use_cache", False)
+    assert_alike(trace(model, tokenizer, "the dose", max_new_tokens=5), expected)
+
+
+def test_a_backbone_without_a_cache_is_recorded_once_per_token(tokenizer, tmp_path):
+    """It reads the whole text at each step, and only the last token of it is new."""
+    torch.manual_seed(0)
+    settings = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": tiny.VOCABULARY}
+    backbone = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**settings)).eval()
+    fields = {"target_modules": ["c_attn"], "train_experts": True, "router_init_std": 1.0}
+    model = get_peft_model(backbone, LoraMixerConfig(experts={"a": None, "b": None}, **fields)).eval()
+    found = trace(model, tokenizer, "the dose", max_new_tokens=5)
+    assert found.tokens.roles.count("generated") == 5
+    with torch.no_grad(), capture_routing(model) as capture:
+        model(torch.tensor([found.tokens.ids.tolist()]))
+        logits, gates = capture.take()
+    np.testing.assert_allclose(found.logits, logits, atol=1e-4)
+    np.testing.assert_allclose(found.gates, gates, atol=1e-4)
+
+
+def assert_alike(found: RoutingTrace, expected: RoutingTrace) -> None:
+    assert found.tokens.text == expected.tokens.text
+    assert found.tokens.ids.tolist() == expected.tokens.ids.tolist()
+    for name in ("logits", "gates", "contributions", "base_norms"):
+        if getattr(expected, name) is not None:
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-4)
 
 
 def test_stop_ends_generation_and_keeps_what_was_made(model, tokenizer):
@@ -129,6 +164,18 @@ def test_an_answer_that_grows_has_the_spans_of_the_whole(tokenizer):
     assert growing.read(ids)[0] == "a😀b 量 c😀"
 
 
+def test_what_was_frozen_in_evaluation_mode_stays_there(model, tokenizer):
+    """PEFT's wrapper of a backbone in evaluation mode is in training mode."""
+    block = model.get_base_model().model.layers[1]
+    model.training = block.mlp.training = True
+    before = {name: module.training for name, module in model.named_modules()}
+    assert set(before.values()) == {True, False}
+    trace(model, tokenizer, "the dose")
+    after = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    assert after == before
+
+
 def test_a_site_that_was_skipped_is_an_error(model, tokenizer, monkeypatch):
     layers = [module for module in model.modules() if isinstance(module, LoraMixerLayer)]
     monkeypatch.setattr(layers[3], "forward", layers[3].base_layer.forward)
@@ -141,6 +188,51 @@ def test_a_batch_is_no_trace(model):
         model(tiny.token_ids(2, 5))
         with pytest.raises(TraceError, match="batch of 2"):
             capture.take()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_layers_that_checkpointing_runs_again_are_captured_once(experts, reentrant):
+    model, ids = tiny.mixture(experts).train(), tiny.token_ids()
+    captured = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        with capture_routing(model, contributions=True) as capture:
+            model(ids).logits.sum().backward()
+            captured.append(capture.take_streams()["tokens"])
+    plain, checkpointed = captured
+    assert checkpointed.gates.shape == (8, *ids.shape, 3)
+    torch.testing.assert_close(checkpointed.gates, plain.gates)
+    torch.testing.assert_close(checkpointed.contributions, plain.contributions)
+
+
+@pytest.mark.parametrize("projections", [r"\.fc[12]$", r"\.(fc[12]|q_proj)$"])
+def test_rows_of_flattened_tokens_are_rows_again(projections, tmp_path):
+    """The feed-forward part of OPT sees its tokens without the axis of rows."""
+    chosen = dataclasses.replace(ARCHITECTURES["opt"], projections=dict.fromkeys("abc", projections))
+    model = mixture(chosen, save_experts(chosen, tmp_path))
+    ids = tiny.token_ids(2, 5)
+    found = []
+    with torch.no_grad(), capture_routing(model) as capture:
+        for rows in ({"input_ids": ids}, {"inputs_embeds": model.get_input_embeddings()(ids)}):
+            model(**rows)
+            found.append(capture.take_batch()[1])
+        for row in ids:
+            model(row[None])
+            found.append(capture.take_batch()[1])
+    by_ids, by_embeddings, first, second = found
+    assert by_ids.shape[1:] == (2, 5, 3)
+    torch.testing.assert_close(by_embeddings, by_ids)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), by_ids, atol=1e-4, rtol=0)
+
+
+def test_a_text_is_traced_where_all_sites_see_flattened_tokens(tokenizer, tmp_path):
+    chosen = dataclasses.replace(ARCHITECTURES["opt"], projections=dict.fromkeys("abc", r"\.fc[12]$"))
+    model = mixture(chosen, save_experts(chosen, tmp_path))
+    found = trace(model, tokenizer, "the dose of", 3)
+    assert found.gates.shape == (4, len(found.tokens), 3)
+    assert found.tokens.roles.count("generated") == 3
 
 
 def test_provenance_says_what_made_the_trace(model, tokenizer):

@@ -151,8 +151,10 @@ def test_a_line_has_no_padding_and_keeps_rows_apart(experts):
 
 def test_it_is_found_out_by_trying_whether_a_backbone_keeps_rows_apart():
     llama = tiny.llama().train()
+    llama.model.layers[1].eval()
+    modes = [module.training for module in llama.modules()]
     assert rows_fit_in_line(llama, rows(), longest=17)
-    assert llama.training
+    assert [module.training for module in llama.modules()] == modes
     assert llama.config._attn_implementation == "sdpa"
     assert not rows_fit_in_line(llama, rows()[:1], longest=17)
 

@@ -15,7 +15,8 @@ from loramixer.errors import BackboneError, MixerError
 from loramixer.mixers import load_mixer, mixer_info
 from loramixer.transfer import check_transfer, save_transfer, transfer
 from loramixer.tuner.runtime import active_runtime
-from tests import tiny
+from tests import architectures, tiny
+from tests.architectures import ARCHITECTURES
 from tests.integration.test_command_line import run_command
 from tests.tiny import logits_of
 
@@ -115,6 +116,22 @@ def test_other_shapes_are_refused_with_what_differs(experts, saved, shape, messa
             transfer(mixture, tiny.llama(**shape))
     with pytest.raises(MixerError, match=message):
         check_transfer(tiny.mixture(experts), tiny.llama(**shape).config)
+
+
+def test_a_mixture_moves_between_backbones_of_gpt2s_layers(tmp_path):
+    """Conv1D keeps its weight the other way round and has no `in_features`."""
+    gpt2 = ARCHITECTURES["gpt2"]
+    mixture = architectures.mixture(gpt2, architectures.save_experts(gpt2, tmp_path))
+    mixture.save_pretrained(tmp_path / "saved")
+    config = gpt2.build().config
+    assert check_transfer(mixture, config) == len(active_runtime(mixture).sites)
+    assert check_transfer(config, config, targets=("c_attn", "c_fc")) == 4
+    for source in (mixture, tmp_path / "saved"):
+        assert torch.equal(logits_of(transfer(source, gpt2.build())), logits_of(mixture))
+    with pytest.raises(MixerError, match=r"h\.0\.attn\.c_attn is 16→48, there 32→96"):
+        transfer(mixture, gpt2.build(n_embd=32))
+    with pytest.raises(BackboneError, match=r"no linear layer k_proj; it has c_attn, c_fc, c_proj"):
+        check_transfer(config, config)
 
 
 def test_layers_are_counted_by_sites_where_the_former_backbone_has_no_name(experts, tmp_path):

@@ -27,6 +27,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSa
 
 from loramixer.data import IGNORED_LABEL
 from loramixer.errors import LoraMixerError
+from loramixer.modes import evaluation_mode
 from loramixer.tuner.runtime import mixture_layers
 
 ROW_BY_ROW = "loramixer_row_by_row"
@@ -273,23 +274,19 @@ def rows_fit_in_line(model: Any, rows: Sequence[dict[str, Any]], longest: int, s
     starts = [row["input_ids"][:64] for row in rows]
     lines = [{"input_ids": ids, "labels": [IGNORED_LABEL] * len(ids)} for ids in starts]
     collate = RowCollator(0, in_line=True, answers_only=False, share_beginning=share_beginning)
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad(), attention_row_by_row(model) as possible:
+        with evaluation_mode(model), torch.no_grad(), attention_row_by_row(model) as possible:
             if not possible:
                 return False
             batch = {name: value.to(device) for name, value in collate(lines).items() if name != "labels"}
             row_tokens = batch.pop("row_tokens", slice(None))
             together = model(**batch, use_cache=False).logits[0, row_tokens].float()
-        with torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             alone = torch.cat(
                 [model(torch.tensor([row["input_ids"]], device=device), use_cache=False).logits[0] for row in lines]
             ).float()
     except (TypeError, ValueError, RuntimeError, KeyError):
         return False  # the forward of this backbone does not take what a line needs
-    finally:
-        model.train(was_training)
     return bool((together - alone).std() <= TRIAL_TOLERANCE * alone.std())
 
 

@@ -20,7 +20,7 @@ _LEFT_FUSED_PATH = "_loramixer_left_fused_path"
 
 
 def guarded_layer(owner: nn.Module, name: str, target: nn.Module, site: str) -> LoraMixerLayer:
-    """The layer that mixes at ``owner.name`` exactly, with the owner prepared for it.
+    """The layer that mixes at ``owner.name`` exactly, in the mode of what it wraps, with the owner prepared for it.
 
     Args:
         owner: the module that holds the projection.
@@ -36,12 +36,14 @@ def guarded_layer(owner: nn.Module, name: str, target: nn.Module, site: str) -> 
             f"{site} belongs to torch's MultiheadAttention, which takes weights instead of calling its projections; "
             "leave it out of the experts."
         )
+    # PEFT leaves a new layer in training mode, whatever the model is in.
     if not _is_state_space_mixer(owner):
-        return LoraMixerLayer(target)
+        return LoraMixerLayer(target).train(target.training)
     if _leave_fused_path not in owner._forward_pre_hooks.values():
         owner.register_forward_pre_hook(_leave_fused_path)
         owner.register_forward_hook(_back_to_training, always_call=True)
-    return MultipliedLayer(target) if name == "dt_proj" else LoraMixerLayer(target)
+    layer = MultipliedLayer(target) if name == "dt_proj" else LoraMixerLayer(target)
+    return layer.train(target.training)
 
 
 def has_state_space_mixers(model: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from loramixer.tuner.config import RULE_FIELDS, LoraMixerConfig
 from loramixer.tuner.guards import OwnerWatch, guarded_layer, refuse_passed_over
 from loramixer.tuner.layer import LoraMixerLayer, layers_of
 from loramixer.tuner.layout import SiteLayout
+from loramixer.tuner.own_expert import check_expert_index
 from loramixer.tuner.routing_loss import (
     Recording,
     group_by_tokens,
@@ -30,7 +31,7 @@ from loramixer.tuner.routing_loss import (
     routing_statistics,
     share_of_step,
 )
-from loramixer.tuner.runtime import GateSettings, MixtureRuntime
+from loramixer.tuner.runtime import GateSettings, MixtureRuntime, mixture_layers
 from loramixer.tuner.sharing import InputGroup, input_of
 from loramixer.tuner.sites import hidden_linear_layers, is_all_linear, linear_shapes, token_streams
 
@@ -280,9 +281,12 @@ class LoraMixerModel(BaseTuner):
 
         Args:
             *args: as the backbone's.
-            **kwargs: as the backbone's; and ``expert_index``, int64 ``[B]``, the own expert of each row (negative:
-                none), for the statistics, and for gate mode ``domain``; and ``row_tokens``, int64, which token of the
+            **kwargs: as the backbone's; and ``expert_index``, int64 ``[B]``, the own expert of each row (−1: none),
+                for the statistics, and for gate mode ``domain``; and ``row_tokens``, int64, which token of the
                 input is each token of the rows, where rows share some (:mod:`loramixer.training.batches`).
+
+        Raises:
+            MixerError: ``expert_index`` does not fit the experts or the rows.
         """
         return self.model(*args, **kwargs)
 
@@ -306,14 +310,22 @@ class LoraMixerModel(BaseTuner):
                 "nn.DataParallel copies the model to several GPUs of one process, which mixtures cannot do; start one "
                 "process for each GPU (accelerate launch, torchrun), or set CUDA_VISIBLE_DEVICES to one GPU."
             )
+        for mixture in self.runtimes.values():
+            if mixture.capture is not None:
+                mixture.capture.note_rows(named_inputs(model.forward, args, kwargs))
+        self._recording = None
+        trains = model.training and torch.is_grad_enabled()
+        runtime = self._acting_runtime() if trains else None
+        if trains and runtime is None and any(True for _ in mixture_layers(model)):
+            return args, kwargs  # for the hook of the tuner whose mixture it is
         kwargs = dict(kwargs)
         expert_index, row_tokens = kwargs.pop("expert_index", None), kwargs.pop("row_tokens", None)
-        self._recording = None
-        runtime = self.runtimes.get(self.active_adapters[0]) if self.active_adapters else None
-        if runtime is None or not model.training or not torch.is_grad_enabled():
+        if runtime is None:
             return args, kwargs
         inputs = named_inputs(model.forward, args, kwargs)
         if inputs.get("labels") is not None:
+            if expert_index is not None:
+                check_expert_index(expert_index, len(runtime.experts), inputs, row_tokens)
             # Some backbones divide their loss by the step's number of labels and some, T5 and all classifiers, do
             # not; without that number each returns the mean over its own labels, which is weighted afterwards.
             kwargs.pop("num_items_in_batch", None)
@@ -323,6 +335,19 @@ class LoraMixerModel(BaseTuner):
             # It stays until the next forward: checkpointing runs layers again in the backward pass.
             runtime.training_domain = expert_index
         return args, kwargs
+
+    def _acting_runtime(self) -> MixtureRuntime | None:
+        """The active mixture if it is one of this tuner's, as its layers say.
+
+        Transformers' own methods make a tuner for every adapter, switch and delete adapters in the layers only, and
+        leave the hooks of all tuners on the backbone.
+        """
+        for (adapter_name, *_), group in self._groups.items():
+            layer = group.members[0]
+            acting = next((name for name in layer.active_adapters if name in layer.runtimes), None)
+            if acting == adapter_name and layer.runtimes[adapter_name] is group.runtime:
+                return group.runtime
+        return None
 
     def _after_forward(self, model: nn.Module, args: Any, kwargs: Any, outputs: Any) -> Any:
         """Add the routing loss to the loss in ``outputs``, which is None when the forward failed."""

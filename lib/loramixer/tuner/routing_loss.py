@@ -186,7 +186,7 @@ def routing_loss(
     Args:
         config: of the mixture.
         groups: routers and their tokens.
-        expert_index: int64 ``[B]``, the own expert of each row (negative: none), or None.
+        expert_index: int64 ``[B]``, the own expert of each row (−1: none), or None.
 
     Raises:
         MixerError: the loss needs to know the own expert of each row, and it was not given.
@@ -334,7 +334,7 @@ def routing_statistics(
     Args:
         config: of the mixture.
         groups: detached.
-        expert_index: int64 ``[B]``, the own expert of each row (negative: none), or None.
+        expert_index: int64 ``[B]``, the own expert of each row (−1: none), or None.
     """
 
     def mean(value: Callable[..., torch.Tensor], **settings: Any) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -116,13 +116,24 @@ class RoutingCapture:
         self.contributions = contributions
         self.grams: dict[int, torch.Tensor | list[torch.Tensor]] = {}
         """Site → what `expert_norms` needs of its B, which does not change while a capture runs."""
+        self._rows: int | None = None
         self._logits: list[list[torch.Tensor]] = [[] for _ in sites]
         self._gates: list[list[torch.Tensor]] = [[] for _ in sites]
         self._contributions: list[list[torch.Tensor]] = [[] for _ in sites]
         self._base_norms: list[list[torch.Tensor]] = [[] for _ in sites]
 
+    def note_rows(self, inputs: Mapping[str, Any]) -> None:
+        """Called before the backbone runs, with its arguments by name: how many rows it runs over, if they say so."""
+        given = (inputs.get(name) for name in ("input_ids", "inputs_embeds"))
+        self._rows = next((len(tokens) for tokens in given if tokens is not None), None)
+
     def add(self, site: int, logits: torch.Tensor, site_gates: torch.Tensor, norms: OutputNorms | None = None) -> None:
-        """Called by a layer: logits and gates ``[B, t, E]`` of the tokens that just passed, and their norms."""
+        """Called by a layer: logits and gates of the tokens that just passed, and their norms.
+
+        They are ``[B, t, E]``, or ``[B · t, E]`` of a layer that flattens its input as OPT's do.
+        """
+        if logits.dim() == 2 and self._rows and len(logits) % self._rows == 0:
+            logits, site_gates = (part.unflatten(0, (self._rows, -1)) for part in (logits, site_gates))
         self._logits[site].append(logits.detach())
         self._gates[site].append(site_gates.detach())
         if norms is not None:
@@ -219,7 +230,7 @@ def arrays_of(routing: StreamRouting) -> dict[str, np.ndarray]:
 
 
 def _restore_rows(stores: list[list[torch.Tensor]]) -> None:
-    """Give parts ``[B · t, E]``, of layers that flatten their input as OPT's do, the rows of the other parts."""
+    """Give parts ``[B · t, E]``, of layers that flatten their input, the rows of others where theirs are unknown."""
     rows = [len(part) for parts in stores for part in parts if part.dim() == 3]
     for parts in stores:
         parts[:] = [part.unflatten(0, (rows[0], -1)) if part.dim() == 2 and rows else part for part in parts]
@@ -398,7 +409,7 @@ class MixtureRuntime:
             p = routed.p_NSE[:, index].view(*leading, -1)
             logits_NE = routed.logits_NSE[:, index] if self.config.z_weight else None
             self._record(SiteCall(site, p, logits_NE, output_gram))
-        if self.capture is not None:
+        if self.capture is not None and not _runs_backward():
             logits_NE = routed.logits_NSE[:, index]
             if routed.gates_NSE is not None:
                 gates_NE = routed.gates_NSE[:, index]
@@ -416,6 +427,11 @@ class MixtureRuntime:
             )
         # The recomputation of non-reentrant checkpointing runs after the forward, when nothing is recorded.
         self.recorded.append(call)
+
+
+def _runs_backward() -> bool:
+    """Whether autograd is in its backward pass, where gradient checkpointing runs layers again."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def mixture_layers(model: Any) -> Iterator[tuple[LoraMixerLayer, str]]:
