@@ -23,7 +23,7 @@ from explorer.link import parse
 from explorer.payload import Payload, PayloadEncoder, ViewState, encode_trace
 from explorer.recordings import Recordings
 from explorer.registry import ModelSource
-from explorer.running import begin_run, gate_control, run_buttons
+from explorer.running import NOT_BEGUN, begin_run, gate_control, run_buttons
 from explorer.sessions import Ticket, Tickets, session_of
 from explorer.settings import (
     ALL_EXPERTS,
@@ -263,7 +263,7 @@ class Handlers:
             frames = _Frames({"mixer": mixer or "", "gate": gate}, asked_for, ticket, self.traces)
             try:
                 if ticket.stop.is_set():
-                    line = status("note", "Stopped before the model began; nothing was lost.")
+                    line = status("note", NOT_BEGUN)
                     yield ticket.last(frames.end(line, "stopped"))
                     return
                 asked = replace(self._request(prompt, mixer, gate, int(max_new_tokens)), contributions=effects)

@@ -18,6 +18,8 @@ _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidde
 _AT_ONCE: dict[str, Any] = {**_PRIVATE, "queue": False}
 _MODEL: dict[str, Any] = {**_PRIVATE, "concurrency_id": "model", "concurrency_limit": 1}
 
+NOT_BEGUN = "Stopped before the model began; nothing was lost."
+
 
 def run_buttons(running: bool, starts: int = 1) -> tuple[Any, ...]:
     """What the buttons that start a run, and Stop behind them, shall be."""

@@ -331,7 +331,7 @@ def test_stop_keeps_what_was_written(room: CompareHandlers) -> None:
     number, *_ = room.announce("B", "How many?", 16, sides, session())
     frames = room.run("B", "How many?", RSL, TRAINED, "3", 16, sides, number, session())
     next(frames)
-    room.tickets.stop(session().session_hash)
+    room.tickets.stop("one", "compare")
     shown = list(frames)[-1]
     assert shown[SIDES]["B"]["state"] == "stopped"
     assert "stopped" in shown[LINE_B]["text"]

@@ -12,7 +12,7 @@ from explorer.components.status_line import StatusLine, status
 from explorer.handlers import describe_mixer
 from explorer.page import Page, entering
 from explorer.rooms.compare.files import COMPARISON_FORMATS, code_maker, file_maker
-from explorer.rooms.compare.handlers import FIRST_STEPS, CompareHandlers
+from explorer.rooms.compare.handlers import FIRST_STEPS, ROOM, CompareHandlers
 from explorer.rooms.compare.link import recording_spec
 from explorer.rooms.compare.ready_made import recording_choices
 from explorer.rooms.compare.steps import step_control
@@ -93,7 +93,7 @@ def build(page: Page) -> None:
         ticket=ticket,
         said=[room_status, run, stop],
     )
-    wire_stop(stop, room_status, handlers.tickets)
+    wire_stop(stop, [run], room_status, handlers.tickets, ROOM)
     page.folds.extend([choose, run_fold])
     page.demo.load(handlers.open_link, None, [*shown, prompt, mixer, step, gate, new_tokens], **AT_ONCE)
 

@@ -20,7 +20,7 @@ from explorer.registry import ModelSource
 from explorer.rooms.compare.link import FIELDS, RunSpec, file_spec, parse_spec, recording_spec, run_spec
 from explorer.rooms.compare.ready_made import ready_made, short_name
 from explorer.rooms.compare.steps import at_step, split_step, step_control
-from explorer.running import begin_run, gate_control, last_frame, run_buttons
+from explorer.running import NOT_BEGUN, begin_run, gate_control, last_frame, run_buttons
 from explorer.sessions import Tickets, session_of
 from explorer.settings import (
     DEFAULT_NEW_TOKENS,
@@ -201,7 +201,7 @@ class CompareHandlers:
             due = 0.0
             try:
                 if ticket.stop.is_set():
-                    yield last_frame(ticket, _only_status("note", "Stopped before the model began; nothing was lost."))
+                    yield last_frame(ticket, _only_status("note", NOT_BEGUN))
                     return
                 found = at_step(self.source, mixer or "", step)
                 mode, k = parse_gate(gate, len(found.experts))
