@@ -64,8 +64,9 @@ def test_a_side_whose_answer_ends_early_is_live(handlers: Handlers) -> None:
     room = CompareHandlers(handlers.source, handlers.recordings, handlers.traces, handlers.tickets)
     number, *_ = room.announce("A", PROMPT, ASKED, {}, SESSION)
     *_, last = room.run("A", PROMPT, ROUTER, "", ALL_EXPERTS, ASKED, {}, number, SESSION)
-    assert last[0]["A"]["state"] == "finished"
-    assert ", live, " in last[2]["text"]
+    shown = room.take_run(last[0], {}, SESSION)
+    assert shown[0]["A"]["state"] == "finished"
+    assert ", live, " in shown[2]["text"]
 
 
 def test_measuring_measures_every_router(handlers: Handlers, tmp_path: Path) -> None:

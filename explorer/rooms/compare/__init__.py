@@ -31,7 +31,7 @@ AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
 def build(page: Page) -> None:
     """Components and wiring of the room."""
     handlers = CompareHandlers(page.source, page.recordings, page.traces, page.handlers.tickets)
-    sides, entered = gr.State({}), gr.State(False)
+    sides, written, entered = gr.State({}), gr.State({}), gr.State(False)
     with gr.Row(elem_classes="room"):
         with gr.Column(elem_id="compare-controls", elem_classes="controls", scale=0, min_width=300):
             with gr.Row(elem_classes="buttons-in-row", visible=bool(handlers.ready)):
@@ -82,17 +82,18 @@ def build(page: Page) -> None:
     side.change(lambda name: gr.Button(f"Run {name}"), side, run, **AT_ONCE)
     mixer.change(handlers.choose_mixer, [mixer, step, gate], [mixer, step, gate], **AT_ONCE)
     page.wanted.change(handlers.choose_wanted, page.wanted, mixer, **AT_ONCE)
-    wire_run(
+    running = wire_run(
         [run.click, prompt.submit],
         handlers.announce,
         [side, prompt, new_tokens, sides],
         handlers.run,
         [side, prompt, mixer, step, gate, new_tokens, sides, ticket],
-        [*shown, run, stop],
+        [written, room_status, run, stop],
         handlers.refused,
         ticket=ticket,
         said=[room_status, run, stop],
     )
+    running.then(handlers.take_run, [written, sides], [*shown, written], **AT_ONCE)
     wire_stop(stop, [run], room_status, handlers.tickets, ROOM)
     page.folds.extend([choose, run_fold])
     page.demo.load(handlers.open_link, None, [*shown, prompt, mixer, step, gate, new_tokens], **AT_ONCE)
