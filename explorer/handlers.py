@@ -345,7 +345,8 @@ class _Frames:
         self.due = time.monotonic() + SECONDS_BETWEEN_FRAMES
         line = status("busy", f"Generating … {self.written} tokens")
         # Said with every frame, since the last one of an earlier run may have said otherwise meanwhile.
-        return self._encode("generating"), line, self.shown, gr.skip(), *run_buttons(running=True)
+        # No key: what is on screen is in no memory before it is whole, and the key of the last one is another trace.
+        return self._encode("generating"), line, self.shown, "", *run_buttons(running=True)
 
     def finish(self, asked: int) -> tuple[Any, ...]:
         """The last frame of a run without error."""

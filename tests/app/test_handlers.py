@@ -88,6 +88,9 @@ def test_a_run_streams_and_finishes(handlers: Handlers) -> None:
     counts = [generated(frame[0]) for frame in frames]
     assert counts == sorted(counts)
     assert counts[-1] == 16
+    # What is growing is in no memory yet, and what was there before is not on screen any more.
+    assert [frame[3] for frame in frames[:-1]] == [""] * (len(frames) - 1)
+    assert handlers.pin("")[1]["text"] == "There is no whole trace on screen to pin yet."
     view, line, shown, current, generate, stop = frames[-1]
     assert view["state"] == "finished"
     assert line == {"kind": "quiet", "text": "Done: 16 tokens written."}
