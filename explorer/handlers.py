@@ -112,13 +112,15 @@ class Handlers:
             key = self.traces.put(session_of(request), trace, "recorded")
         if example and trace is None:
             notes.append("The link's example has no recording here; press Generate.")
+        if values["mixer"] and not example and not prompt and shown:
+            notes.append("This link is of a run whose prompt it does not hold; what is shown is a recording.")
         if trace is not None and not prompt:
             prompt = find_example(example).prompt
         router, gate_control, gate = self._linked_controls(values, notes)
         differs = (values["mixer"], gate) != (shown.get("mixer"), shown.get("gate"))
         if prompt and trace is None:
             notes.append("The link's prompt is in the box; press Generate to run it.")
-        elif values["mixer"] and gate and differs:
+        elif values["mixer"] and gate and shown and differs:
             notes.append(self.settings_note(values["mixer"], gate, shown)["text"])
         line = status("note", " ".join(notes)) if notes else gr.skip()
         length = values["new_tokens"]

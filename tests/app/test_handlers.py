@@ -391,6 +391,17 @@ def test_a_link_brings_its_recording_and_its_settings(handlers: Handlers) -> Non
     assert "still shows" in line["text"]
 
 
+def test_a_link_of_a_run_without_its_prompt_says_that_the_text_is_another(handlers: Handlers, tmp_path: Path) -> None:
+    words = "This link is of a run whose prompt it does not hold; what is shown is a recording."
+    *_, line = handlers.open_link(link({"v": "1", "r": RSL, "k": "3", "cl": "3", "ct": "5"}))
+    assert line == {"kind": "note", "text": words}
+    for query in ({"m": "medical"}, {"r": RSL, "p": "What is a dose?"}, {"r": RSL, "x": EXAMPLES[0].key}):
+        line = handlers.open_link(link({"v": "1", **query}))[-1]
+        assert is_skip(line) or words not in line["text"]
+    empty = Handlers(FakeSource(), Recordings(tmp_path / "none"))
+    assert is_skip(empty.open_link(link({"v": "1", "r": RSL}))[-1])
+
+
 def test_a_prompt_in_a_link_waits_for_generate(handlers: Handlers) -> None:
     prompt, view, *_, line = handlers.open_link(link({"p": "What is a dose?"}))
     assert prompt == "What is a dose?"

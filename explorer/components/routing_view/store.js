@@ -146,7 +146,15 @@ function createStore() {
     if (ends.length === 2 && ends[0] >= 0 && ends[1] >= ends[0]) state.range = ends;
   }
 
+  // A link of a run without its prompt is of no text that is here.
+  function isTextOfLink({ request }) {
+    const { example, prompt, isRun } = wanted.text;
+    if (!example && !prompt) return !isRun;
+    return (example && example === (request.link || {}).x) || (prompt && prompt === request.prompt);
+  }
+
   function applyWantedCell(model) {
+    if (!isTextOfLink(model)) return;
     const layer = model.layers.indexOf(wanted.layer);
     if (!isInColumns(wanted.token) || layer < 0) return;
     state.cell = { layer: clampLayer(layer), token: wanted.token };
