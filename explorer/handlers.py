@@ -23,7 +23,7 @@ from explorer.link import parse
 from explorer.payload import Payload, PayloadEncoder, ViewState, encode_trace
 from explorer.recordings import Recordings
 from explorer.registry import ModelSource
-from explorer.running import begin_run, gate_control, run_buttons
+from explorer.running import NOT_BEGUN, begin_run, gate_control, run_buttons
 from explorer.sessions import Ticket, Tickets, session_of
 from explorer.settings import (
     ALL_EXPERTS,
@@ -112,13 +112,15 @@ class Handlers:
             key = self.traces.put(session_of(request), trace, "recorded")
         if example and trace is None:
             notes.append("The link's example has no recording here; press Generate.")
+        if values["mixer"] and not example and not prompt and shown:
+            notes.append("This link is of a run whose prompt it does not hold; what is shown is a recording.")
         if trace is not None and not prompt:
             prompt = find_example(example).prompt
         router, gate_control, gate = self._linked_controls(values, notes)
         differs = (values["mixer"], gate) != (shown.get("mixer"), shown.get("gate"))
         if prompt and trace is None:
             notes.append("The link's prompt is in the box; press Generate to run it.")
-        elif values["mixer"] and gate and differs:
+        elif values["mixer"] and gate and shown and differs:
             notes.append(self.settings_note(values["mixer"], gate, shown)["text"])
         line = status("note", " ".join(notes)) if notes else gr.skip()
         length = values["new_tokens"]
@@ -263,7 +265,7 @@ class Handlers:
             frames = _Frames({"mixer": mixer or "", "gate": gate}, asked_for, ticket, self.traces)
             try:
                 if ticket.stop.is_set():
-                    line = status("note", "Stopped before the model began; nothing was lost.")
+                    line = status("note", NOT_BEGUN)
                     yield ticket.last(frames.end(line, "stopped"))
                     return
                 asked = replace(self._request(prompt, mixer, gate, int(max_new_tokens)), contributions=effects)
@@ -345,7 +347,8 @@ class _Frames:
         self.due = time.monotonic() + SECONDS_BETWEEN_FRAMES
         line = status("busy", f"Generating … {self.written} tokens")
         # Said with every frame, since the last one of an earlier run may have said otherwise meanwhile.
-        return self._encode("generating"), line, self.shown, gr.skip(), *run_buttons(running=True)
+        # No key: what is on screen is in no memory before it is whole, and the key of the last one is another trace.
+        return self._encode("generating"), line, self.shown, "", *run_buttons(running=True)
 
     def finish(self, asked: int) -> tuple[Any, ...]:
         """The last frame of a run without error."""

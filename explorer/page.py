@@ -28,7 +28,8 @@ class Page:
         handlers: events of Explore, and the tickets that stop a run.
         traces: finished traces of every session, by key; a room never holds a trace in a ``gr.State``.
         shown: component state; router and gate of the trace on screen in Explore.
-        current: component state; key in ``traces`` of the trace on screen in Explore, empty before there is one.
+        current: component state; key in ``traces`` of the trace on screen in Explore, empty before there is one and
+            while a run writes it.
         wanted: component state; a router that one room asks another one to choose, from :func:`want`. Explore and
             Compare listen to its change and act when they are named. Only events that go through the queue may set
             it: Gradio tells nobody of a state that changed outside.

@@ -18,6 +18,8 @@ _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidde
 _AT_ONCE: dict[str, Any] = {**_PRIVATE, "queue": False}
 _MODEL: dict[str, Any] = {**_PRIVATE, "concurrency_id": "model", "concurrency_limit": 1}
 
+NOT_BEGUN = "Stopped before the model began; nothing was lost."
+
 
 def run_buttons(running: bool, starts: int = 1) -> tuple[Any, ...]:
     """What the buttons that start a run, and Stop behind them, shall be."""
@@ -86,7 +88,7 @@ def wire_run(
     *,
     ticket: gr.Number,
     said: Sequence[Any],
-) -> None:
+) -> Any:
     """Announce a run at once, then run it when the model is free.
 
     Args:
@@ -99,6 +101,9 @@ def wire_run(
         refused: what is said when the queue does not take the second half; returns values of ``said``.
         ticket: from :func:`ticket_number`.
         said: the status line and the buttons.
+
+    Returns:
+        The second half, for what follows it.
     """
     # Several at once: Gradio would drop the second half of a press while that of an earlier one waits or runs, and
     # the earlier one ends by itself once it is told that there is a newer ticket.
@@ -106,6 +111,7 @@ def wire_run(
         run, inputs, outputs, trigger_mode="multiple", **_MODEL
     )
     running.failure(refused, None, said, **_AT_ONCE)
+    return running
 
 
 def gate_control(mixer: MixerInfo, gate: str) -> Any:

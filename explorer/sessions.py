@@ -6,12 +6,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from explorer.registry import ModelSource
 
 Frame = TypeVar("Frame")
+
+Met = Literal["", "waiting", "running"]
+"""What Stop met: nothing; a run that had not begun, which is forgotten; or one that ends after its token."""
 
 
 def session_of(request: Any) -> str:
@@ -29,6 +32,7 @@ class Ticket:
         room: where; its buttons and its status line are the ones that the run speaks with.
         tickets: the open ones, which this one belongs to.
         stop: is set when the run shall end.
+        begun: is set when its turn has come.
     """
 
     number: int
@@ -36,6 +40,7 @@ class Ticket:
     room: str
     tickets: Tickets = field(repr=False)
     stop: threading.Event = field(default_factory=threading.Event)
+    begun: threading.Event = field(default_factory=threading.Event)
 
     @property
     def is_open(self) -> bool:
@@ -83,7 +88,10 @@ class Tickets:
     @contextmanager
     def claim(self, session: str, number: float | None) -> Iterator[Ticket | None]:
         """The ticket of that number for as long as the block runs, then it is closed; None when there is none."""
-        ticket = next((ticket for ticket in self.of(session) if ticket.number == number), None)
+        with self._lock:
+            mine = self._tickets.get(session, ())
+            if ticket := next((ticket for ticket in mine if ticket.number == number), None):
+                ticket.begun.set()
         try:
             yield ticket
         finally:
@@ -107,12 +115,27 @@ class Tickets:
             others = [ticket for tickets in self._tickets.values() if tickets is not mine for ticket in tickets]
             return sum(ticket.number < mine[-1].number and not ticket.stop.is_set() for ticket in others)
 
-    def stop(self, session: str) -> bool:
-        """Ask the session's runs to end; False when there is none."""
-        mine = self.of(session)
-        for ticket in mine:
-            ticket.stop.set()
-        return bool(mine)
+    def meets(self, session: str, room: str) -> Met:
+        """What Stop in a room would meet now."""
+        with self._lock:
+            return self._meets(session, room)
+
+    def stop(self, session: str, room: str) -> Met:
+        """Ask the runs of a room to end, and forget those whose turn has not come: nobody shall wait for them."""
+        with self._lock:
+            met = self._meets(session, room)
+            mine = [ticket for ticket in self._tickets.get(session, ()) if ticket.room == room]
+            for ticket in mine:
+                ticket.stop.set()
+            self._forget(session, [ticket for ticket in mine if not ticket.begun.is_set()])
+            return met
+
+    def _meets(self, session: str, room: str) -> Met:
+        mine = [ticket for ticket in self._tickets.get(session, ()) if ticket.room == room]
+        if not mine:
+            return ""
+        # The newest one speaks for its room.
+        return "running" if mine[-1].begun.is_set() else "waiting"
 
     def drop(self, session: str, room: str = "") -> None:
         """End and forget the runs of a session that has left, or those of one of its rooms, which the queue refused:
@@ -125,11 +148,13 @@ class Tickets:
     def forget(self, ticket: Ticket) -> None:
         """Forget one ticket; others of the same session stay."""
         with self._lock:
-            left = [other for other in self._tickets.get(ticket.session, ()) if other is not ticket]
-            if left:
-                self._tickets[ticket.session] = left
-            else:
-                self._tickets.pop(ticket.session, None)
+            self._forget(ticket.session, [ticket])
+
+    def _forget(self, session: str, gone: list[Ticket]) -> None:
+        if left := [ticket for ticket in self._tickets.get(session, ()) if ticket not in gone]:
+            self._tickets[session] = left
+        else:
+            self._tickets.pop(session, None)
 
 
 def waiting_text(tickets: Tickets, session: str, source: ModelSource) -> str:

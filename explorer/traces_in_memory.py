@@ -18,6 +18,8 @@ MAX_BYTES = 512 * 1024 * 1024
 class TraceStore:
     """Traces by key. A key belongs to one session, so nobody can ask for somebody else's trace.
 
+    Recordings are in memory once for everybody, so here they take nothing.
+
     Args:
         max_bytes: how much all traces together may take; the newest is kept whatever it takes.
         session_bytes: how much the traces of one session may take, likewise; by default as ``limits()`` says.
@@ -30,16 +32,17 @@ class TraceStore:
         self._traces: OrderedDict[tuple[str, str], tuple[RoutingTrace, ViewState]] = OrderedDict()
 
     def put(self, session: str, trace: RoutingTrace, state: ViewState = "finished") -> str:
-        """Keep a trace; returns its key.
+        """Keep a trace; returns its key, which stays the same for a trace that the session has already.
 
         Args:
             session: whose it is.
             trace: is not copied.
             state: where it comes from; a run that has come to its end unless something else is said.
         """
-        key = uuid.uuid4().hex
         with self._lock:
+            key = self._key_of(session, trace, state) or uuid.uuid4().hex
             self._traces[session, key] = trace, state
+            self._traces.move_to_end((session, key))
             # First the session's own, so that a busy visitor costs the others nothing.
             self._make_room([pair for pair in self._traces if pair[0] == session], self._session_bytes)
             self._make_room(list(self._traces), self._max_bytes)
@@ -61,6 +64,11 @@ class TraceStore:
         """
         return self._find(session, key)[1]
 
+    def _key_of(self, session: str, trace: RoutingTrace, state: ViewState) -> str | None:
+        """The key of a trace that the session has already."""
+        mine = ((key, kept) for (owner, key), kept in self._traces.items() if owner == session)
+        return next((key for key, kept in mine if kept[0] is trace and kept[1] == state), None)
+
     def _find(self, session: str, key: str) -> tuple[RoutingTrace, ViewState]:
         with self._lock:
             if (session, key) not in self._traces:
@@ -70,11 +78,18 @@ class TraceStore:
 
     def _make_room(self, pairs: list[tuple[str, str]], max_bytes: int) -> None:
         """Drop the least recently used of these traces until they fit; the newest stays."""
-        taken = [trace_bytes(self._traces[pair][0]) for pair in pairs]
-        for position, pair in enumerate(pairs[:-1]):
-            if sum(taken[position:]) <= max_bytes:
+        taken = {pair: self._bytes_of(pair) for pair in pairs}
+        total = sum(taken.values())
+        for pair in pairs[:-1]:
+            if total <= max_bytes:
                 return
-            del self._traces[pair]
+            if taken[pair]:
+                total -= taken[pair]
+                del self._traces[pair]
+
+    def _bytes_of(self, pair: tuple[str, str]) -> int:
+        trace, state = self._traces[pair]
+        return 0 if state == "recorded" else trace_bytes(trace)
 
     def forget(self, session: str) -> None:
         """Drop everything of a session that has left."""

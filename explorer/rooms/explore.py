@@ -11,7 +11,7 @@ from explorer.components.share_menu import PromptInLink
 from explorer.components.status_line import StatusLine
 from explorer.examples import EXAMPLES
 from explorer.exported_view import VIEWS, figure_arguments
-from explorer.handlers import describe_backbone, describe_mixer
+from explorer.handlers import ROOM, describe_backbone, describe_mixer
 from explorer.page import Page
 from explorer.provenance import check_loadable
 from explorer.registry import ModelSource
@@ -90,7 +90,7 @@ def build(page: Page) -> None:
     )
     # In the queue: Gradio tells nobody that a state has changed after an event outside of it.
     pin.click(handlers.pin, page.current, [page.pinned, run_status], concurrency_limit=None, **private)
-    wire_stop(stop, run_status, handlers.tickets)
+    wire_stop(stop, [generate], run_status, handlers.tickets, ROOM)
     for key, button in example_buttons.items():
         button.click(
             handlers.choose_example,

@@ -48,8 +48,8 @@ def aggregate(trace: RoutingTrace, unit: Unit = "word", how: How = "mean") -> Ro
         trace: a trace of single tokens.
         unit: ``word``, ``sentence``, or ``subword``, which changes nothing.
         how: what stands for the tokens of a group: their ``mean``; the ``max`` of each expert by itself, whose gates
-            need not sum to 1; or the ``first`` token. Logits, gates, contributions and base norms alike; a logit that
-            is minus infinity counts only where it is so for all tokens.
+            need not sum to 1 (:func:`gate_shares` do); or the ``first`` token. Logits, gates, contributions and base
+            norms alike; a logit that is minus infinity counts only where it is so for all tokens.
 
     Returns:
         A trace whose tokens are the groups: their text, the span that they cover, and as id that of a single token or
@@ -77,6 +77,14 @@ def aggregate(trace: RoutingTrace, unit: Unit = "word", how: How = "mean") -> Ro
         base_norms=None if trace.base_norms is None else reduce(trace.base_norms, starts),
         provenance={**trace.provenance, "unit": unit, "aggregation": how},
     )
+
+
+def gate_shares(trace: RoutingTrace) -> np.ndarray:
+    """Gates for entropies and loads, ``[S, T, E]``: those of groups by ``max`` over their sum, others as they are."""
+    if trace.provenance.get("aggregation") != "max":
+        return trace.gates
+    totals = trace.gates.sum(axis=-1, keepdims=True)
+    return np.divide(trace.gates, totals, out=np.zeros_like(trace.gates), where=totals > 0)
 
 
 def token_groups(tokens: TraceTokens, unit: Unit) -> np.ndarray:

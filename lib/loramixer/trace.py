@@ -316,7 +316,8 @@ def stream_trace(
     One side of an encoder–decoder is read after the whole answer is there, so it comes in one piece.
 
     The model runs in a thread of its own through the ordinary ``generate``, so any decoding that it supports works.
-    Setting ``stop``, or leaving the loop, ends generation after the current token; what was yielded stays valid.
+    Setting ``stop``, or leaving the loop, ends generation after the current token; what was yielded stays valid. The
+    event is only read, so that it tells afterwards whether the run was stopped.
     """
     if side is not None or _streams(model) != {"tokens"}:
         _check_side(model, side)
@@ -332,11 +333,13 @@ def stream_trace(
             found = _trace_side(model, tokenizer, encoded, settings, side, contributions)
         yield found
         return
-    stop = stop or threading.Event()
+    # Its own: the caller's event says that somebody pressed Stop, and may serve several runs.
+    ended = threading.Event()
+    events = (ended,) if stop is None else (ended, stop)
     steps: queue.Queue[_Step | BaseException | None] = queue.Queue()
     worker = threading.Thread(
         target=_generate,
-        args=(model, tokenizer, encoded, settings, contributions, acting, stop, steps),
+        args=(model, tokenizer, encoded, settings, contributions, acting, events, steps),
         daemon=True,
     )
     # Described first: beside the first forward pass, it would take the interpreter from it at every layer.
@@ -348,7 +351,7 @@ def stream_trace(
                 raise step
             yield assembly.add(step)
     finally:
-        stop.set()
+        ended.set()
         worker.join()
 
 
@@ -379,10 +382,13 @@ def _generate(
     settings: dict[str, Any],
     contributions: bool,
     acting: AbstractContextManager[None],
-    stop: threading.Event,
+    events: Sequence[threading.Event],
     steps: queue.Queue[_Step | BaseException | None],
 ) -> None:
-    """Thread body: feeds ``steps`` with what was routed, ends it with None or with the exception that was raised."""
+    """Thread body: feeds ``steps`` with what was routed, ends it with None or with the exception that was raised.
+
+    Generation ends after the token at which one of the ``events`` is set.
+    """
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -399,7 +405,8 @@ def _generate(
             arrays = {name: array[:, -len(new) :] for name, array in capture.take_arrays().items()}
             self.known += len(new)
             steps.put(_Step(new, arrays))
-            return torch.full((len(input_ids),), stop.is_set(), dtype=torch.bool, device=input_ids.device)
+            is_over = any(event.is_set() for event in events)
+            return torch.full((len(input_ids),), is_over, dtype=torch.bool, device=input_ids.device)
 
     try:
         device = next(model.parameters()).device

@@ -208,6 +208,26 @@ def test_a_visitor_who_waits_may_change_the_prompt(page: Any, synthetic_page_url
     assert page.is_enabled("#generate")
 
 
+def test_who_stops_while_waiting_need_not_wait_for_the_turn(page: Any, synthetic_page_url: str) -> None:
+    busy = page.context.new_page()
+    busy.goto(synthetic_page_url)
+    busy.wait_for_selector(".token")
+    generate(busy, f"{MATH_MEDICAL} PAUSE")  # has the model until Stop
+    wait_until_writing(busy)
+    generate(page, "What is a first prompt?")
+    wait_for_status(page, "1 run was asked for before yours")
+    page.click("#stop")
+    wait_for_status(page, "Stopped before the model began")
+    page.wait_for_selector("#generate:enabled")
+    assert page.is_disabled("#stop")
+    generate(page, "What is a second prompt?")
+    wait_for_status(page, "1 run was asked for before yours")
+    busy.click("#stop")
+    wait_for_status(page, "Done")
+    busy.close()
+    assert "second" in text_of(page, ".lane-text")
+
+
 def test_stop_keeps_what_was_written(page: Any) -> None:
     generate(page, f"{MATH_MEDICAL} PAUSE")  # writes four tokens and waits for Stop, however busy the machine is
     wait_until_writing(page)

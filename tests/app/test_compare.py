@@ -32,6 +32,8 @@ from tests.app.synthetic_app import OTHER_ANSWER, PROMPTS, make_recordings
 RSL = "smollm2-135m/rsl"
 BALANCE = "smollm2-135m/load-balance"
 SIDES, VIEW, LINE_A, LINE_B, NEXT, STATUS = range(6)
+WRITTEN, LINE, RUN, STOP = range(4)
+"""In what a run yields."""
 
 
 def session(name: str = "one", **query: str) -> Any:
@@ -58,6 +60,12 @@ def run(
     number, *_ = room.announce(side, prompt, asked["tokens"], sides, session())  # type: ignore[arg-type]
     controls = (asked[name] for name in ("mixer", "step", "gate", "tokens"))
     return list(room.run(side, prompt, *controls, sides, number, session()))  # type: ignore[arg-type]
+
+
+def run_and_take(
+    room: CompareHandlers, side: str, sides: dict[str, Any], prompt: str = "", **given: Any
+) -> tuple[Any, ...]:
+    return room.take_run(run(room, side, sides, prompt, **given)[-1][WRITTEN], sides, session())
 
 
 # ---------------------------------------------------------------------- what is compared
@@ -200,7 +208,7 @@ def test_an_own_choice_replaces_what_the_room_opened_with(room: CompareHandlers)
 
 def test_whoever_works_with_what_the_room_opened_with_keeps_it(room: CompareHandlers) -> None:
     opened = room.enter({}, False, session())[SIDES]
-    sides = run(room, "B", opened)[-1][SIDES]
+    sides = run_and_take(room, "B", opened)[SIDES]
     assert sides["A"]["spec"] == opened["A"]["spec"]
     swapped = room.swap(opened, session())[SIDES]
     for chosen in (sides, swapped):
@@ -291,12 +299,28 @@ def test_a_run_takes_the_prompt_of_the_other_side(room: CompareHandlers) -> None
     frames = run(room, "B", sides)
     asked = room.source.requests[-1]  # type: ignore[attr-defined]
     assert (asked.prompt, asked.mixer, asked.k, asked.max_new_tokens) == (PROMPTS[0], BALANCE, 1, 8)
-    assert frames[0][STATUS]["text"].startswith("Running B …")
-    shown = frames[-1]
+    assert frames[0][LINE]["text"].startswith("Running B …")
+    last = frames[-1]
+    shown = room.take_run(last[WRITTEN], sides, session())
     assert [row["label"] for row in head_of(shown[VIEW])["facts"]][:3] == ["Source", "Router", "Gate"]
     assert shown[SIDES]["B"]["spec"] == run_spec(BALANCE, "1", 8)
-    assert (shown[6].interactive, shown[7].interactive) == (True, False)
+    assert shown[SIDES]["A"] == sides["A"]
+    assert shown[-1] == {}
+    assert (last[RUN].interactive, last[STOP].interactive) == (True, False)
     assert not room.tickets.is_open("one")
+
+
+def test_what_is_chosen_while_a_run_writes_stays(room: CompareHandlers) -> None:
+    sides = room.choose_ready(0, session())[SIDES]
+    number, *_ = room.announce("B", "How many?", 8, sides, session())
+    frames = room.run("B", "How many?", RSL, TRAINED, "3", 8, sides, number, session())
+    next(frames)
+    chosen = room.take_recording("A", recording_spec(("math-coding", "")), sides, session())[SIDES]
+    *_, last = frames
+    shown = room.take_run(last[WRITTEN], chosen, session())
+    assert shown[SIDES]["A"] == chosen["A"] != sides["A"]
+    assert shown[SIDES]["B"]["state"] == "finished"
+    assert all(is_skip(value) for value in room.take_run(shown[-1], chosen, session()))
 
 
 def test_a_run_without_any_prompt_is_refused(room: CompareHandlers) -> None:
@@ -319,11 +343,10 @@ def test_a_run_without_any_prompt_is_refused(room: CompareHandlers) -> None:
 def test_a_failed_run_keeps_both_sides(room: CompareHandlers, prompt: str, given: dict[str, Any], words: str) -> None:
     sides = room.choose_ready(0, session())[SIDES]
     last = run(room, "B", sides, prompt, **given)[-1]
-    assert is_skip(last[SIDES])
-    assert is_skip(last[VIEW])
-    assert last[STATUS]["kind"] == "error"
-    assert words in last[STATUS]["text"]
-    assert last[6].interactive
+    assert is_skip(last[WRITTEN])
+    assert last[LINE]["kind"] == "error"
+    assert words in last[LINE]["text"]
+    assert last[RUN].interactive
 
 
 def test_stop_keeps_what_was_written(room: CompareHandlers) -> None:
@@ -331,8 +354,8 @@ def test_stop_keeps_what_was_written(room: CompareHandlers) -> None:
     number, *_ = room.announce("B", "How many?", 16, sides, session())
     frames = room.run("B", "How many?", RSL, TRAINED, "3", 16, sides, number, session())
     next(frames)
-    room.tickets.stop(session().session_hash)
-    shown = list(frames)[-1]
+    room.tickets.stop("one", "compare")
+    shown = room.take_run(list(frames)[-1][WRITTEN], sides, session())
     assert shown[SIDES]["B"]["state"] == "stopped"
     assert "stopped" in shown[LINE_B]["text"]
 
@@ -349,19 +372,19 @@ def test_a_second_press_replaces_the_first(room: CompareHandlers) -> None:
     sides = room.choose_ready(0, session())[SIDES]
     first, *_ = room.announce("B", "first", 16, sides, session())
     frames = room.run("B", "first", RSL, TRAINED, "3", 16, sides, first, session())
-    assert next(frames)[7].interactive
+    assert next(frames)[STOP].interactive
     second, *_ = room.announce("B", "second", 8, sides, session())
     assert all(is_skip(value) for frame in frames for value in frame)
     last = list(room.run("B", "second", RSL, TRAINED, "3", 8, sides, second, session()))[-1]
-    assert "“second”" in last[LINE_B]["text"]
-    assert last[6].interactive
+    assert "“second”" in room.take_run(last[WRITTEN], sides, session())[LINE_B]["text"]
+    assert last[RUN].interactive
 
 
 def test_a_run_is_closed_before_its_last_words(room: CompareHandlers) -> None:
     for prompt in ("How many?", "TOO-LONG", "CRASH"):
         number, *_ = room.announce("A", prompt, 4, {}, session())
         for frame in room.run("A", prompt, RSL, TRAINED, "3", 4, {}, number, session()):
-            assert room.tickets.is_open("one") != frame[6].interactive
+            assert room.tickets.is_open("one") != frame[RUN].interactive
 
 
 def test_who_waits_is_told_the_place(room: CompareHandlers) -> None:
@@ -388,7 +411,7 @@ def test_a_router_with_kept_steps_offers_them_and_others_do_not(room: CompareHan
 
 def test_a_run_at_a_training_step_is_named_by_it_everywhere(room: CompareHandlers) -> None:
     sides = room.take_recording("A", recording_spec(("math-medical", "")), {}, session())[SIDES]
-    shown = run(room, "B", sides, mixer=RSL, step="100", gate="3")[-1]
+    shown = run_and_take(room, "B", sides, mixer=RSL, step="100", gate="3")
     assert room.source.requests[-1].mixer == STEPS[100]  # type: ignore[attr-defined]
     head = head_of(shown[VIEW])
     assert (head["names"]["a"]["title"], head["names"]["b"]["title"]) == ("rsl", "rsl, step 100")

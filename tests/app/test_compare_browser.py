@@ -161,6 +161,23 @@ def test_pinning_in_explore_then_running_b(page: Any) -> None:
     assert "largest gate" in (page.text_content("#routing-view .legend") or "")
 
 
+def test_what_is_chosen_while_a_run_writes_stays(page: Any) -> None:
+    open_room(page)
+    wait_for_text(page, "#compare-A", "A: rsl, top 3, recorded")
+    page.click("#compare-side label:has-text('B')")
+    wait_for_text(page, "#compare-run", "Run B")
+    page.fill("#compare-prompt textarea", "How many mg is that? PAUSE")  # writes four tokens and waits for Stop
+    page.click("#compare-run")
+    wait_for_text(page, "#compare-status", "Running B … 3 tokens")
+    page.click("#compare-clear")
+    wait_for_text(page, "#compare-A", "not chosen yet")
+    page.click("#compare-stop")
+    wait_for_text(page, "#compare-B", "stopped")
+    assert "not chosen yet" in (page.text_content("#compare-A") or "")
+    wait_for_text(page, "#compare-view .empty p", "B is chosen. Now choose A")
+    page.wait_for_selector("#compare-run:enabled")
+
+
 def test_a_router_at_a_training_step_runs_and_its_address_opens_again(page: Any, synthetic_page_url: str) -> None:
     open_room(page)
     page.click("#compare-take")

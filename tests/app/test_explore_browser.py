@@ -78,6 +78,35 @@ def test_the_address_brings_the_whole_view_back(watched: Watched, synthetic_page
     assert page.locator("[data-section=table]").get_attribute("open") is not None
 
 
+def test_a_span_whose_beginning_is_hidden_becomes_its_end(watched: Watched, synthetic_page_url: str) -> None:
+    page = open_page(watched, synthetic_page_url)
+    page.click(".lane-block:first-child .token:last-child")
+    page.click(".lane-block:last-child .token:nth-child(4)", modifiers=["Shift"])
+    page.wait_for_function("/mean of \\d+ tokens/.test(document.querySelector('.card-sentence').textContent)")
+    before = int(page.get_attribute(".map-frame", "aria-colcount"))
+    page.click(".options summary")
+    page.click(".choices[aria-label=Part] button:has-text('answer')")
+    page.wait_for_function("before => Number(document.querySelector('.map-frame').ariaColCount) < before", arg=before)
+    page.wait_for_function("!/mean of \\d+ tokens/.test(document.querySelector('.card-sentence').textContent)")
+    assert page.locator(".token.active").count() == 1
+    assert page.locator(".token.in-span").count() == 0
+
+
+def test_the_cell_of_a_link_is_shown_in_its_own_text_only(watched: Watched, synthetic_page_url: str) -> None:
+    run = "v=1&room=explore&r=smollm2-135m/rsl&k=3&q=v_proj&cl=3&ct=5&lk=1"
+    page = open_page(watched, synthetic_page_url, run)
+    page.wait_for_function("document.querySelector('#run-status .text').textContent.includes('does not hold')")
+    start = "start => document.querySelector('.card-sentence')?.textContent.startsWith(start)"
+    assert not page.evaluate(start, "layer 3, v projection")
+    assert text_of(page, ".lock") != "Locked"
+    page = open_page(watched, synthetic_page_url, f"{run}&p=How many mg is that?")
+    page.wait_for_function("document.querySelector('#run-status .text').textContent.includes('press Generate')")
+    assert text_of(page, ".lock") != "Locked"
+    page.click("#generate")
+    page.wait_for_function(start, arg="layer 3, v projection, token ‘mg’")
+    assert text_of(page, ".lock") == "Locked"
+
+
 def test_a_broken_link_falls_back_and_says_so(watched: Watched, synthetic_page_url: str) -> None:
     page = open_page(watched, synthetic_page_url, "v=1&room=explore&r=nobody/none&u=letters&m=<b>&ct=99999&cl=77")
     page.wait_for_function("document.querySelector('#run-status .text')?.textContent.includes('no known router')")

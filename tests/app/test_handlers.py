@@ -47,7 +47,7 @@ def press_generate(
     for frame in handlers.run(prompt, mixer, gate, tokens, number, session()):
         frames.append(frame)
         if len(frames) == stop_after:
-            handlers.tickets.stop("one")
+            handlers.tickets.stop("one", "explore")
     return frames
 
 
@@ -88,6 +88,9 @@ def test_a_run_streams_and_finishes(handlers: Handlers) -> None:
     counts = [generated(frame[0]) for frame in frames]
     assert counts == sorted(counts)
     assert counts[-1] == 16
+    # What is growing is in no memory yet, and what was there before is not on screen any more.
+    assert [frame[3] for frame in frames[:-1]] == [""] * (len(frames) - 1)
+    assert handlers.pin("")[1]["text"] == "There is no whole trace on screen to pin yet."
     view, line, shown, current, generate, stop = frames[-1]
     assert view["state"] == "finished"
     assert line == {"kind": "quiet", "text": "Done: 16 tokens written."}
@@ -136,10 +139,10 @@ def test_stop_keeps_the_partial_result(handlers: Handlers) -> None:
 
 def test_stop_while_waiting_never_starts(handlers: Handlers) -> None:
     number, *_ = handlers.announce("How many mg?", 16, session())
-    handlers.tickets.stop("one")
-    frames = list(handlers.run("How many mg?", RSL, "3", 16, number, session()))
-    assert is_skip(frames[0][0])
-    assert "Stopped before" in frames[0][1]["text"]
+    assert handlers.tickets.stop("one", "explore") == "waiting"
+    assert not handlers.tickets.is_open("one")
+    # Its turn comes late, when the buttons may be those of another run.
+    assert list(handlers.run("How many mg?", RSL, "3", 16, number, session())) == [(gr.skip(),) * 6]
     assert handlers.source.requests == []  # type: ignore[attr-defined]
 
 
@@ -152,7 +155,7 @@ def test_who_waits_is_told_the_place(handlers: Handlers) -> None:
 
 def test_stop_reaches_only_its_own_session(handlers: Handlers) -> None:
     number, *_ = handlers.announce("How many mg?", 4, session("one"))
-    handlers.tickets.stop("two")
+    handlers.tickets.stop("two", "explore")
     handlers.leave(session("two"))
     frames = list(handlers.run("How many mg?", RSL, "3", 4, number, session("one")))
     assert frames[-1][0]["state"] == "finished"
@@ -203,7 +206,7 @@ def test_a_run_is_closed_before_its_last_words(handlers: Handlers) -> None:
     for prompt, is_stopped in prompts.items():
         number, *_ = handlers.announce(prompt, 4, session())
         if is_stopped:
-            handlers.tickets.stop("one")
+            handlers.tickets.of("one")[0].stop.set()
         for frame in handlers.run(prompt, RSL, "3", 4, number, session()):
             is_last = not is_skip(frame[4]) and frame[4].interactive
             assert handlers.tickets.is_open("one") != is_last
@@ -386,6 +389,17 @@ def test_a_link_brings_its_recording_and_its_settings(handlers: Handlers) -> Non
     assert gate.value == ALL_EXPERTS
     assert length == 32
     assert "still shows" in line["text"]
+
+
+def test_a_link_of_a_run_without_its_prompt_says_that_the_text_is_another(handlers: Handlers, tmp_path: Path) -> None:
+    words = "This link is of a run whose prompt it does not hold; what is shown is a recording."
+    *_, line = handlers.open_link(link({"v": "1", "r": RSL, "k": "3", "cl": "3", "ct": "5"}))
+    assert line == {"kind": "note", "text": words}
+    for query in ({"m": "medical"}, {"r": RSL, "p": "What is a dose?"}, {"r": RSL, "x": EXAMPLES[0].key}):
+        line = handlers.open_link(link({"v": "1", **query}))[-1]
+        assert is_skip(line) or words not in line["text"]
+    empty = Handlers(FakeSource(), Recordings(tmp_path / "none"))
+    assert is_skip(empty.open_link(link({"v": "1", "r": RSL}))[-1])
 
 
 def test_a_prompt_in_a_link_waits_for_generate(handlers: Handlers) -> None:

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 import explorer
-from loramixer.metrics import load
+from loramixer.metrics import load, plane_point
 
 NUMBERS = Path(explorer.__file__).parent / "components" / "routing_view" / "numbers.js"
 GATES = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6]], dtype=np.float32)
 """Of one token: layer 0 has one router, layer 1 has three. [S, E]"""
+
+OTHER = np.array([[0.1, 0.9], [0.6, 0.4], [0.3, 0.7], [1.0, 0.0]], dtype=np.float32)
+"""Of the next token of the same word. [S, E]"""
 
 MODEL = {
     "experts": [{"name": "math"}, {"name": "medical"}],
@@ -35,12 +38,13 @@ def page(browser: Any) -> Iterator[Any]:
 
 def ask(page: Any, expression: str) -> Any:
     return page.evaluate(
-        f"""([model, gates]) => {{
-          const column = {{ gates: Float32Array.from(gates), shares: Float32Array.from(gates), cache: new Map() }};
+        f"""([model, ...gates]) => {{
+          const [column, other] = gates.map((values) => (
+            {{ gates: Float32Array.from(values), shares: Float32Array.from(values), cache: new Map() }}));
           const found = {expression};
           return typeof found === 'number' ? found : [...found];
         }}""",
-        [MODEL, GATES.ravel().tolist()],
+        [MODEL, GATES.ravel().tolist(), OTHER.ravel().tolist()],
     )
 
 
@@ -55,3 +59,25 @@ def test_a_layer_with_more_routers_counts_for_more(page: Any, of: str) -> None:
 def test_the_entropy_over_layers_is_that_of_all_routers(page: Any) -> None:
     each = -(GATES * np.log(GATES)).sum(axis=1) / np.log(2)
     assert ask(page, "meanEntropy(model, column, MEAN, [0, 1])") == pytest.approx(float(each.mean()), abs=1e-5)
+
+
+def test_numbers_of_joined_gates_are_of_their_shares(page: Any) -> None:
+    """The largest gates of a word sum to more than 1, and no entropy or load is of such weights."""
+    largest = np.maximum(GATES, OTHER)
+    shares = np.stack([largest / largest.sum(axis=1, keepdims=True), GATES], axis=1)
+    columns = "[joinColumns([column, other], 'max'), column]"
+    point = plane_point(shares)
+    names = ("undecided", "balanced", "specialised")
+    numbers = ask(
+        page, f"[loadOf(model, {columns}, MEAN, [0, 1])].flatMap((of) => [{', '.join(f'of.{n}' for n in names)}])"
+    )
+    expected = [point.undecided, point.balanced, point.balanced - point.undecided]
+    assert numbers == pytest.approx(expected, abs=1e-5)
+    loads = ask(page, f"loadOf(model, {columns}, MEAN, [0, 1]).load")
+    assert loads == pytest.approx(load(shares).tolist(), abs=1e-6)
+    by_layer = ask(page, f"layerLoads(model, {columns}, MEAN)")
+    layers = [shares[:1].mean(axis=(0, 1)), shares[1:].mean(axis=(0, 1))]
+    assert by_layer == pytest.approx(np.concatenate(layers).tolist(), abs=1e-6)
+    # What the maps show is the largest itself.
+    gates = ask(page, f"meanGates(model, {columns}[0], MEAN, [0, 1])")
+    assert gates == pytest.approx(largest.mean(axis=0).tolist(), abs=1e-6)

@@ -61,10 +61,41 @@ def test_the_last_frame_comes_after_the_end(tickets: Tickets) -> None:
 def test_a_stop_after_the_last_token_cuts_nothing(tickets: Tickets) -> None:
     mine = tickets.open("one", "explore")
     assert not mine.was_cut(1, 3)
-    assert tickets.stop("one")
+    tickets.stop("one", "explore")
     assert mine.was_cut(1, 3)
     assert not mine.was_cut(3, 3)
-    assert not tickets.stop("nobody")
+
+
+def test_stop_forgets_what_has_not_begun_and_ends_what_has(tickets: Tickets) -> None:
+    waiting, other = tickets.open("one", "explore"), tickets.open("two", "explore")
+    assert tickets.meets("one", "explore") == tickets.stop("one", "explore") == "waiting"
+    assert not waiting.is_open
+    assert tickets.meets("one", "explore") == tickets.stop("one", "explore") == ""
+    running = tickets.open("one", "explore")
+    with tickets.claim("one", running.number):
+        assert tickets.meets("one", "explore") == tickets.stop("one", "explore") == "running"
+        assert running.stop.is_set()
+        assert running.is_open
+    assert other.is_open
+    assert not other.stop.is_set()
+
+
+def test_stop_of_a_room_leaves_the_runs_of_the_others(tickets: Tickets) -> None:
+    first = tickets.open("one", "explore")
+    with tickets.claim("one", first.number):
+        later = tickets.open("one", "compare")
+        assert tickets.stop("one", "explore") == "running"
+        assert later.is_open
+        assert not later.stop.is_set()
+
+
+def test_a_waiting_run_speaks_for_its_room_where_an_earlier_one_is_ending(tickets: Tickets) -> None:
+    first = tickets.open("one", "explore")
+    with tickets.claim("one", first.number):
+        later = tickets.open("one", "explore")
+        assert tickets.stop("one", "explore") == "waiting"
+        assert first.is_open
+        assert not later.is_open
 
 
 def test_who_leaves_drops_all_runs_and_a_refused_room_its_own(tickets: Tickets) -> None:

@@ -200,7 +200,7 @@ def test_measuring_stops_between_prompts(unmeasured: TradeoffHandlers) -> None:
     number, *_ = unmeasured.announce(session())
     events = unmeasured.measure(number, session())
     next(events)
-    unmeasured.tickets.stop(session().session_hash)
+    unmeasured.tickets.stop("one", "tradeoff")
     assert list(events)[-1][1]["text"].startswith("Stopped: 0 of 2")
 
 

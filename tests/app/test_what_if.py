@@ -239,7 +239,7 @@ def test_stop_shows_what_was_written_without_control(room: WhatIfHandlers, base:
     number, *_ = room.announce(base, session())
     frames = room.intervene(base, number, "mask", ["math"], "everything", "", True, 0, session())
     next(frames)
-    room.tickets.stop(session().session_hash)
+    room.tickets.stop("one", "what_if")
     view, _, line, *_ = list(frames)[-1]
     assert head_of(view)["control"] is None
     assert line["text"].startswith("Stopped")
@@ -252,7 +252,7 @@ def test_a_stop_after_the_last_token_has_nothing_to_stop(room: WhatIfHandlers) -
     frames = room.intervene(base, number, "mask", ["math"], "everything", "", False, 0, session())
     for frame in frames:
         if "3 tokens" in frame[2]["text"]:
-            room.tickets.stop("one")
+            room.tickets.stop("one", "what_if")
     assert frame[2]["text"] == "Done."
 
 

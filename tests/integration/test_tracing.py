@@ -105,6 +105,35 @@ def test_stop_ends_generation_and_keeps_what_was_made(model, tokenizer):
     assert seen[-1].gates.shape[1] == len(seen[-1].tokens)
 
 
+def test_a_stream_that_ends_by_itself_leaves_the_event_of_its_caller_clear(model, tokenizer):
+    stop = threading.Event()
+    counts = []
+    for _ in range(2):
+        *_, last = stream_trace(model, tokenizer, "the dose", max_new_tokens=6, stop=stop)
+        assert not stop.is_set()
+        counts.append(last.tokens.roles.count("generated"))
+    assert counts == [6, 6]
+
+
+def test_leaving_the_loop_ends_generation_and_leaves_the_event_of_its_caller_clear(model, tokenizer):
+    stop, leaving = threading.Event(), threading.Event()
+    passes = []
+
+    def count(*_):
+        passes.append(1)
+        if len(passes) == 3:
+            leaving.wait(60)
+
+    hook = model.get_base_model().register_forward_hook(count)
+    steps = stream_trace(model, tokenizer, "the dose", max_new_tokens=200, stop=stop)
+    next(steps)
+    leaving.set()
+    steps.close()
+    hook.remove()
+    assert len(passes) < 200
+    assert not stop.is_set()
+
+
 def test_leaving_the_loop_frees_the_model(model, tokenizer):
     for _ in stream_trace(model, tokenizer, "the dose", max_new_tokens=200):
         break

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loramixer.aggregate import NO_TOKEN, aggregate, token_groups
+from loramixer.aggregate import NO_TOKEN, aggregate, gate_shares, token_groups
 from loramixer.errors import TraceError
 from loramixer.trace import RoutingTrace, Site, TraceTokens
 from loramixer.whatif import what_if
@@ -187,6 +187,18 @@ def test_max_and_first():
     np.testing.assert_array_equal(first.gates[:, 1], trace.gates[:, 1])
     assert largest.gates[:, 1].sum(-1).min() > 1
     assert largest.contributions is None
+
+
+def test_the_largest_gates_as_shares_sum_to_one():
+    trace = make_trace(tokens_of("The", " do", "se"))
+    largest, mean = aggregate(trace, "word", "max"), aggregate(trace, "word", "mean")
+    shares = gate_shares(largest)
+    np.testing.assert_allclose(shares.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(shares[:, 0], trace.gates[:, 0], rtol=1e-6)
+    assert shares.dtype == np.float32
+    assert gate_shares(mean) is mean.gates
+    off = replace(largest, gates=np.zeros_like(largest.gates))
+    assert not gate_shares(off).any()
 
 
 def test_an_absent_expert_stays_absent():

@@ -82,8 +82,9 @@ def test_expert_maps_share_one_scale():
     np.testing.assert_allclose(sum(np.array(cell.z) for cell in cells), 1, atol=1e-3)
 
 
-def test_loads_of_a_layer_sum_to_one():
-    bars = [trace for trace in viz.load_bars(awkward_trace()).data if trace.type == "bar"]
+@pytest.mark.parametrize("joined", [{}, {"unit": "sentence", "how": "mean"}, {"unit": "sentence", "how": "max"}])
+def test_loads_of_a_layer_sum_to_one(joined):
+    bars = [trace for trace in viz.load_bars(awkward_trace(), **joined).data if trace.type == "bar"]
     np.testing.assert_allclose(sum(np.array(bar.x) for bar in bars), 1, atol=1e-3)
 
 

@@ -23,7 +23,9 @@ function createLink(root, store, fields) {
     const values = Object.fromEntries(fields.map((field) => [field.name, readField(field, asked.get(field.key))]));
     const { template, phase, unit, how, scale } = values;
     Object.assign(store.state, { template, phase, unit, how, scale, open: new Set(values.open.split(',').filter(Boolean)) });
-    store.want(values);
+    // Which text the cell is of: it means nothing in another one.
+    const text = { example: asked.get('x') || '', prompt: asked.get('p') || '', isRun: asked.has('r') };
+    store.want({ ...values, text });
   }
 
   function valuesOf(state) {

@@ -29,11 +29,23 @@ function remember(column, key, make) {
   return column.cache.get(key);
 }
 
+// Gates for entropies and loads, [S, E], as loramixer.aggregate.gate_shares has them: the largest gates of a word need not
+// sum to 1, so they are taken over their sum.
+function weightsOf(model, column) {
+  if (!column.isLargest) return column.gates;
+  return remember(column, 'weights', () => {
+    const count = model.experts.length;
+    return column.gates.map((value, index) => value / (sumOf(column.gates, index - (index % count), count) || 1));
+  });
+}
+
 // Entropy of every site, [S].
 function siteEntropies(model, column) {
   const count = model.experts.length;
-  return remember(column, 'entropy', () =>
-    Float32Array.from(model.sites, (_, site) => entropyOf(column.gates, site * count, count)));
+  return remember(column, 'entropy', () => {
+    const weights = weightsOf(model, column);
+    return Float32Array.from(model.sites, (_, site) => entropyOf(weights, site * count, count));
+  });
 }
 
 // Mean over some sites, [E]; NaN is left out, and stays where there is nothing else.
@@ -137,12 +149,12 @@ function ranking(values) {
 }
 
 // One column out of several tokens, as loramixer.aggregate makes it: the mean of every number, the largest of each (gates
-// of a word may then sum to more than 1), or those of the first token. An expert is absent where it is so for all.
+// of a word may then sum to more than 1, see weightsOf), or those of the first token. An expert is absent where it is so for all.
 function joinColumns(members, how) {
   if (members.length === 1 || how === 'first') return members[0];
   const join = how === 'max' ? largest : average;
   const part = (name) => (members[0][name] ? join(members.map((column) => column[name])) : null);
-  return { gates: part('gates'), logits: part('logits'), shares: part('shares'), cache: new Map() };
+  return { gates: part('gates'), logits: part('logits'), shares: part('shares'), isLargest: how === 'max', cache: new Map() };
 }
 
 function average(arrays) {
@@ -173,7 +185,8 @@ function loadOf(model, columns, projection, range) {
   sites.forEach((site) => {
     share.fill(0);
     columns.forEach((column) => {
-      for (let expert = 0; expert < count; expert += 1) share[expert] += column.gates[site * count + expert];
+      const weights = weightsOf(model, column);
+      for (let expert = 0; expert < count; expert += 1) share[expert] += weights[site * count + expert];
       undecided += siteEntropies(model, column)[site] / columns.length;
     });
     for (let expert = 0; expert < count; expert += 1) {
@@ -192,12 +205,12 @@ function loadOf(model, columns, projection, range) {
   };
 }
 
-// Mean gates in every layer, [L, E].
+// Load of each expert in every layer, [L, E].
 function layerLoads(model, columns, projection) {
   const total = new Float64Array(model.layers.length * model.experts.length);
   columns.forEach((column) => {
-    const gates = layerGates(model, column, projection);
-    for (let index = 0; index < total.length; index += 1) total[index] += gates[index];
+    const weights = remember(column, `weights${projection}`, () => meanOfEachLayer(model, weightsOf(model, column), projection));
+    for (let index = 0; index < total.length; index += 1) total[index] += weights[index];
   });
   return total.map((value) => value / Math.max(columns.length, 1));
 }

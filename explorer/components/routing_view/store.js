@@ -70,7 +70,14 @@ function createStore() {
     state.columns = groups.map(makeColumn);
     state.columnOf = new Array(model.tokens.length).fill(-1);
     state.columns.forEach(({ tokens }, column) => tokens.forEach((token) => { state.columnOf[token] = column; }));
+    if (!isInColumns(state.spanStart)) state.spanStart = null;
+    if (state.peeked && !isInColumns(state.peeked.token)) state.peeked = null;
     state.version += 1;
+  }
+
+  // A token that is not shown stands in no column, and no view can draw it.
+  function isInColumns(token) {
+    return state.columnOf[token] >= 0;
   }
 
   const meanOf = (column) => meanGates(state.model, column, MEAN, [0, state.model.layers.length - 1]);
@@ -88,7 +95,7 @@ function createStore() {
   }
 
   function keepCellValid() {
-    const isKnown = state.cell && state.columnOf[state.cell.token] >= 0;
+    const isKnown = state.cell && isInColumns(state.cell.token);
     const isFollowing = state.followsNewest && state.model.state === 'generating';
     const layer = clampLayer(state.cell ? state.cell.layer : Math.floor(state.model.layers.length / 2));
     if (isKnown && !isFollowing) { state.cell = { layer, token: state.cell.token }; return; }
@@ -139,11 +146,19 @@ function createStore() {
     if (ends.length === 2 && ends[0] >= 0 && ends[1] >= ends[0]) state.range = ends;
   }
 
+  // A link of a run without its prompt is of no text that is here.
+  function isTextOfLink({ request }) {
+    const { example, prompt, isRun } = wanted.text;
+    if (!example && !prompt) return !isRun;
+    return (example && example === (request.link || {}).x) || (prompt && prompt === request.prompt);
+  }
+
   function applyWantedCell(model) {
+    if (!isTextOfLink(model)) return;
     const layer = model.layers.indexOf(wanted.layer);
-    if (!(state.columnOf[wanted.token] >= 0) || layer < 0) return;
+    if (!isInColumns(wanted.token) || layer < 0) return;
     state.cell = { layer: clampLayer(layer), token: wanted.token };
-    state.spanStart = state.columnOf[wanted.span_start] >= 0 ? wanted.span_start : null;
+    state.spanStart = isInColumns(wanted.span_start) ? wanted.span_start : null;
     state.locked = wanted.locked;
     state.followsNewest = false;
   }
@@ -197,7 +212,7 @@ function createStore() {
     unlock: () => { touch(); state.locked = false; state.spanStart = null; state.announce = false; redraw(); },
     peek: (cell) => {
       if (state.locked || state.spanStart !== null) return;
-      state.peeked = cell && state.columnOf[cell.token] >= 0 ? cell : null;
+      state.peeked = cell && isInColumns(cell.token) ? cell : null;
       state.announce = false;
       redraw();
     },

@@ -117,6 +117,7 @@ function createSwitches(root, store) {
     const roles = state.visible.map((index) => state.model.tokens[index].role === GENERATED);
     if (state.phase === 'generation' && roles.includes(false)) found.push('Nothing was generated here, so the prompt is shown.');
     if (state.unit !== 'subword') found.push(`Columns are ${state.unit}s, joined by ${state.how}.`);
+    if (state.unit !== 'subword' && state.how === 'max') found.push('Loads and entropies are of these gates over their sum.');
     if (state.range[1] - state.range[0] + 1 < state.model.layers.length) found.push(`All means are over ${rangeText(state)}.`);
     return found.join(' ');
   }

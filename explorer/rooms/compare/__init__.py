@@ -12,7 +12,7 @@ from explorer.components.status_line import StatusLine, status
 from explorer.handlers import describe_mixer
 from explorer.page import Page, entering
 from explorer.rooms.compare.files import COMPARISON_FORMATS, code_maker, file_maker
-from explorer.rooms.compare.handlers import FIRST_STEPS, CompareHandlers
+from explorer.rooms.compare.handlers import FIRST_STEPS, ROOM, CompareHandlers
 from explorer.rooms.compare.link import recording_spec
 from explorer.rooms.compare.ready_made import recording_choices
 from explorer.rooms.compare.steps import step_control
@@ -31,7 +31,7 @@ AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
 def build(page: Page) -> None:
     """Components and wiring of the room."""
     handlers = CompareHandlers(page.source, page.recordings, page.traces, page.handlers.tickets)
-    sides, entered = gr.State({}), gr.State(False)
+    sides, written, entered = gr.State({}), gr.State({}), gr.State(False)
     with gr.Row(elem_classes="room"):
         with gr.Column(elem_id="compare-controls", elem_classes="controls", scale=0, min_width=300):
             with gr.Row(elem_classes="buttons-in-row", visible=bool(handlers.ready)):
@@ -82,18 +82,19 @@ def build(page: Page) -> None:
     side.change(lambda name: gr.Button(f"Run {name}"), side, run, **AT_ONCE)
     mixer.change(handlers.choose_mixer, [mixer, step, gate], [mixer, step, gate], **AT_ONCE)
     page.wanted.change(handlers.choose_wanted, page.wanted, mixer, **AT_ONCE)
-    wire_run(
+    running = wire_run(
         [run.click, prompt.submit],
         handlers.announce,
         [side, prompt, new_tokens, sides],
         handlers.run,
         [side, prompt, mixer, step, gate, new_tokens, sides, ticket],
-        [*shown, run, stop],
+        [written, room_status, run, stop],
         handlers.refused,
         ticket=ticket,
         said=[room_status, run, stop],
     )
-    wire_stop(stop, room_status, handlers.tickets)
+    running.then(handlers.take_run, [written, sides], [*shown, written], **AT_ONCE)
+    wire_stop(stop, [run], room_status, handlers.tickets, ROOM)
     page.folds.extend([choose, run_fold])
     page.demo.load(handlers.open_link, None, [*shown, prompt, mixer, step, gate, new_tokens], **AT_ONCE)
 

@@ -20,7 +20,7 @@ from explorer.registry import ModelSource
 from explorer.rooms.compare.link import FIELDS, RunSpec, file_spec, parse_spec, recording_spec, run_spec
 from explorer.rooms.compare.ready_made import ready_made, short_name
 from explorer.rooms.compare.steps import at_step, split_step, step_control
-from explorer.running import begin_run, gate_control, last_frame, run_buttons
+from explorer.running import NOT_BEGUN, begin_run, gate_control, last_frame, run_buttons
 from explorer.sessions import Tickets, session_of
 from explorer.settings import (
     DEFAULT_NEW_TOKENS,
@@ -192,16 +192,20 @@ class CompareHandlers:
         number: int,
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
-        """The second half of Run, in the queue: a line while it writes, then both sides and the buttons."""
+        """The second half of Run, in the queue: what it wrote, once it has ended, as a part of the sides; the status
+        line and the buttons.
+
+        It tells nothing of the other side, which may be chosen anew meanwhile: :meth:`take_run` shows both.
+        """
         with self.tickets.claim(session_of(request), number) as ticket:
             if ticket is None:
-                yield (gr.skip(),) * 8
+                yield (gr.skip(),) * 4
                 return
             trace: RoutingTrace | None = None
             due = 0.0
             try:
                 if ticket.stop.is_set():
-                    yield last_frame(ticket, _only_status("note", "Stopped before the model began; nothing was lost."))
+                    yield last_frame(ticket, (gr.skip(), status("note", NOT_BEGUN)))
                     return
                 found = at_step(self.source, mixer or "", step)
                 mode, k = parse_gate(gate, len(found.experts))
@@ -211,10 +215,10 @@ class CompareHandlers:
                     if time.monotonic() >= due and not ticket.stop.is_set():
                         due = time.monotonic() + SECONDS_BETWEEN_LINES
                         written = trace.tokens.roles.count("generated")
-                        line = _only_status("busy", f"Running {side} … {written} tokens")
-                        yield (*line, *run_buttons(running=True))
+                        line = status("busy", f"Running {side} … {written} tokens")
+                        yield gr.skip(), line, *run_buttons(running=True)
                 if trace is None:
-                    yield last_frame(ticket, _only_status("note", "Stopped before the first token."))
+                    yield last_frame(ticket, (gr.skip(), status("note", "Stopped before the first token.")))
                     return
                 if not ticket.is_open or ticket.is_replaced:
                     return
@@ -222,15 +226,25 @@ class CompareHandlers:
                 state: ViewState = "stopped" if was_cut else "finished"
                 key = self.traces.put(ticket.session, trace, state)
                 pinned = {"key": key, "state": state, "spec": run_spec(found.name, gate, asked.max_new_tokens)}
-                yield last_frame(ticket, self._show({**_accepted(sides), side: pinned}, request))
+                yield last_frame(ticket, ({side: pinned}, gr.skip()))
             except LoraMixerError as error:
-                yield last_frame(ticket, self._refused(error))
+                yield last_frame(ticket, (gr.skip(), status("error", str(error))))
             except Exception as error:
                 logger.exception("A run failed")
                 text = (
                     f"The run ended with an error inside the model ({type(error).__name__}); press Run to try again."
                 )
-                yield last_frame(ticket, _only_status("error", text))
+                yield last_frame(ticket, (gr.skip(), status("error", text)))
+
+    def take_run(self, written: Sides, sides: Sides, request: gr.Request) -> tuple[Any, ...]:
+        """What a run wrote becomes A or B, beside the other side as it is by now.
+
+        Returns:
+            As :meth:`_show`, then an empty ``written``: it is taken once.
+        """
+        if not written:
+            return (gr.skip(),) * 7
+        return *self._show({**_accepted(sides), **written}, request), {}
 
     def refused(self, request: gr.Request) -> tuple[Any, ...]:
         """The queue did not take the run: give the buttons back."""

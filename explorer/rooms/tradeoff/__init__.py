@@ -93,5 +93,5 @@ def build(page: Page) -> None:
         ticket=ticket,
         said=[room_status, *buttons],
     )
-    wire_stop(stop, room_status, handlers.tickets, "Stopping …")
+    wire_stop(stop, [measure], room_status, handlers.tickets, ROOM, "Stopping …")
     page.demo.load(handlers.open_link, None, [plane, view, replay, room_status, query], **AT_ONCE)

@@ -13,7 +13,7 @@ from explorer.page import Page, entering
 from explorer.rooms.compare.files import COMPARISON_FORMATS, code_maker, file_maker
 from explorer.rooms.share import share_and_export
 from explorer.rooms.what_if.changes import KINDS, PLACES
-from explorer.rooms.what_if.handlers import NOTHING_YET, WhatIfHandlers
+from explorer.rooms.what_if.handlers import NOTHING_YET, ROOM, WhatIfHandlers
 from explorer.running import ticket_number, wire_run
 from explorer.settings import default_gate, gate_choices
 from explorer.stopping import wire_stop
@@ -90,7 +90,7 @@ def build(page: Page) -> None:
             ticket=ticket,
             said=[room_status, *buttons],
         )
-    wire_stop(stop, room_status, handlers.tickets)
+    wire_stop(stop, [regenerate, run], room_status, handlers.tickets, ROOM)
     page.folds.extend([gates_fold, model_fold])
     page.demo.load(handlers.open_link, page.current, [*opened, kind, where, text, seed], **AT_ONCE)
 

@@ -21,7 +21,7 @@ from explorer.rooms.compare.link import parse_spec, recording_spec, run_spec
 from explorer.rooms.compare.ready_made import short_name
 from explorer.rooms.what_if.changes import CONTROL_LABEL, GateChange, ModelChange, chosen_biases
 from explorer.rooms.what_if.link import FIELDS, read_biases, read_names, write_biases
-from explorer.running import begin_run, last_frame, run_buttons
+from explorer.running import NOT_BEGUN, begin_run, last_frame, run_buttons
 from explorer.sessions import Ticket, Tickets, session_of
 from explorer.settings import (
     DEFAULT_NEW_TOKENS,
@@ -337,7 +337,7 @@ class WhatIfHandlers:
                 return
             try:
                 if ticket.stop.is_set():
-                    yield _last(ticket, status("note", "Stopped before the model began; nothing was lost."))
+                    yield _last(ticket, status("note", NOT_BEGUN))
                     return
                 trace = self._trace(base, request)
                 plan = make_plan(trace)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from loramixer.aggregate import gate_shares
 from loramixer.errors import FigureError
 from loramixer.metrics import PlaneBand, PlanePoint, plane_point
 from loramixer.trace import RoutingTrace
@@ -149,5 +150,5 @@ def _bars(interval: Interval) -> dict | None:
 
 def _placed(point: PlanePoint | RoutingTrace, roles: Roles, template: bool) -> PlanePoint:
     if isinstance(point, RoutingTrace):
-        return plane_point(point.gates[:, chosen_tokens(point, roles, template)])
+        return plane_point(gate_shares(point)[:, chosen_tokens(point, roles, template)])
     return point

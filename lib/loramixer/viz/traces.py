@@ -163,7 +163,7 @@ def load_bars(
     """
     part = view(trace, projection=projection, layers=layers, roles=roles, template=template, unit=unit, how=how)
     styles = expert_styles(part.experts)
-    loads = part.gates.mean(axis=1)
+    loads = part.shares.mean(axis=1)
     count = len(part.layers)
     figure = canvas("Load of every expert, by layer", 90 + 150 * len(styles), 150 + max(120, 13 * count), 62, 28)
     even = 1 / len(styles)

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from loramixer.aggregate import How, Unit, aggregate
+from loramixer.aggregate import How, Unit, aggregate, gate_shares
 from loramixer.errors import FigureError
 from loramixer.metrics import entropy, margin
 from loramixer.trace import Role, RoutingTrace, TraceTokens
@@ -81,6 +81,12 @@ class View:
         """How many tokens of the view begin before a token of :attr:`source`."""
         start = self.source.tokens.spans[position, 0]
         return int((self.trace.tokens.spans[self.positions, 0] < start).sum())
+
+    @cached_property
+    def shares(self) -> np.ndarray:
+        """What loads are means of, ``[L, T, E]``: the gates, over their sum where they are the largest of a group."""
+        shares = gate_shares(self.trace)
+        return np.stack([shares[list(sites)][:, self.positions].mean(axis=0) for sites in self.sites])
 
     @property
     def words(self) -> str:
