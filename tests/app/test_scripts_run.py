@@ -51,7 +51,8 @@ def run_side(
     room: CompareHandlers, side: Any, sides: dict[str, Any], prompt: str, step: str = TRAINED, tokens: int = TOKENS
 ) -> tuple[Any, ...]:
     number, *_ = room.announce(side, prompt, tokens, sides, ME)
-    return list(room.run(side, prompt, RSL, step, "3", tokens, sides, number, ME))[-1]
+    written, *_ = list(room.run(side, prompt, RSL, step, "3", tokens, sides, number, ME))[-1]
+    return room.take_run(written, sides, ME)
 
 
 class Script:

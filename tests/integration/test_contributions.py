@@ -250,7 +250,7 @@ def test_the_layer_alone_measures_what_it_adds():
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_the_command_line_records_them_when_asked(experts, tmp_path, monkeypatch, asked):
-    monkeypatch.setattr("loramixer.mixers.load_mixer", lambda *_: (tiny.mixture(experts), tiny.tokenizer()))
+    monkeypatch.setattr("loramixer.mixers.load_mixer", lambda *_, **__: (tiny.mixture(experts), tiny.tokenizer()))
     arguments = ["trace", "the dose", "--mixer", "tiny", "--out", str(tmp_path / "t.npz")]
     result = CliRunner().invoke(app, arguments + ["--contributions"] * asked)
     assert result.exit_code == 0, result.output

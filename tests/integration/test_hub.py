@@ -18,7 +18,7 @@ import loramixer
 from loramixer import LoraMixerConfig, load_mixer, push_mixer
 from loramixer import hub as hub_module
 from loramixer.backbones import backbone_files
-from loramixer.data import Example
+from loramixer.data import AnySource, Example
 from loramixer.errors import BackboneError, ExpertError, HubError, MixerError
 from loramixer.evaluation.matrix import expert_matrix
 from loramixer.experts import read_expert
@@ -135,7 +135,7 @@ def test_the_expert_matrix_takes_experts_from_the_hub_and_opens_no_pickle(hub, p
         expert_matrix({"b": tmp_path / "pickled"}, ["math"], backbone=backbone)
 
 
-def held_out_row(domain: str, count: int, seed: int) -> list[Example]:
+def held_out_row(domain: str, count: int, seed: int, source: AnySource = None) -> list[Example]:
     return [Example("1", "t", domain, "the dose", "ten")]
 
 
