@@ -22,10 +22,19 @@
 import sys
 
 if "google.colab" in sys.modules:
-    # !git clone -q https://github.com/loramixer/loramixer
+    # !test -d loramixer || git clone -q https://github.com/loramixer/loramixer
     # %cd loramixer/notebooks
     # !pip install -q -e "..[notebooks]" -c ../requirements.txt
+    # !pip uninstall -q -y torchvision torchaudio  # those of Colab fit another torch
     sys.path.insert(0, "../lib")  # a kernel that runs already does not see what was just installed
+    import importlib.metadata
+    import os
+
+    import numpy
+
+    if numpy.__version__ != importlib.metadata.version("numpy"):
+        print("The kernel restarts, since it holds an older numpy than was just installed; run all cells once more.")
+        os.kill(os.getpid(), 9)
 
 # %% tags=["parameters"]
 import os

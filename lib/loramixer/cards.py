@@ -95,17 +95,22 @@ def _expert_command(run: dict[str, Any], domain: str) -> str:
         words.append(f"--backbone {Path(run['backbone']).name}")
     if run.get("limit"):
         words.append(f"--limit {run['limit']}")
+    if run.get("dedupe"):
+        words.append("--dedupe")
     return " ".join([*words, "--output experts"])
 
 
 def _other_than_preset(run: dict[str, Any]) -> list[str]:
-    """Options for lengths and batch, where they are not those of the preset."""
+    """Options of the loop, where they are not those of the preset."""
     from loramixer.training.presets import PRESETS
 
     if (preset := PRESETS.get(run["preset"])) is None:
         return []
-    options = {"max_length": "--max-length", "max_answer": "--max-answer", "batch_size": "--batch-size"}
-    return [f"{option} {run[name]}" for name, option in options.items() if run[name] != getattr(preset.experts, name)]
+    names = ("learning_rate", "max_length", "max_answer", "batch_size")
+    usual = {name: getattr(preset.experts, name) for name in names} | {"dropout": preset.dropout}
+    return [
+        f"--{name.replace('_', '-')} {run[name]:g}" for name, value in usual.items() if run.get(name, value) != value
+    ]
 
 
 def write_backbone_card(folder: Path, log: RunLog) -> Path:
@@ -215,8 +220,7 @@ def write_router_card(
         "",
         "## Training",
         "",
-        f"`{command}`",
-        "",
+        *([f"`{command}`", ""] if command else []),
         *_run_facts(log),
         *_measured(measured),
     ]

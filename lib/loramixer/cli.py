@@ -272,7 +272,9 @@ def evaluate(
             "hub or generated, of which the test rows are. By default what LORAMIXER_DATA names, else the Hub."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Rows per domain (or per file).")] = 100,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Rows per domain or file; by default 100 held-out ones, of files all.")
+    ] = None,
     seed: Seed = 0,
     dtype: DataType = "float32",
     device: Device = "auto",
@@ -507,7 +509,7 @@ app.command()(experiment)
 app.command()(train_backbone)
 
 
-def _evaluation_rows(data: list[str] | None, limit: int, seed: int, mixer: str) -> list[Any]:
+def _evaluation_rows(data: list[str] | None, limit: int | None, seed: int, mixer: str) -> list[Any]:
     import random
 
     from loramixer.data import held_out_examples, names_a_file, read_examples
@@ -523,7 +525,7 @@ def _evaluation_rows(data: list[str] | None, limit: int, seed: int, mixer: str) 
         return rows
     source = _rows_from(data)
     domains = [name for name in experts if source.has(name)] or source.domains()
-    return [row for domain in domains for row in held_out_examples(domain, limit, seed, source=source)]
+    return [row for domain in domains for row in held_out_examples(domain, limit or 100, seed, source=source)]
 
 
 def _rows_from(data: str | list[str] | None) -> Source:

@@ -25,6 +25,9 @@ from loramixer.hub import fetch, split_hub_id
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
+IDENTITY_LENGTH = 16
+"""Digits of a SHA-256 that name the weights of an expert."""
+
 _LORA_KEY = re.compile(r"^(?:base_model\.model\.)?(?P<site>.+)\.lora_(?P<part>[AB])(?:\.[^.]+)?\.weight$")
 
 _COPIES = "unsloth/"
@@ -183,6 +186,12 @@ def new_expert(name: str, shapes: Mapping[str, tuple[int, int]], settings: NewEx
         A = torch.nn.init.kaiming_uniform_(torch.empty(settings.r, in_features), a=math.sqrt(5))
         sites[site] = SiteWeights(A, torch.zeros(out_features, settings.r), scaling)
     return Expert(name, None, None, None, sites)
+
+
+def expert_identity(source: str) -> str:
+    """What tells an expert from others of its name: the hash of its weights in a folder, or its Hub id."""
+    weights = Path(source) / WEIGHTS_FILE
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:IDENTITY_LENGTH] if weights.is_file() else source
 
 
 def locate_expert(name: str, source: str, max_bytes: int | None = None) -> tuple[Path, str]:

@@ -218,6 +218,16 @@ def test_evaluate_reads_a_file(trained, tmp_path):
     assert (found["n"], found["n_choices"], found["own_expert_share"]) == (1, 1, None)
 
 
+def test_evaluate_takes_all_rows_of_a_file_unless_told_otherwise(trained, tmp_path):
+    rows = [{"id": str(n), "task": "t", "domain": "math", "prompt": "the dose", "target": "ten"} for n in range(103)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for limit, expected in (([], 103), (["--limit", 2], 2)):
+        status, out, _ = run_command(
+            "evaluate", "--mixer", trained["mixture"], "--data", tmp_path / "rows.jsonl", "--json", *limit
+        )
+        assert (status, json.loads(out)["domains"][0]["n"]) == (0, expected)
+
+
 def test_evaluate_and_expert_matrix_take_the_test_rows_of_a_folder(workshop, trained, tmp_path):
     row = {"id": "1", "task": "sums", "domain": "math", "prompt": "the dose", "target": "ten"}
     (tmp_path / "sums").mkdir()

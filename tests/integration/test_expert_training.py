@@ -132,6 +132,8 @@ def test_experts_are_plain_folders_for_any_projections(backbone, tmp_path, joint
         card = (folder / "README.md").read_text()
         assert "lora_alpha = 5) on q_proj, down_proj" in card
         assert ("--jointly" in card) == jointly
+        assert "--dropout 0" in card
+        assert "--learning-rate" not in card  # the preset's
 
 
 def test_a_joint_run_writes_over_nothing(backbone, tmp_path, capsys):
@@ -152,6 +154,8 @@ def test_finished_experts_of_other_settings_are_not_taken_for_those_asked_for(ba
         trained(backbone, tmp_path, jointly=jointly, rank=3, lora_alpha=4)
     with pytest.raises(LoraMixerError, match="limit 16, now 8"):
         trained(backbone, tmp_path, jointly=jointly, limit=8)
+    with pytest.raises(LoraMixerError, match=f"jointly {jointly}, now {not jointly}"):
+        trained(backbone, tmp_path, jointly=not jointly)
 
 
 @pytest.mark.parametrize("jointly", [False, True])

@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from loramixer import LoraMixerError, RunLog, load_mixer, train_router
+from loramixer.data import Example
 from loramixer.errors import MixerError
 from loramixer.training import loop
 from loramixer.training.batches import RowCollator
@@ -165,21 +166,33 @@ def test_checkpoints_of_other_settings_are_refused(experts, tmp_path):
     assert RunLog.load(tmp_path).steps[-1]["step"] == 12
 
 
+def rows_as_examples() -> list[Example]:
+    return [Example(str(number), "t", "math", "the dose", "ten") for number in range(24)]
+
+
 def test_a_finished_router_of_other_settings_is_not_taken_for_the_one_asked_for(kept, experts, monkeypatch):
     monkeypatch.delenv("LORAMIXER_DATA", raising=False)
     before = (kept / "adapter_model.safetensors").read_bytes()
 
     def again(**settings):
-        return train_router(kept, experts, **{"examples": 24, "backbone": str(kept.parent / "backbone"), **settings})
+        usual = {"examples": 24, "backbone": str(kept.parent / "backbone"), "dtype": torch.float32}
+        return train_router(kept, experts, **{**usual, **settings})
 
     assert again() == kept
     for settings, said in (
         ({"loss": "load_balance"}, "loss rsl, now load_balance"),
         ({"examples": 16}, "examples 24, now 16"),
         ({"seed": 1}, "seed 0, now 1"),
+        ({"top_k": 1}, "top k 3, now 1"),
+        ({"noise_std": 0.5}, r"noise std 0\.0, now 0\.5"),
+        ({"source": "generated", "examples": rows_as_examples()}, "other training rows"),
     ):
         with pytest.raises(LoraMixerError, match=said):
             again(**settings)
+    first, *others = experts
+    swapped = {first: experts[others[0]], **{name: experts[name] for name in others}}
+    with pytest.raises(LoraMixerError, match="expert weights"):
+        train_router(kept, swapped, examples=24, backbone=str(kept.parent / "backbone"), dtype=torch.float32)
     assert (kept / "adapter_model.safetensors").read_bytes() == before
 
 

@@ -179,16 +179,16 @@ def train_experts(
 
 
 def _train_one(folder: Path, domain: str, run: _Run) -> Path:
-    asked = _asked(run, {"domain": domain})
-    if is_finished(folder):
-        refuse_other_run(folder, asked)
-        say(f"{folder} holds a finished expert; delete it to train it again.")
-        return folder
     torch.manual_seed(run.settings.seed)
     model, tokenizer = load_backbone(run.backbone, dtype=run.dtype)
     files: BackboneFiles = model.backbone_files
     _check_targets(model, run.lora.targets)
     found = encode_rows(run.examples(domain), tokenizer, run.settings)
+    log = _run_log(run, found, files, {"jointly": False, "domain": domain})
+    if is_finished(folder):
+        refuse_other_run(folder, log.settings)
+        say(f"{folder} holds a finished expert; delete it to train it again.")
+        return folder
     say(f"Training the {domain} expert on {found.text} ({run.source.origin} data), preset {run.preset} …")
     lora = LoraConfig(
         r=run.lora.rank,
@@ -201,7 +201,6 @@ def _train_one(folder: Path, domain: str, run: _Run) -> Path:
         peft_model = get_peft_model(model, lora)
     except ValueError as error:  # PEFT refuses some projections of state-space models
         raise ExpertError(f"PEFT cannot put a LoRA there ({error}); give other targets, or jointly=True.") from error
-    log = _run_log(run, found, files, asked)
     run_training(peft_model, tokenizer, found.rows, folder, run.settings, log)
 
     def write() -> None:
@@ -222,13 +221,8 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
     folders = [output / name for name in domains]
     finished = [folder for folder in folders if (folder / WEIGHTS_FILE).is_file()]
     run_folder = output / "joint-training"
-    asked = _asked(run, {"jointly": True, "experts": domains})
-    if len(finished) == len(folders) and not run_folder.exists():
-        for folder in folders:
-            refuse_other_run(folder, asked)
-        say(f"{output} holds these experts finished; delete them to train them again.")
-        return folders
-    if finished and not run_folder.is_dir():
+    all_finished = len(finished) == len(folders) and not run_folder.exists()
+    if finished and not all_finished and not run_folder.is_dir():
         raise ExpertError(
             f"{finished[0]} holds an expert that was trained before, and joint training would write over it; delete "
             "it or give another output."
@@ -241,10 +235,20 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
     examples = [row for name in domains for row in run.examples(name) * _epochs(name, run.source)]
     found = encode_rows(examples, tokenizer, run.settings, experts=domains)
     _check_every_domain_has_rows(domains, found.examples, run.settings.max_length)
+    log = _run_log(run, found, files, {"jointly": True, "experts": domains})
+
+    def own_settings(name: str) -> dict[str, Any]:
+        mine = [row for row in found.examples if row.domain == name]
+        return log.settings | {"domain": name, "rows": rows_per_task(mine), "rows_fingerprint": fingerprint(mine)}
+
+    if all_finished:
+        for name, folder in zip(domains, folders, strict=True):
+            refuse_other_run(folder, own_settings(name))
+        say(f"{output} holds these experts finished; delete them to train them again.")
+        return folders
     say(f"Training {len(domains)} experts jointly on {found.text} ({run.source.origin} data), preset {run.preset} …")
     config = joint_config(domains, run.lora)
     peft_model = get_peft_model(model, config)
-    log = _run_log(run, found, files, asked)
     optimizer = joint_optimizer(peft_model, run.settings)
     run_training(peft_model, tokenizer, found.rows, run_folder, run.settings, log, optimizer=optimizer)
     config.base_model_name_or_path = files.name
@@ -252,9 +256,7 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
 
     def write() -> None:
         for name, folder in zip(domains, folders, strict=True):
-            mine = [row for row in found.examples if row.domain == name]
-            own = {"domain": name, "rows": rows_per_task(mine), "rows_fingerprint": fingerprint(mine)}
-            own_log = RunLog(log.settings | own, log.steps, log.summary)
+            own_log = RunLog(own_settings(name), log.steps, log.summary)
             own_log.save(folder)
             _write_card(folder, name, own_log, run.source)
             export_expert(peft_model, name, folder, dtype=torch.bfloat16)
@@ -283,32 +285,25 @@ def joint_optimizer(model: nn.Module, settings: LoopSettings) -> tuple[type[Expe
     return ExpertAdamW, {"model": model, "lr": settings.learning_rate, "weight_decay": settings.weight_decay}
 
 
-def _asked(run: _Run, of: dict[str, Any]) -> dict[str, Any]:
-    """What a run log says before anything is read."""
-    return {
-        "stage": "expert",
-        "preset": run.preset,
-        **of,
-        "limit": run.limit,
-        "dedupe": run.dedupe,
-        **asdict(run.lora),
-        "targets": list(run.lora.targets),
-        **asdict(run.settings),
-    }
-
-
-def _run_log(run: _Run, found: EncodedRows, files: BackboneFiles, asked: dict[str, Any]) -> RunLog:
+def _run_log(run: _Run, found: EncodedRows, files: BackboneFiles, of: dict[str, Any]) -> RunLog:
     return RunLog(
         settings={
-            **asked,
+            "stage": "expert",
+            "preset": run.preset,
+            **of,
             "backbone": files.name,
             "backbone_revision": files.revision,
             "data": run.source.origin,
             "data_revisions": run.source.revisions(),
+            "limit": run.limit,
+            "dedupe": run.dedupe,
             "rows": rows_per_task(found.examples),
             "rows_fingerprint": fingerprint(found.examples),
             **found.facts,
+            **asdict(run.lora),
+            "targets": list(run.lora.targets),
             "dtype": str(run.dtype).removeprefix("torch."),
+            **asdict(run.settings),
             "versions": library_versions(),
         }
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
+from peft import PeftConfig, get_peft_model
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loramixer.backbones import BackboneFiles, load_backbone
@@ -29,7 +29,9 @@ from loramixer.data import (
 )
 from loramixer.distributed import say
 from loramixer.errors import ExpertError
+from loramixer.experts import expert_identity
 from loramixer.mixers import mixer_folder
+from loramixer.routing import DEFAULT_TOP_K
 from loramixer.training.checkpoints import CHECKPOINTS, KeepRouters, conclude, is_finished
 from loramixer.training.loop import fast_training_dtype, run_training
 from loramixer.training.presets import Preset, find_preset
@@ -158,22 +160,6 @@ def train_router(
         count = len(examples)
     else:
         count = examples or (None if isinstance(rows_from, FileSource) else USUAL_ROWS)
-    asked: dict[str, Any] = {
-        "stage": "router",
-        "preset": preset.name,
-        "experts": list(experts),
-        "loss": loss,
-        "loss_text": config.loss_text,
-        "examples": count,
-        "dedupe": dedupe,
-        "training_gate": config.training_gate,
-        "train_experts": config.train_experts,
-        **asdict(settings),
-    }
-    if is_finished(folder):
-        refuse_other_run(folder, asked)
-        say(f"{folder} holds a finished mixture; delete it to train it again.")
-        return folder
     torch.manual_seed(seed)
     model, tokenizer = load_backbone(backbone, dtype=dtype)
     files = model.backbone_files
@@ -181,11 +167,17 @@ def train_router(
         examples if isinstance(examples, Sequence) else mixture_examples(count, list(experts), seed, rows_from, dedupe)
     )
     found = encode_rows(rows, tokenizer, settings, experts=list(experts))
-    peft_model = get_peft_model(model, config)
-    name_backbone(config, files)  # routers that are kept along the way are saved with it
     log = RunLog(
         settings={
-            **asked,
+            "stage": "router",
+            "preset": preset.name,
+            "experts": list(experts),
+            "expert_weights": {name: expert_identity(source) for name, source in experts.items()},
+            "loss": loss,
+            "loss_text": config.loss_text,
+            **_mixture_settings(config),
+            "examples": count,
+            "dedupe": dedupe,
             "backbone": files.name,
             "backbone_revision": files.revision,
             "data": "given" if rows_are_given else rows_from.origin,
@@ -195,10 +187,17 @@ def train_router(
             "rows_fingerprint": fingerprint(found.examples),
             **found.facts,
             "dtype": str(dtype).removeprefix("torch."),
+            **asdict(settings),
             "loss_warmup": LOSS_WARMUP,
             "versions": library_versions(),
         }
     )
+    if is_finished(folder):
+        refuse_other_run(folder, log.settings)
+        say(f"{folder} holds a finished mixture; delete it to train it again.")
+        return folder
+    peft_model = get_peft_model(model, config)
+    name_backbone(config, files)  # routers that are kept along the way are saved with it
     sites = len(peft_model.base_model.targeted_module_names)
     say(
         f"Training {sites} routers over {len(experts)} experts on {found.text} ({log.settings['data']} data), "
@@ -286,6 +285,14 @@ def router_config(preset: Preset, experts: dict[str, str], **given: Any) -> Lora
     if config.has_idle_balance and "usage" not in fields:
         config.usage = "top_1"
     return config
+
+
+def _mixture_settings(config: LoraMixerConfig) -> dict[str, Any]:
+    """What a configuration says on training and gates; not who the experts are, nor what people call it."""
+    ours = {field.name for field in fields(LoraMixerConfig)} - {field.name for field in fields(PeftConfig)}
+    others = {"experts", "expert_order", "target_modules", "tasks", "title", "save_experts", "untrained"}
+    found = {name: getattr(config, name) for name in sorted(ours - others)}
+    return found | {"top_k": config.top_k or min(DEFAULT_TOP_K, len(config.experts))}
 
 
 def mixture_examples(

@@ -30,7 +30,7 @@ def refuse_other_run(folder: Path, settings: Mapping[str, Any]) -> None:
 
     Args:
         folder: output folder of a run, finished or with checkpoints; without a run log nothing is compared.
-        settings: of the run that is asked for, as its log has them; those that are not known yet may be left out.
+        settings: of the run that is asked for, as its log has them.
 
     Raises:
         LoraMixerError: the run log in the folder states other values.

