@@ -125,7 +125,7 @@ def losses_verdicts(rows: Sequence[Row]) -> list[Verdict]:
             )
     for row in rows:
         what = SPECIALISATION.get(row["quantity"])
-        if what and str(row["setting"]).startswith("RSL") and row["against"] == "none":
+        if what and str(row["setting"]).startswith("RSL") and _against_no_loss(row):
             verdicts.append(
                 Verdict(
                     f"{row['setting']} specialises: {what} is above that without a routing loss",
@@ -144,6 +144,15 @@ def losses_verdicts(rows: Sequence[Row]) -> list[Verdict]:
                 )
             )
     return verdicts
+
+
+def _against_no_loss(row: Row) -> bool:
+    """Whether a number is a difference from no routing loss at the same learning rate and with as many rows.
+
+    A setting names its rate where it is not the usual one; no loss at another rate is no fair comparison.
+    """
+    _, named, rate = str(row["setting"]).partition(", learning rate ")
+    return row["against"] == f"none{named}{rate}"
 
 
 CHOICE = (
@@ -179,7 +188,7 @@ def grid_verdicts(rows: Sequence[Row]) -> list[Verdict]:
     for claim, sign, quantity, rule in checks:
         found = [
             row for row in rows
-            if sign in str(row["setting"]) and row["against"] == "none" and row["quantity"] == quantity
+            if sign in str(row["setting"]) and _against_no_loss(row) and row["quantity"] == quantity
             and row["gate"] == "soft"
         ]  # fmt: skip
         verdicts += _counted(claim, found, rule)

@@ -170,7 +170,15 @@ def expert_matrix_figure(rows: Sequence[Row]) -> go.Figure:
 
 
 def grid_figure(runs: Sequence[Row]) -> go.Figure:
-    """Heat maps over α and λ: a line of panels for each sign; means over seeds; darker is more."""
+    """Heat maps over α and λ: a line of panels for each sign; means over seeds; darker is more.
+
+    Runs of several learning rates or numbers of training rows are never averaged: those of the rate and number with
+    the most runs are drawn, the first of them where several have equally many, and the title says which these are.
+    """
+    alike: dict[tuple[float, float], list[Row]] = {}
+    for row in runs:
+        alike.setdefault((row["learning_rate"], row["examples"]), []).append(row)
+    (rate, examples), runs = max(alike.items(), key=lambda found: len(found[1]))
     panels: list[tuple[str, str]] = [
         ("loss_soft", "test loss (soft gates)"),
         ("token_entropy", "token entropy, nats"),
@@ -181,6 +189,8 @@ def grid_figure(runs: Sequence[Row]) -> go.Figure:
     entropy = sorted({row["entropy_weight"] for row in runs})
     seeds = len({row["seed"] for row in runs})
     title = f"α (across) × λ (up), means of {seeds} seed{'s' * (seeds > 1)}, n = {runs[0]['test_rows']:.0f} rows"
+    if len(alike) > 1:
+        title += f"; learning rate {rate:g}, {examples:,.0f} training rows"
     figure = canvas(title, 1120, 170 + 2 * (60 + 40 * len(entropy)), left=70, right=20)
     signs = ("sharpen", "flatten")
     names = [f"{value:g}" for value in balance], [f"{value:g}" for value in entropy]
