@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,25 +13,29 @@ import pytest
 
 from loramixer.evaluation.csv_files import read_csv
 from loramixer.evaluation.evidence import EVIDENCE
-from loramixer.evaluation.experiments import grid, losses
+from loramixer.evaluation.experiments import grid, losses, top_k
 from loramixer.evaluation.experiments.measure import Measurement
 from loramixer.evaluation.experiments.plan import Options, Run
 from loramixer.evaluation.experiments.results import Results
 
 OPTIONS = Options(experts=("math", "code"), seeds=(0,), examples=64)
+COUNTS = ("top_1", "top_2")
 
 
 def measurement(value: float) -> Measurement:
-    names = ("loss", "token_entropy", "load_entropy", "mutual_information", "own_share", "load_variance")
-    values = dict.fromkeys((*names, "load_math", "load_code"), value)
+    routing = ("token_entropy", "load_entropy", "mutual_information", "own_share", "load_variance")
+    names = ("loss", "loss_math", "loss_code", "load_math", "load_code", *routing)
+    values = dict.fromkeys(names, value)
     draws = {name: np.full(3, value) + np.arange(3) / 1e3 for name in values}
     return Measurement(values, draws, {"seconds": 1.0}, [])
 
 
-def results_of(runs: dict[Run, float], options: Options = OPTIONS) -> Results:
+def results_of(
+    runs: dict[Run, float], options: Options = OPTIONS, gates: Sequence[str] = ("soft", "top_1", "top_2")
+) -> Results:
     found = Results(options, cast(Any, None), 40, "key", data="generated")
     for run, value in runs.items():
-        found.measured[run] = {gate: measurement(value) for gate in ("soft", "top_1", "top_2")}
+        found.measured[run] = {gate: measurement(value) for gate in gates}
         found.logs[run] = cast(Any, SimpleNamespace(settings={}, summary={}))
     return found
 
@@ -60,3 +65,30 @@ def test_losses_at_another_rate_have_their_verdicts(tmp_path: Path) -> None:
     special = [line for line in found if "specialises" in line]
     assert len(special) == 2  # mutual information and own share, each against no loss at this rate alone
     assert all("RSL sharpen 1 / 0.3, learning rate 0.001" in line and "difference 0.400" in line for line in special)
+
+
+@pytest.mark.parametrize("other", [{"balance_weight": 4.0}, {"learning_rate": 1e-3}, {"examples": 8}])
+def test_top_k_of_several_settings_is_drawn_listed_and_judged_by_setting(tmp_path: Path, other: dict) -> None:
+    run = OPTIONS.rsl(64)
+    rest = replace(run, **other)
+    names = [run.setting, rest.setting] if run.setting != rest.setting else [
+        f"{run.setting}, {count} training rows" for count in (64, 8)
+    ]  # fmt: skip
+    top_k.write(results_of({run: 0.5, rest: 2.0}, gates=COUNTS), tmp_path)
+    figure = top_k.lines(tmp_path)
+    assert [trace.name[2:] for trace in figure.data] == names
+    assert [(list(trace.x), list(trace.y)) for trace in figure.data] == [([1, 2], [0.5] * 2), ([1, 2], [2.0] * 2)]
+    lines = EVIDENCE["top-k"](tmp_path).splitlines()[2:]
+    heads = [
+        f"| {name}, k = {k} | {value}" for name, value in zip(names, ("0.500", "2.000"), strict=True) for k in "12"
+    ]
+    assert [line[: len(head)] for line, head in zip(lines, heads, strict=True)] == heads
+    claims = EVIDENCE["top-k-verdicts"](tmp_path).splitlines()
+    assert [f"– {name}: k = 2 has" in line for name, line in zip(names, claims, strict=True)] == [True, True]
+
+
+def test_top_k_of_one_setting_needs_no_name(tmp_path: Path) -> None:
+    top_k.write(results_of({OPTIONS.rsl(64): 0.5}, gates=COUNTS), tmp_path)
+    assert [trace.name for trace in top_k.lines(tmp_path).data] == ["all domains", "A math", "B code"]
+    assert [line[:5] for line in EVIDENCE["top-k"](tmp_path).splitlines()[2:]] == ["| 1 |", "| 2 |"]
+    assert "– k = 2 has" in EVIDENCE["top-k-verdicts"](tmp_path)

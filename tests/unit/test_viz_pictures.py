@@ -39,7 +39,7 @@ EXPERIMENTS = {
     "losses": lambda: figures.losses_figure(summary_rows("loss", "own_share", "mutual_information")),
     "loads": lambda: figures.loads_figure(summary_rows("load_math", "load_code")),
     "oracle": lambda: figures.oracle_figure(gates_as(summary_rows("loss", "loss_math"), "soft")),
-    "top_k": lambda: figures.top_k_figure(gates_as(summary_rows("loss", "loss_math"), "top")),
+    "top_k": lambda: figures.top_k_figure(gates_as(summary_rows("loss", "loss_math"), "top"), {("rsl", 500): "rsl"}),
     "data_size": lambda: figures.data_size_figure(summary_rows("loss")),
     "balance": lambda: figures.balance_curve_figure(
         [{"setting": "rsl", "seed": seed, "share": i / 4, "balance": i / 9} for seed in (0, 1) for i in range(5)]

@@ -96,6 +96,13 @@ def find(rows: Sequence[Row], **wanted: Any) -> Row | None:
     return next((row for row in rows if all(row.get(name) == value for name, value in wanted.items())), None)
 
 
+def setting_names(rows: Sequence[Row]) -> dict[tuple[str, float], str]:
+    """``(setting, examples)`` → its name, in order of appearance; with the examples where these differ."""
+    groups = dict.fromkeys((row["setting"], row["examples"]) for row in rows)
+    several = len({examples for _, examples in groups}) > 1
+    return {group: f"{group[0]}, {group[1]:,.0f} training rows" if several else group[0] for group in groups}
+
+
 def expert_count(rows: Sequence[Row]) -> int:
     """K, from the loads in a summary."""
     loads = {str(row["quantity"]) for row in rows if str(row["quantity"]).startswith("load_")}
@@ -234,10 +241,16 @@ def data_size_verdicts(rows: Sequence[Row]) -> list[Verdict]:
 
 
 def top_k_verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """One expert more per token lowers the loss; the paper says so up to 3, and the reverse above."""
+    """One expert more per token lowers the loss; the paper says so up to 3, and the reverse above.
+
+    Claims name their setting where there are several.
+    """
+    names = setting_names(rows)
+    heads = {group: f"{name}: " if len(names) > 1 else "" for group, name in names.items()}
     return [
         Verdict(
-            f"k = {row['gate'][4:]} has a lower test loss than k = {row['against'][4:]}",
+            f"{heads[row['setting'], row['examples']]}k = {row['gate'][4:]} has a lower test loss "
+            f"than k = {row['against'][4:]}",
             below(row),
             f"difference {printed(row)} nats per token ({sizes(row)})",
         )
