@@ -108,9 +108,15 @@ class PlanePoint:
 def plane_point(p: np.ndarray) -> PlanePoint:
     """Place routers on the plane: per router first, then the mean over routers, so that routers never cancel.
 
+    A router that is off has no place there: sites without any gate are left out. Where no site has one, both
+    entropies are 0.
+
     Args:
         p: probabilities ``[S, T, E]``.
     """
+    routed = p.any(axis=(1, 2))
+    if routed.any() and not routed.all():
+        p = p[routed]
     return PlanePoint(
         token_entropy=float(entropy(p).mean()),
         load_entropy=float(entropy(p.mean(axis=1)).mean()),

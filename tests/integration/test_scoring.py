@@ -73,6 +73,16 @@ def test_every_choice_scores_what_it_scores_behind_its_prompt(mixture, monkeypat
     assert mixture.config._attn_implementation != lines.SHARED_PROMPTS
 
 
+def test_sites_that_are_off_by_rule_take_nothing_from_the_shares(tmp_path):
+    everywhere = {"r": 2, "lora_alpha": 4, "target_modules": list(tiny.ALL_PROJECTIONS)}
+    sources = {name: tiny.save_expert(tmp_path / name, seed, **everywhere) for seed, name in enumerate(("math", "b"))}
+    model = tiny.mixture(sources, gate="uniform", site_gates=[{"sites": r".*\.k_proj", "gate": "off"}])
+    for score in score_rows(model, tiny.tokenizer(), ROWS):
+        assert score.shares == pytest.approx({"math": 0.5, "b": 0.5})
+    model = tiny.mixture(sources, gate="off")
+    assert not any(sum(score.shares.values()) for score in score_rows(model, tiny.tokenizer(), ROWS))
+
+
 class WithoutDouble(torch.Tensor):
     """A tensor of a device that has no float64, as mps has none."""
 

@@ -50,6 +50,13 @@ def test_routers_do_not_cancel():
     assert plane_point(p).balanced == pytest.approx(0)
 
 
+def test_a_router_that_is_off_has_no_place_on_the_plane():
+    p = np.zeros((3, 4, 2))
+    p[:2] = 0.5  # two routers that are undecided, and a third one without any gate
+    assert (plane_point(p).undecided, plane_point(p).balanced) == pytest.approx((1, 1))
+    assert (plane_point(p[2:]).undecided, plane_point(p[2:]).balanced) == (0, 0)
+
+
 def test_entropy_margin_and_load_by_hand():
     p = np.array([[0.5, 0.5], [1.0, 0.0]])
     assert entropy(p) == pytest.approx([np.log(2), 0])
