@@ -149,6 +149,18 @@ def test_seeds_and_rows_add_in_quadrature():
     assert (found.seeds, found.covers) == (2, "seeds and rows")
 
 
+@pytest.mark.parametrize(
+    ("freedom", "quantile"),
+    [(1, 12.706), (2, 4.303), (10, 2.228), (11, 2.201), (12, 2.179), (15, 2.131), (20, 2.086), (30, 2.042),
+     (60, 2.000), (120, 1.980), (10_000, 1.960)],
+)  # fmt: skip
+def test_intervals_over_any_number_of_seeds_use_students_t(freedom, quantile):
+    values = np.arange(freedom + 1.0)
+    found = combine_seeds(values)
+    error = np.std(values, ddof=1) / np.sqrt(freedom + 1)
+    assert (found.high - found.value) / error == pytest.approx(quantile, abs=5.1e-4)
+
+
 def test_an_interval_says_what_it_covers():
     assert combine_seeds([2.0]).covers == "nothing"
     assert combine_seeds([2.0], np.array([[1.0, 2.0, 3.0]])).covers == "rows"
