@@ -75,9 +75,9 @@ def top_k_figure(summary: Sequence[Row], settings: Mapping[tuple[str, float], st
     lines = []
     if len(settings) > 1:
         whole = [row for row in rows if row["quantity"] == "loss"]
-        for group, style in zip(settings, expert_styles(list(settings.values())), strict=True):
+        for group, own in zip(settings, expert_styles(list(settings.values())), strict=True):
             found = [row for row in whole if (row["setting"], row["examples"]) == group]
-            lines.append((f"{style.letter} {style.name}", style.colour, _by_count(found)))
+            lines.append((f"{own.letter} {own.name}", own.colour, _by_count(found)))
     else:
         for name in names:
             found = [row for row in rows if row["quantity"] in (name, f"loss_{name}")]
