@@ -108,9 +108,15 @@ class PlanePoint:
 def plane_point(p: np.ndarray) -> PlanePoint:
     """Place routers on the plane: per router first, then the mean over routers, so that routers never cancel.
 
+    A router that is off has no place there: sites without any gate are left out. Where no site has one, both
+    entropies are 0.
+
     Args:
         p: probabilities ``[S, T, E]``.
     """
+    routed = p.any(axis=(1, 2))
+    if routed.any() and not routed.all():
+        p = p[routed]
     return PlanePoint(
         token_entropy=float(entropy(p).mean()),
         load_entropy=float(entropy(p.mean(axis=1)).mean()),
@@ -186,6 +192,24 @@ T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2
 NORMAL_QUANTILE = 1.96
 
 
+def t_quantile(freedom: int) -> float:
+    """97.5 % quantile of Student's t, right to three digits after the point.
+
+    Args:
+        freedom: degrees of freedom, 1 or more.
+    """
+    if freedom <= len(T_QUANTILES):
+        return T_QUANTILES[freedom - 1]
+    # The expansion in powers of 1 / freedom (Abramowitz and Stegun, 26.7.5); with few degrees it is not near enough.
+    z = 1.959964
+    return (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with its 95 % interval.
@@ -220,8 +244,7 @@ def combine_seeds(values: Sequence[float], draws: np.ndarray | None = None) -> E
     count = len(values)
     seed_half = row_half = 0.0
     if count > 1:
-        quantile = T_QUANTILES[count - 2] if count - 2 < len(T_QUANTILES) else NORMAL_QUANTILE
-        seed_half = quantile * float(np.std(values, ddof=1)) / np.sqrt(count)
+        seed_half = t_quantile(count - 1) * float(np.std(values, ddof=1)) / np.sqrt(count)
     if draws is not None:
         row_half = NORMAL_QUANTILE * float(np.std(draws.mean(axis=0), ddof=1))
     covers = " and ".join(name for name, known in (("seeds", count > 1), ("rows", draws is not None)) if known)

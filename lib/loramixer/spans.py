@@ -3,7 +3,7 @@
 A gold span says which characters of a prompt belong to a domain. Its tokens are found by their characters; a token on
 a border belongs to the span that holds more of its characters that are no space.
 
-Shapes: S sites, T tokens, n tokens inside spans, P spans, D domains, E experts.
+Shapes: S sites that have any gate, T tokens, n tokens inside spans, P spans, D domains, E experts.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class SpanRouting:
         experts: expert names, E.
         positions: positions of the tokens inside spans, n, in order.
         span_of_token: index of the span of each of them, int64 ``[n]``.
-        gates: their gates, float32 ``[S, n, E]``.
+        gates: their gates, float32 ``[S, n, E]``, of the sites that have any.
     """
 
     spans: tuple[Span, ...]
@@ -263,20 +263,26 @@ class SpanRouting:
 
 
 def span_routing(trace: RoutingTrace, spans: Sequence[Span]) -> SpanRouting:
-    """Where the tokens of each gold span went.
+    """Where the tokens of each gold span went, at the sites that have any gate there: a router that is off sends none.
 
     Args:
         trace: a trace of single tokens or of words.
         spans: gold spans in the whole text of the trace; see :func:`spans_in_trace`.
 
     Raises:
-        TraceError: spans that do not fit the text, or that hold no token.
+        TraceError: spans that do not fit the text, or that hold no token, or no site with a gate there.
     """
     indices = tokens_of_spans(trace.tokens, spans)
     positions = np.flatnonzero(indices != OUTSIDE)
     if not len(positions):
         raise TraceError("No token of this trace lies in a span; give spans of its text.")
-    return SpanRouting(tuple(spans), trace.experts, positions, indices[positions], trace.gates[:, positions])
+    gates = trace.gates[:, positions]
+    routed = gates.any(axis=(1, 2))
+    if not routed.any():
+        raise TraceError(
+            "No router of this trace has a gate inside the spans; trace the text with routers that are on."
+        )
+    return SpanRouting(tuple(spans), trace.experts, positions, indices[positions], gates[routed])
 
 
 def _means_by(gates: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:

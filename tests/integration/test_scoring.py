@@ -73,6 +73,37 @@ def test_every_choice_scores_what_it_scores_behind_its_prompt(mixture, monkeypat
     assert mixture.config._attn_implementation != lines.SHARED_PROMPTS
 
 
+def test_sites_that_are_off_by_rule_take_nothing_from_the_shares(tmp_path):
+    everywhere = {"r": 2, "lora_alpha": 4, "target_modules": list(tiny.ALL_PROJECTIONS)}
+    sources = {name: tiny.save_expert(tmp_path / name, seed, **everywhere) for seed, name in enumerate(("math", "b"))}
+    model = tiny.mixture(sources, gate="uniform", site_gates=[{"sites": r".*\.k_proj", "gate": "off"}])
+    for score in score_rows(model, tiny.tokenizer(), ROWS):
+        assert score.shares == pytest.approx({"math": 0.5, "b": 0.5})
+    model = tiny.mixture(sources, gate="off")
+    assert not any(sum(score.shares.values()) for score in score_rows(model, tiny.tokenizer(), ROWS))
+
+
+class WithoutDouble(torch.Tensor):
+    """A tensor of a device that has no float64, as mps has none."""
+
+    def double(self, *_, **__):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+    def cpu(self, *_, **__):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_a_line_is_summed_where_there_is_float64(mixture, monkeypatch):
+    rows = [lines.encode_row(example, tiny.tokenizer(), 1024, 256) for example in ROWS]
+    entropy = torch.nn.functional.cross_entropy
+    with torch.no_grad(), lines.shared_prompts(mixture, rows):
+        usual = lines.score_line(mixture, rows)
+        monkeypatch.setattr(
+            torch.nn.functional, "cross_entropy", lambda *args, **kw: entropy(*args, **kw).as_subclass(WithoutDouble)
+        )
+        assert lines.score_line(mixture, rows) == usual
+
+
 def test_all_choices_are_cut_alike():
     found = lines.encode_row(ROWS[2], tiny.tokenizer(), 1024, max_answer=2)
     assert [len(answer) for answer in found.answers] == [2, 2, 2, 2]

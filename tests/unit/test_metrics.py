@@ -50,6 +50,13 @@ def test_routers_do_not_cancel():
     assert plane_point(p).balanced == pytest.approx(0)
 
 
+def test_a_router_that_is_off_has_no_place_on_the_plane():
+    p = np.zeros((3, 4, 2))
+    p[:2] = 0.5  # two routers that are undecided, and a third one without any gate
+    assert (plane_point(p).undecided, plane_point(p).balanced) == pytest.approx((1, 1))
+    assert (plane_point(p[2:]).undecided, plane_point(p[2:]).balanced) == (0, 0)
+
+
 def test_entropy_margin_and_load_by_hand():
     p = np.array([[0.5, 0.5], [1.0, 0.0]])
     assert entropy(p) == pytest.approx([np.log(2), 0])
@@ -140,6 +147,18 @@ def test_seeds_and_rows_add_in_quadrature():
     assert found.high - found.value == pytest.approx(np.hypot(seed_half, 1.96))
     assert found.value - found.low == pytest.approx(found.high - found.value)
     assert (found.seeds, found.covers) == (2, "seeds and rows")
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"),
+    [(1, 12.706), (2, 4.303), (10, 2.228), (11, 2.201), (12, 2.179), (15, 2.131), (20, 2.086), (30, 2.042),
+     (60, 2.000), (120, 1.980), (10_000, 1.960)],
+)  # fmt: skip
+def test_intervals_over_any_number_of_seeds_use_students_t(freedom, quantile):
+    values = np.arange(freedom + 1.0)
+    found = combine_seeds(values)
+    error = np.std(values, ddof=1) / np.sqrt(freedom + 1)
+    assert (found.high - found.value) / error == pytest.approx(quantile, abs=5.1e-4)
 
 
 def test_an_interval_says_what_it_covers():

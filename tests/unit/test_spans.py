@@ -15,7 +15,7 @@ from loramixer.trace import RoutingTrace, Site, TraceTokens
 MATH, MEDICAL = (1.0, 0.0), (0.0, 1.0)
 
 
-def make_trace(parts, gates, roles=None) -> RoutingTrace:
+def make_trace(parts, gates, roles=None, **provenance) -> RoutingTrace:
     """``gates``: ``[S][T][E]``."""
     ends = np.cumsum([len(part) for part in parts])
     gates = np.array(gates, dtype=np.float32)
@@ -31,7 +31,7 @@ def make_trace(parts, gates, roles=None) -> RoutingTrace:
         ("math", "medical"),
         np.zeros_like(gates),
         gates,
-        {"k": 2},
+        {"k": 2, **provenance},
     )
 
 
@@ -80,6 +80,27 @@ def test_routing_that_follows_nothing():
     np.testing.assert_allclose(found.own_share, [0.5, 2 / 6])
     (lag,) = found.lags
     assert (lag.tokens.tolist(), lag.censored.tolist()) == ([4, 4], [True, True])
+
+
+OFF = [(0.0, 0.0)] * 6
+
+
+def test_routers_that_are_off_leave_the_numbers_of_the_others_as_they_are():
+    gates = [[MATH, (0.5, 0.5), MATH, MATH, MEDICAL, MEDICAL], [MATH, MATH, MEDICAL, MEDICAL, MEDICAL, MEDICAL]]
+    found = span_routing(
+        make_trace(PARTS, [OFF, gates[0], OFF, gates[1]], site_gates=[{"sites": ".*", "gate": "off"}]), SPANS
+    )
+    alone = span_routing(make_trace(PARTS, gates), SPANS)
+    for name in ("confusion", "mean_gates", "purity", "mutual_information", "own_share"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(alone, name))
+    assert [lag.tokens.tolist() for lag in found.lags] == [lag.tokens.tolist() for lag in alone.lags]
+    assert found.null(draws=3) == alone.null(draws=3)
+    assert set(found.null(draws=3)) == {"purity", "mutual_information", "own_share", "lag"}
+
+
+def test_where_every_router_is_off_nothing_follows_the_spans():
+    with pytest.raises(TraceError, match="No router of this trace has a gate inside the spans"):
+        span_routing(make_trace(PARTS, [OFF, OFF], gate="off"), SPANS)
 
 
 def test_numbers_worked_out_by_hand():

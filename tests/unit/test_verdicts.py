@@ -83,6 +83,20 @@ def test_each_sign_is_judged_by_its_own_difference():
     ]
 
 
+def test_no_loss_is_known_at_every_learning_rate_and_compared_at_the_same_one():
+    rate = ", learning rate 0.001"
+    fair = row(f"RSL sharpen 4 / 0.3{rate}", "mutual_information", 0.2, 0.1, against=f"none{rate}")
+    unfair = [
+        row("RSL sharpen 4 / 0.3", "mutual_information", 0.2, 0.1, against=f"none{rate}"),
+        row(f"RSL sharpen 4 / 0.3{rate}", "mutual_information", 0.2, 0.1, against="none"),
+        row("RSL sharpen 4 / 0.3", "mutual_information", 0.2, 0.1, against="none, 64 examples"),
+    ]
+    (verdict,) = losses_verdicts([*FOUR_LOADS, *TOP, fair, *unfair])
+    assert (verdict.claim.split(":")[0], verdict.status) == (f"{fair['setting']} specialises", "held")
+    (verdict,) = grid_verdicts([{**found, "quantity": "loss"} for found in (fair, *unfair)])
+    assert "of 1 cells" in verdict.numbers
+
+
 @pytest.mark.parametrize(
     ("value", "half", "status"),
     [(-0.05, 0.02, "held"), (0.004, 0.003, "held"), (0.05, 0.02, "not held"), (0.0, 0.03, "undecided")],

@@ -39,7 +39,7 @@ EXPERIMENTS = {
     "losses": lambda: figures.losses_figure(summary_rows("loss", "own_share", "mutual_information")),
     "loads": lambda: figures.loads_figure(summary_rows("load_math", "load_code")),
     "oracle": lambda: figures.oracle_figure(gates_as(summary_rows("loss", "loss_math"), "soft")),
-    "top_k": lambda: figures.top_k_figure(gates_as(summary_rows("loss", "loss_math"), "top")),
+    "top_k": lambda: figures.top_k_figure(gates_as(summary_rows("loss", "loss_math"), "top"), {("rsl", 500): "rsl"}),
     "data_size": lambda: figures.data_size_figure(summary_rows("loss")),
     "balance": lambda: figures.balance_curve_figure(
         [{"setting": "rsl", "seed": seed, "share": i / 4, "balance": i / 9} for seed in (0, 1) for i in range(5)]
@@ -52,7 +52,7 @@ EXPERIMENTS = {
     ),
     "grid": lambda: figures.grid_figure(
         [{"balance_weight": a, "entropy_weight": w, "entropy": s, "seed": 0, "test_rows": 40, "loss_soft": a + w,
-          "token_entropy": a, "mutual_information": w, "load_variance": 0.1}
+          "token_entropy": a, "mutual_information": w, "load_variance": 0.1, "learning_rate": 0.005, "examples": 500}
          for a in (0, 1) for w in (0, 0.3) for s in ("sharpen", "flatten")]
     ),
     "plane": lambda: figures.plane_figure(
@@ -75,6 +75,27 @@ def test_figures_of_experiments_are_drawn_by_both_writers(name):
     picture = Image.open(io.BytesIO(viz.to_png(figure, scale=1)))
     assert picture.size == (drawing.width, drawing.height)
     assert np.asarray(picture.convert("L")).std() > 1
+
+
+def grid_rows(loss, **fields):
+    return [
+        {"balance_weight": 1, "entropy_weight": 0.3, "entropy": sign, "seed": seed, "test_rows": 40, "loss_soft": loss,
+         "token_entropy": 0, "mutual_information": 0, "load_variance": 0, "learning_rate": 0.005, "examples": 500,
+         **fields}
+        for sign in ("sharpen", "flatten") for seed in (0, 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("other", [{"learning_rate": 0.001}, {"examples": 64}])
+def test_the_grid_never_averages_over_rates_and_sizes(other):
+    usual, few = grid_rows(1.0), grid_rows(3.0, seed=0, **other)[:3]
+    for runs in ([*usual, *few], [*few, *usual]):
+        figure = figures.grid_figure(runs)
+        assert [list(line) for line in figure.data[0].z] == [[1.0]]
+        assert "learning rate 0.005, 500 training rows" in figure.layout.title.text
+    first = figures.grid_figure([*grid_rows(3.0, **other), *usual])  # equally many of both
+    assert [list(line) for line in first.data[0].z] == [[3.0]]
+    assert "learning rate" not in figures.grid_figure(usual).layout.title.text
 
 
 def test_texts_are_read_as_texts():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,16 @@ def test_bands_paths_and_corners_are_there_and_drawn():
     assert named(figure, "B &lt;none&gt;").x[0] == pytest.approx(0.5 / np.log(3))
     assert "&lt;none&gt;" in viz.to_svg(figure)
     assert viz.to_png(figure, scale=1)
+
+
+def test_routers_that_are_off_have_no_place():
+    trace = awkward_trace(site_gates=[{"sites": ".*k_proj", "gate": "off"}])
+    gates = trace.gates.copy()
+    gates[::2] = 0
+    dot = named(viz.plane({"rsl": dataclasses.replace(trace, gates=gates)}), "A rsl")
+    assert dot.x[0] == pytest.approx(plane_point(trace.gates[1::2, 1:]).undecided)
+    with pytest.raises(FigureError, match="No router of this trace has a gate"):
+        viz.plane({"rsl": dataclasses.replace(trace, gates=np.zeros_like(gates))})
 
 
 def test_an_empty_plane_is_refused():

@@ -42,7 +42,11 @@ class CrossedRow:
 
     @cached_property
     def routed(self) -> SpanRouting:
-        """Where the tokens of the gold spans went."""
+        """Where the tokens of the gold spans went, at the sites that have any gate.
+
+        Raises:
+            TraceError: no site has one.
+        """
         return span_routing(self.trace, spans_in_trace(self.trace, self.example.prompt, self.example.spans or ()))
 
 
@@ -115,7 +119,7 @@ class SpanSummary:
         n: number of rows.
         tokens: number of tokens inside spans.
         correct: share of right answers with its Wilson interval.
-        purity: mean over rows and routers, with a bootstrap interval over rows.
+        purity: mean over rows and the routers that are on, with a bootstrap interval over rows.
         purity_shuffled: what it is when tokens are shuffled between the spans of each row.
         own_share: mean gate of the expert with the name of the token's domain, likewise.
         own_share_shuffled: shuffled.
@@ -144,6 +148,9 @@ def summarise_spans(rows: Sequence[CrossedRow], *, seed: int = 0, draws: int = 2
         rows: of :func:`answer_rows`.
         seed: of the shuffling.
         draws: number of shufflings of each row.
+
+    Raises:
+        TraceError: a row where no router is on.
     """
     found = []
     for domain in dict.fromkeys(row.example.domain for row in rows):

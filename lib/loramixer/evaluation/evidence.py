@@ -155,15 +155,19 @@ def data_size_table(folder: Path) -> str:
 
 
 def top_k_table(folder: Path) -> str:
-    """Loss by experts per token, one column per domain."""
+    """Loss by experts per token, one column per domain; lines name their setting where there are several."""
     rows = read_csv(folder / "top-k-summary.csv")
     plain = [row for row in rows if row["against"] is None]
     quantities = {"loss": "all domains", **{f"loss_{name}": name for name in _parts(plain, "loss_")}}
+    names = verdicts.setting_names(plain)
     lines = []
-    for gate in dict.fromkeys(row["gate"] for row in plain):
-        found = [find(plain, gate=gate, quantity=quantity) for quantity in quantities]
-        lines.append(table_line(gate.removeprefix("top_"), found))
-    return table(["k", *quantities.values()], lines)
+    for (setting, examples), name in names.items():
+        own = [row for row in plain if (row["setting"], row["examples"]) == (setting, examples)]
+        for gate in dict.fromkeys(row["gate"] for row in own):
+            found = [find(own, gate=gate, quantity=quantity) for quantity in quantities]
+            count = gate.removeprefix("top_")
+            lines.append(table_line(f"{name}, k = {count}" if len(names) > 1 else count, found))
+    return table(["setting and k" if len(names) > 1 else "k", *quantities.values()], lines)
 
 
 def balance_curve_table(folder: Path) -> str:

@@ -32,8 +32,8 @@ class RowScore:
         loss: summed negative log-likelihood of the answer, in nats.
         tokens: number of answer tokens.
         correct: whether the likeliest choice is the gold one; None for free text.
-        shares: mean gate weight of each expert over the row's own tokens (prompt and answer, no template) and all
-            sites; None without a mixture.
+        shares: mean gate weight of each expert over the row's own tokens (prompt and answer, no template) and the
+            sites that have any gate, all 0 where none has; None without a mixture.
     """
 
     domain: str
@@ -54,8 +54,9 @@ class DomainResult:
         loss: nats per answer token, with ``loss_low`` and ``loss_high``.
         accuracy: share of rows with choices that are right, with interval; None where no row has choices.
         n_choices: number of rows with choices.
-        own_expert_share: mean gate weight of the expert named like the domain, with interval; None without one.
-        shares: mean gate weight of every expert.
+        own_expert_share: mean gate weight of the expert named like the domain, with interval; None without one. Sites
+            without any gate are left out.
+        shares: mean gate weight of every expert, likewise.
     """
 
     domain: str
@@ -191,7 +192,11 @@ def _expert_shares(
     own = torch.tensor(own_tokens, dtype=torch.bool, device=gates.device)
     if report is not None:
         report(logits[:, own])
-    mean = gates[:, own].mean(dim=(0, 1))
+    gates = gates[:, own]
+    routed = gates.flatten(1).any(dim=1)
+    if routed.any():  # where a router is off, nobody has a share
+        gates = gates[routed]
+    mean = gates.mean(dim=(0, 1))
     return dict(zip(active_runtime(model).experts, mean.tolist(), strict=True))
 
 

@@ -134,9 +134,8 @@ def score_line(model: Any, line: Sequence[ScoredRow]) -> list[list[float]]:
         use_cache=False,
         segments=tuple(segments),
     ).logits[0]
-    losses = torch.nn.functional.cross_entropy(
-        logits.float(), torch.tensor(labels, device=device), reduction="none"
-    ).double()
+    losses = torch.nn.functional.cross_entropy(logits.float(), torch.tensor(labels, device=device), reduction="none")
+    losses = losses.cpu().double()  # on the CPU first, since mps has no float64
     counts = [len(answer) for row in line for answer in row.answers]
     sums = iter(part.sum().item() for part in losses.split(counts))
     return [[next(sums) for _ in row.answers] for row in line]

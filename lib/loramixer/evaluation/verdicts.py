@@ -96,6 +96,13 @@ def find(rows: Sequence[Row], **wanted: Any) -> Row | None:
     return next((row for row in rows if all(row.get(name) == value for name, value in wanted.items())), None)
 
 
+def setting_names(rows: Sequence[Row]) -> dict[tuple[str, float], str]:
+    """``(setting, examples)`` → its name, in order of appearance; with the examples where these differ."""
+    groups = dict.fromkeys((row["setting"], row["examples"]) for row in rows)
+    several = len({examples for _, examples in groups}) > 1
+    return {group: f"{group[0]}, {group[1]:,.0f} training rows" if several else group[0] for group in groups}
+
+
 def expert_count(rows: Sequence[Row]) -> int:
     """K, from the loads in a summary."""
     loads = {str(row["quantity"]) for row in rows if str(row["quantity"]).startswith("load_")}
@@ -125,7 +132,7 @@ def losses_verdicts(rows: Sequence[Row]) -> list[Verdict]:
             )
     for row in rows:
         what = SPECIALISATION.get(row["quantity"])
-        if what and str(row["setting"]).startswith("RSL") and row["against"] == "none":
+        if what and str(row["setting"]).startswith("RSL") and _against_no_loss(row):
             verdicts.append(
                 Verdict(
                     f"{row['setting']} specialises: {what} is above that without a routing loss",
@@ -144,6 +151,15 @@ def losses_verdicts(rows: Sequence[Row]) -> list[Verdict]:
                 )
             )
     return verdicts
+
+
+def _against_no_loss(row: Row) -> bool:
+    """Whether a number is a difference from no routing loss at the same learning rate and with as many rows.
+
+    A setting names its rate where it is not the usual one; no loss at another rate is no fair comparison.
+    """
+    _, named, rate = str(row["setting"]).partition(", learning rate ")
+    return row["against"] == f"none{named}{rate}"
 
 
 CHOICE = (
@@ -179,7 +195,7 @@ def grid_verdicts(rows: Sequence[Row]) -> list[Verdict]:
     for claim, sign, quantity, rule in checks:
         found = [
             row for row in rows
-            if sign in str(row["setting"]) and row["against"] == "none" and row["quantity"] == quantity
+            if sign in str(row["setting"]) and _against_no_loss(row) and row["quantity"] == quantity
             and row["gate"] == "soft"
         ]  # fmt: skip
         verdicts += _counted(claim, found, rule)
@@ -225,10 +241,16 @@ def data_size_verdicts(rows: Sequence[Row]) -> list[Verdict]:
 
 
 def top_k_verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """One expert more per token lowers the loss; the paper says so up to 3, and the reverse above."""
+    """One expert more per token lowers the loss; the paper says so up to 3, and the reverse above.
+
+    Claims name their setting where there are several.
+    """
+    names = setting_names(rows)
+    heads = {group: f"{name}: " if len(names) > 1 else "" for group, name in names.items()}
     return [
         Verdict(
-            f"k = {row['gate'][4:]} has a lower test loss than k = {row['against'][4:]}",
+            f"{heads[row['setting'], row['examples']]}k = {row['gate'][4:]} has a lower test loss "
+            f"than k = {row['against'][4:]}",
             below(row),
             f"difference {printed(row)} nats per token ({sizes(row)})",
         )

@@ -8,7 +8,7 @@ black, backgrounds are transparent, and settings are told apart by letters as we
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -61,21 +61,37 @@ def oracle_figure(summary: Sequence[Row]) -> go.Figure:
     return _dots(rows, panels, f"Test loss between backbone and oracle, nats per token ({_sizes(summary)})")
 
 
-def top_k_figure(summary: Sequence[Row]) -> go.Figure:
-    """Loss by experts per token, all domains and each."""
+def top_k_figure(summary: Sequence[Row], settings: Mapping[tuple[str, float], str]) -> go.Figure:
+    """Loss by experts per token, all domains and each; of several settings, one line each for all domains together.
+
+    Args:
+        summary: rows of losses under top-k gates.
+        settings: ``(setting, examples)`` → its name, of all settings in ``summary``.
+    """
     rows = [row for row in summary if not row["against"] and str(row["quantity"]).split("_")[0] == "loss"]
     names = [str(name).removeprefix("loss_") for name in _names(rows, "quantity")]
     styles = {style.name: style for style in expert_styles([name for name in names if name != "loss"])}
     counts = [int(str(gate).removeprefix("top_")) for gate in _names(rows, "gate")]
     lines = []
-    for name in names:
-        found = [row for row in rows if row["quantity"] in (name, f"loss_{name}")]
-        style = styles.get(name)
-        label, colour = ("all domains", NEUTRAL) if style is None else (f"{style.letter} {name}", style.colour)
-        points = sorted((int(str(row["gate"]).removeprefix("top_")), row) for row in found)
-        lines.append((label, colour, [(k, row["value"], row["low"], row["high"]) for k, row in points]))
+    if len(settings) > 1:
+        whole = [row for row in rows if row["quantity"] == "loss"]
+        for group, own in zip(settings, expert_styles(list(settings.values())), strict=True):
+            found = [row for row in whole if (row["setting"], row["examples"]) == group]
+            lines.append((f"{own.letter} {own.name}", own.colour, _by_count(found)))
+    else:
+        for name in names:
+            found = [row for row in rows if row["quantity"] in (name, f"loss_{name}")]
+            style = styles.get(name)
+            label, colour = ("all domains", NEUTRAL) if style is None else (f"{style.letter} {name}", style.colour)
+            lines.append((label, colour, _by_count(found)))
     ticks = [(count, str(count)) for count in sorted(counts)]
     return _lines(lines, ticks, "experts per token", "test loss, nats per token", f"Top-k ({_sizes(summary)})")
+
+
+def _by_count(rows: Sequence[Row]) -> list[tuple[float, float, float | None, float | None]]:
+    """``(k, value, low, high)`` of losses under top-k gates, by k."""
+    points = [(int(str(row["gate"]).removeprefix("top_")), row["value"], row["low"], row["high"]) for row in rows]
+    return sorted(points, key=lambda point: point[0])
 
 
 def data_size_figure(summary: Sequence[Row]) -> go.Figure:
@@ -170,7 +186,15 @@ def expert_matrix_figure(rows: Sequence[Row]) -> go.Figure:
 
 
 def grid_figure(runs: Sequence[Row]) -> go.Figure:
-    """Heat maps over α and λ: a line of panels for each sign; means over seeds; darker is more."""
+    """Heat maps over α and λ: a line of panels for each sign; means over seeds; darker is more.
+
+    Runs of several learning rates or numbers of training rows are never averaged: those of the rate and number with
+    the most runs are drawn, the first of them where several have equally many, and the title says which these are.
+    """
+    alike: dict[tuple[float, float], list[Row]] = {}
+    for row in runs:
+        alike.setdefault((row["learning_rate"], row["examples"]), []).append(row)
+    (rate, examples), runs = max(alike.items(), key=lambda found: len(found[1]))
     panels: list[tuple[str, str]] = [
         ("loss_soft", "test loss (soft gates)"),
         ("token_entropy", "token entropy, nats"),
@@ -181,6 +205,8 @@ def grid_figure(runs: Sequence[Row]) -> go.Figure:
     entropy = sorted({row["entropy_weight"] for row in runs})
     seeds = len({row["seed"] for row in runs})
     title = f"α (across) × λ (up), means of {seeds} seed{'s' * (seeds > 1)}, n = {runs[0]['test_rows']:.0f} rows"
+    if len(alike) > 1:
+        title += f"; learning rate {rate:g}, {examples:,.0f} training rows"
     figure = canvas(title, 1120, 170 + 2 * (60 + 40 * len(entropy)), left=70, right=20)
     signs = ("sharpen", "flatten")
     names = [f"{value:g}" for value in balance], [f"{value:g}" for value in entropy]

@@ -38,6 +38,9 @@ def plane(
         roles: of the tokens of traces that count.
         template: whether the template tokens of traces count.
         title: of the figure.
+
+    Raises:
+        FigureError: nothing to show, or a trace where no router is on; sites without any gate are left out.
     """
     if not points and not paths:
         raise FigureError("The plane has nothing to show; give at least one point or path.")
@@ -150,5 +153,10 @@ def _bars(interval: Interval) -> dict | None:
 
 def _placed(point: PlanePoint | RoutingTrace, roles: Roles, template: bool) -> PlanePoint:
     if isinstance(point, RoutingTrace):
-        return plane_point(gate_shares(point)[:, chosen_tokens(point, roles, template)])
+        gates = gate_shares(point)[:, chosen_tokens(point, roles, template)]
+        if not gates.any():
+            raise FigureError(
+                "No router of this trace has a gate, so it has no place; trace with routers that are on."
+            )
+        return plane_point(gates)
     return point

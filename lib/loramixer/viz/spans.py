@@ -17,7 +17,7 @@ from loramixer.viz.views import short_label
 
 
 def span_confusion(trace: RoutingTrace, spans: Sequence[Span], *, by_domain: bool = False) -> go.Figure:
-    """Gold span × expert: the mean gate of each expert over the tokens of each span, mean over all routers.
+    """Gold span × expert: the mean gate of each expert over the tokens of each span, mean over routers that are on.
 
     The subtitle has the purity and the normalised mutual information of domain and expert, each with what they are
     when tokens are shuffled between the spans, and how many tokens the routers take to follow a border.
@@ -28,7 +28,7 @@ def span_confusion(trace: RoutingTrace, spans: Sequence[Span], *, by_domain: boo
         by_domain: whether spans of one domain are taken together.
 
     Raises:
-        TraceError: spans that do not fit the text, or that hold no token.
+        TraceError: spans that do not fit the text, or that hold no token, or no router that is on.
     """
     found = span_routing(trace, spans)
     shares = found.domain_confusion if by_domain else found.confusion

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,21 @@ def plan(options: Options) -> Plan:
 
 
 def write(results: Results, folder: Path) -> None:
-    """Every number of every cell, each cell minus no loss, and sharpen minus flatten where both are there."""
+    """Every number of every cell, each cell minus no loss, and sharpen minus flatten where both are there.
+
+    Only cells of the same learning rate and number of rows are compared.
+    """
     summary = results.plain_rows()
     quantities = {
         "loss": ("soft", f"top_{results.options.top_k}"),
         **dict.fromkeys(("token_entropy", "mutual_information", "own_share", "load_variance"), ("soft",)),
     }
-    for group in results.groups():
+    for group, runs in results.groups().items():
         setting, examples = group
-        if setting != "none":
-            summary += results.difference_rows(group, ("none", examples), quantities)
+        # Of the group's own learning rate, which its name says where it is not the usual one.
+        none = replace(runs[0], loss="none", balance_weight=0.0, entropy_weight=0.0, entropy="sharpen").setting
+        if setting != none:
+            summary += results.difference_rows(group, (none, examples), quantities)
         if "sharpen" in setting:
             summary += results.difference_rows(group, (setting.replace("sharpen", "flatten"), examples), quantities)
     results.write(folder, NAME, summary)

@@ -9,6 +9,7 @@ from loramixer.evaluation.csv_files import read_csv
 from loramixer.evaluation.experiments import losses
 from loramixer.evaluation.experiments.plan import Experiment, Options, Plan
 from loramixer.evaluation.experiments.results import Results
+from loramixer.evaluation.verdicts import setting_names
 
 NAME = "top-k"
 
@@ -32,10 +33,11 @@ def write(results: Results, folder: Path) -> None:
 
 
 def lines(folder: Path) -> Any:
-    """Loss of every domain by k."""
+    """Loss of every domain by k; of several settings, that of all domains together."""
     from loramixer.viz.figures import top_k_figure
 
-    return top_k_figure(read_csv(folder / f"{NAME}-summary.csv"))
+    rows = read_csv(folder / f"{NAME}-summary.csv")
+    return top_k_figure(rows, setting_names(rows))
 
 
 EXPERIMENT = Experiment(NAME, "Experts per token", "Figure 5", plan, write, {NAME: lines})
