@@ -265,6 +265,26 @@ def test_a_file_of_another_form_is_one_sentence_without_its_folder(
     assert "at most 0 MB of rows" in handlers.take_file("file", rows_file, [], ["math"], 8)[2]["text"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("domain", "law {}", "name 65 domains, and at most 64 are allowed here; give related rows the same name."),
+        ("task", "cases {}", "name 1,001 tasks, and at most 1,000 are allowed here; give related rows the same name."),
+    ],
+)
+def test_a_file_with_too_many_names_is_one_sentence(
+    handlers: TrainHandlers, rows_file: str, name: str, value: str, words: str
+) -> None:
+    row = {"task": "mine", "domain": "math", "prompt": "How many?", "target": "ten"}
+    for count, fits in ((64 if name == "domain" else 1000, True), (65 if name == "domain" else 1001, False)):
+        rows = [{**row, "id": str(number), name: value.format(number)} for number in range(count)]
+        Path(rows_file).write_text("\n".join(json.dumps(line) for line in rows))
+        domains, _, line = handlers.take_file("file", rows_file, [], ["math"], 8)
+        assert line["kind"] == ("quiet" if fits else "error")
+    assert line["text"] == f"The rows of rows.jsonl {words}"
+    assert domains.choices == []
+
+
 def test_time_is_estimated_for_the_backbone_of_the_pool(
     handlers: TrainHandlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

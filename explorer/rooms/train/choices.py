@@ -88,6 +88,12 @@ DATA_CHOICES = (
 MOST_ROWS_BYTES = 20_000_000
 """Of a visitor's file of rows."""
 
+MOST_DOMAINS = 64
+"""Of a visitor's file of rows: each becomes a box to tick."""
+
+MOST_TASKS = 1000
+"""Of a visitor's file of rows: the log of the training counts the rows of each."""
+
 
 def zoo_experts(backbone: str, zoo: Path = ZOO) -> dict[str, str]:
     """Experts of the zoo for a backbone: name → folder, in the order of their domains."""
@@ -106,7 +112,8 @@ def own_rows(path: str | None, experts: Sequence[str]) -> FileSource:
     """The rows of a visitor's file, for experts of these names.
 
     Raises:
-        DataError: no file, one that is too large, or rows of another form; its folder is not named.
+        DataError: no file, one that is too large or has too many domains or tasks, or rows of another form; its
+            folder is not named.
     """
     if not path or not Path(path).is_file():
         raise DataError("Give the file of your rows; one that was given more than an hour ago is no longer here.")
@@ -116,9 +123,19 @@ def own_rows(path: str | None, experts: Sequence[str]) -> FileSource:
             "read here; give fewer rows."
         )
     try:
-        return FileSource([path], experts)
+        found = FileSource([path], experts)
     except DataError as error:
         raise DataError(str(error).replace(path, Path(path).name)) from error
+    for what, count, most in (
+        ("domains", len(found.domains()), MOST_DOMAINS),
+        ("tasks", len(found.all_tasks()), MOST_TASKS),
+    ):
+        if count > most:
+            raise DataError(
+                f"The rows of {Path(path).name} name {count:,} {what}, and at most {most:,} are allowed here; give "
+                "related rows the same name."
+            )
+    return found
 
 
 def describe_data(choice: str) -> str:
