@@ -321,6 +321,19 @@ def test_settings_come_back_from_their_address(handlers: TrainHandlers) -> None:
     assert "'poetry'" in handlers.open_link(session(room="train", e="poetry"))[-1]["text"]
 
 
+@pytest.mark.parametrize(
+    ("public", "asked", "taken"), [("0", "8", 8), ("0", "2000", 2000), ("0", "2001", 200), ("0", "7", 200),
+                                   ("1", "200", 200), ("1", "208", 200)],
+)  # fmt: skip
+def test_a_link_asks_for_as_many_examples_as_the_control_can_show(
+    handlers: TrainHandlers, monkeypatch: pytest.MonkeyPatch, public: str, asked: str, taken: int
+) -> None:
+    monkeypatch.setenv("LORAMIXER_PUBLIC", public)
+    *controls, line = handlers.open_link(session(room="train", n=asked))
+    assert controls[NAMES.index("examples")] == taken
+    assert (line == gr.skip()) is (asked == str(taken))
+
+
 def test_time_is_scaled_by_tokens() -> None:
     found = estimate("smollm2-135m", 4, 100, Speed(tokens_per_second=200, tokens_per_row=190, here=False))
     assert found.seconds == pytest.approx(95)

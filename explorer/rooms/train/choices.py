@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from explorer.settings import limits
 from loramixer.data import RECIPES, FileSource, find_source
 from loramixer.data.sources import VARIABLE
 from loramixer.errors import DataError
@@ -85,6 +86,9 @@ DATA_CHOICES = (
     ("a file of your own", "file"),
 )
 
+LEAST_EXAMPLES = 8
+"""What the control of examples begins with: one step."""
+
 MOST_ROWS_BYTES = 20_000_000
 """Of a visitor's file of rows."""
 
@@ -101,6 +105,11 @@ def zoo_experts(backbone: str, zoo: Path = ZOO) -> dict[str, str]:
     order = list(RECIPES)
     folders.sort(key=lambda path: (order.index(path.name) if path.name in order else len(order), path.name))
     return {path.name: str(path) for path in folders}
+
+
+def most_examples() -> int:
+    """What the control of examples ends with, on this server."""
+    return min(2000, limits().training_examples)
 
 
 def domains_of(experts: Mapping[str, str]) -> list[str]:
