@@ -143,7 +143,7 @@ class Handlers:
         """A trace file of the visitor's: view, settings on screen, key, status; no model is needed."""
         if not file:
             return (gr.skip(),) * 4
-        if self.tickets.is_open(session_of(request)):
+        if self.tickets.meets(session_of(request), ROOM):
             return gr.skip(), gr.skip(), gr.skip(), status("note", "Stop the run before you open a file.")
         try:
             trace = read_drawable_trace(Path(file))
@@ -223,7 +223,7 @@ class Handlers:
         """The prompt of an example; its recording too, unless a run is filling the view."""
         example = find_example(key)
         payload = self.recordings.payload(key)
-        if self.tickets.is_open(session_of(request)):
+        if self.tickets.meets(session_of(request), ROOM):
             return example.prompt, gr.skip(), shown, gr.skip(), gr.skip()
         if payload is None:
             note = status("note", "No recording of this example; press Generate.")

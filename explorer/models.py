@@ -44,7 +44,7 @@ class LoadedModel:
 
 
 class LoadedModels:
-    """The models in memory, by backbone.
+    """The models in memory, by backbone: its name, with ``@revision`` where a mixture names one.
 
     Args:
         load: loads one.

@@ -59,7 +59,7 @@ class ModelRegistry:
 
     def __init__(self, mixer: str = DEFAULT_MIXER) -> None:
         self._first_mixer = mixer
-        self._models = LoadedModels(self._load, lambda backbone: backbone not in self.backbones())
+        self._models = LoadedModels(self._load, self._is_private)
         self._added: dict[str, tuple[MixerInfo, Path]] = {}
         self._run_on_gpu = on_zero_gpu(self._run_in_worker, _seconds_on_gpu)
 
@@ -132,7 +132,7 @@ class ModelRegistry:
         Raises:
             LoraMixerError: unknown router, impossible gate, unusable prompt, or a model that cannot be loaded.
         """
-        loaded = self._models.get(self.find(request.mixer).backbone)
+        loaded = self._models.get(self.find(request.mixer).pinned_backbone)
         with loaded.running:
             if is_zero_gpu():
                 yield from results_until(stop, self._run_on_gpu(request, self._added.get(request.mixer)))
@@ -151,7 +151,7 @@ class ModelRegistry:
         if added is not None:
             self._added[request.mixer] = added
         try:
-            loaded = self._models.get_unlocked(self.find(request.mixer).backbone)
+            loaded = self._models.get_unlocked(self.find(request.mixer).pinned_backbone)
             with self._prepared(loaded.model, request):
                 loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
                 yield from _traces(loaded, request, threading.Event())
@@ -187,18 +187,22 @@ class ModelRegistry:
     def _load_quietly(self) -> None:
         """Thread body: the status tells what went wrong, and the next run tries again."""
         try:
-            self._models.get(self.find(self._first_mixer).backbone)
+            self._models.get(self.find(self._first_mixer).pinned_backbone)
         except LoraMixerError:
             pass
         except Exception:
             logger.exception("Loading the model failed")
 
+    def _is_private(self, backbone: str) -> bool:
+        """Whether only a visitor's router needs this backbone, at this revision."""
+        return backbone not in {*self.backbones(), *(mixer.pinned_backbone for mixer in self.mixers())}
+
     def _load(self, backbone: str, note: Callable[[str], None]) -> tuple[Any, Any]:
         """A backbone with the first of its routers; one without a router in the zoo gets that of whoever asks."""
         import loramixer
 
-        routers: list[str | Path] = [mixer.name for mixer in self.mixers() if mixer.backbone == backbone]
-        added = [folder for mixer, folder in self._added.values() if mixer.backbone == backbone]
+        routers: list[str | Path] = [mixer.name for mixer in self.mixers() if mixer.pinned_backbone == backbone]
+        added = [folder for mixer, folder in self._added.values() if mixer.pinned_backbone == backbone]
         if not routers and not added:
             raise MixerError(f"No router is known for the backbone {backbone}.")
         return loramixer.load_mixer([*routers, *added][0], notify=note)

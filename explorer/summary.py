@@ -12,7 +12,7 @@ from loramixer.metrics import jensen_shannon, load, margin, plane_point
 from loramixer.trace import Role, RoutingTrace
 
 MEASURED_ROLES: tuple[Role, ...] = ("prompt", "generated")
-"""The tokens that the numbers are about: not those of the chat template."""
+"""The tokens that the numbers are about: not those of the chat template, and no special ones, as on the page."""
 
 
 def summarise(trace: RoutingTrace) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def summarise(trace: RoutingTrace) -> dict[str, Any]:
         ``tokens``, each with its ``text``, ``role``, ``expert``, ``gate`` and ``margin`` of the mean over sites; and
         ``provenance``.
     """
-    _, kept = trace.select(roles=MEASURED_ROLES)
+    kept = _measured(trace)
     positions = np.flatnonzero(kept).tolist()
     mean_gates = trace.gates[:, kept].mean(axis=0)
     margins = margin(mean_gates)
@@ -55,7 +55,7 @@ def describe_routing(trace: RoutingTrace, by_site: bool = False) -> dict[str, An
     Raises:
         TraceError: a trace of template tokens only.
     """
-    _, kept = trace.select(roles=MEASURED_ROLES)
+    kept = _measured(trace)
     if not kept.any():
         raise TraceError("The trace holds tokens of the chat template only; trace a prompt.")
     described = {"experts": list(trace.experts), "measured_tokens": int(kept.sum()), **_numbers(trace, kept)}
@@ -70,7 +70,7 @@ def describe_routing(trace: RoutingTrace, by_site: bool = False) -> dict[str, An
 
 def describe_change(before: RoutingTrace, after: RoutingTrace) -> dict[str, Any]:
     """How far two traces of the same tokens and sites are apart, over the tokens that are no template."""
-    _, kept = before.select(roles=MEASURED_ROLES)
+    kept = _measured(before)
     former, latter = before.gates[:, kept], after.gates[:, kept]
     return {
         "changed_decisions": _rounded((former.argmax(axis=-1) != latter.argmax(axis=-1)).mean()),
@@ -102,6 +102,12 @@ def _numbers(trace: RoutingTrace, kept: np.ndarray, **part: Any) -> dict[str, An
         "balanced": _rounded(point.balanced),
         "specialised": _rounded(point.balanced - point.undecided),
     }
+
+
+def _measured(trace: RoutingTrace) -> np.ndarray:
+    """Which tokens the numbers are about."""
+    _, kept = trace.select(roles=MEASURED_ROLES)
+    return np.asarray(kept & ~np.asarray(trace.tokens.special, dtype=bool))
 
 
 def _rounded(value: Any) -> float:

@@ -46,7 +46,6 @@ def run(folder: Path) -> JobStatus:
     from loramixer.errors import LoraMixerError
 
     job = TrainingJob.load(folder)
-    (folder / "stop").unlink(missing_ok=True)
     JobStatus("starting", f"Loading {job.backbone} and {len(job.experts)} experts …").save(folder)
     try:
         ended = _train(job, folder)

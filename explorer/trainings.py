@@ -26,7 +26,7 @@ from loramixer.errors import LoraMixerError
 from loramixer.experts import CONFIG_FILE as EXPERT_CONFIG
 from loramixer.experts import WEIGHTS_FILE as EXPERT_WEIGHTS
 from loramixer.hub import split_hub_id
-from loramixer.mixers import CONFIG_FILE, ZOO
+from loramixer.mixers import CONFIG_FILE, WEIGHTS_FILE, ZOO
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = 4
@@ -56,7 +56,7 @@ class _Running:
     folder: Path
     process: subprocess.Popen[bytes] | None = None
     mixer: str = ""
-    added: Path | None = None
+    added: tuple[Path, int] | None = None
     began: float = field(default_factory=time.monotonic)
     asked_to_stop: float | None = None
 
@@ -178,10 +178,12 @@ class Trainings:
             training = self._find(key)
             if (found := trained_folder(training.folder)) is None:
                 raise LoraMixerError("There is no router yet; let the training finish, or stop it.")
-            if training.added != found:
+            # Every stop saves into the same folder, so that the folder alone does not say which router it holds.
+            saved = found, (found / WEIGHTS_FILE).stat().st_mtime_ns
+            if training.added != saved:
                 self._forget(training)
                 training.mixer = add(found, TrainingJob.load(training.folder).title)
-                training.added = found
+                training.added = saved
             return training.mixer
 
     def folders(self) -> list[Path]:

@@ -46,6 +46,12 @@ class BackboneOutline:
     parameters: int
     shapes: dict[str, tuple[int, int]]
 
+    @property
+    def pinned_name(self) -> str:
+        """What ``load_backbone`` takes: the weights whose shapes these are, also after the Hub's main has moved."""
+        is_fixed = self.revision is None or self.name in _catalogued()
+        return self.name if is_fixed else f"{self.name}@{self.revision}"
+
 
 @dataclass(frozen=True)
 class Fit:

@@ -42,6 +42,7 @@ class MixerInfo:
         top_k: experts per token.
         seed: of the router training, or None where no run log is beside it.
         untrained: whether the routers are known to be as they were initialised.
+        revision: of the backbone on the Hub; None where the mixture names none, or the one of the catalogue.
     """
 
     name: str
@@ -52,6 +53,12 @@ class MixerInfo:
     top_k: int
     seed: int | None
     untrained: bool = False
+    revision: str | None = None
+
+    @property
+    def pinned_backbone(self) -> str:
+        """What :func:`load_backbone` takes: the backbone at the revision that the mixture names."""
+        return f"{self.backbone}@{self.revision}" if self.backbone and self.revision else self.backbone
 
 
 def list_mixers() -> list[MixerInfo]:
@@ -68,17 +75,19 @@ def mixer_info(folder: Path, name: str) -> MixerInfo:
     """
     config = _read_config(folder, name)
     backbone = config.get("base_model_name_or_path") or ""
-    known = next((entry.name for entry in CATALOGUE.values() if entry.public_name == backbone), backbone)
+    revision = config.get("revision")
+    known = next((entry for entry in CATALOGUE.values() if entry.public_name == backbone), None)
     settings = _logged_settings(folder)
     return MixerInfo(
         name=name,
         title=config.get("title") or name,
-        backbone=known,
+        backbone=known.name if known else backbone,
         loss=_loss_text(config, settings),
         experts=tuple(config["expert_order"]),
         top_k=config["top_k"],
         seed=settings.get("seed"),
         untrained=bool(config.get("untrained")),
+        revision=None if known and revision == known.revision else revision,
     )
 
 
@@ -168,9 +177,14 @@ def add_mixer(model: Any, name: str | Path, *, revision: str | None = None) -> s
             return adapter
     folder = mixer_folder(name)
     config = _load_config(folder, name)
-    here = next(iter(model.peft_config.values())).base_model_name_or_path
+    first = next(iter(model.peft_config.values()))
+    here = first.base_model_name_or_path
     if config.base_model_name_or_path != here:
         raise MixerError(f"'{name}' was trained on {config.base_model_name_or_path}; the loaded backbone is {here}.")
+    loaded = _loaded_commit(model)
+    # A branch or tag may have been at the loaded commit; and who gave backbone=… chose other weights for all of them.
+    if loaded and config.revision not in (loaded, first.revision) and is_pinned(f"{here}@{config.revision}"):
+        raise MixerError(f"'{name}' was trained on {here} at {config.revision[:8]}; the loaded one is {loaded[:8]}.")
     adapter = _free_adapter_name(model, name)
     try:
         with _one_sentence(folder):
@@ -183,6 +197,12 @@ def add_mixer(model: Any, name: str | Path, *, revision: str | None = None) -> s
     model.set_adapter(adapter, inference_mode=True)
     model.eval()
     return adapter
+
+
+def _loaded_commit(model: Any) -> str | None:
+    """The commit on the Hub that the weights of a backbone came from; None where they did not, or nobody knows."""
+    files = getattr(model.get_base_model(), "backbone_files", None)
+    return files.revision if files and files.origin == "hub" else None
 
 
 def _free_adapter_name(model: Any, name: str) -> str:

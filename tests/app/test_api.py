@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import re
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import pytest
 
 from explorer.api import PublicApi
 from explorer.examples import find_example
 from explorer.recordings import Recordings
+from explorer.summary import describe_change, summarise
 from loramixer.whatif import NOTE
 from tests.app.synthetic import EXPERTS, FakeSource, make_trace
 
@@ -198,3 +201,16 @@ def test_the_page_names_the_endpoints_that_exist() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs/explorer.md").read_text(encoding="utf-8")
     section = page.partition("## For programs")[2].partition("```")[0]
     assert set(re.findall(r"`(\w+)`", section)) >= PUBLIC
+
+
+def test_the_end_of_an_answer_is_not_counted() -> None:
+    trace = make_trace()
+    special = np.array(trace.tokens.special)
+    special[-1] = True
+    ended = replace(trace, tokens=replace(trace.tokens, special=special))
+    before, after = summarise(trace), summarise(ended)
+    assert after["measured_tokens"] == len(after["tokens"]) == before["measured_tokens"] - 1
+    assert after["tokens"] == before["tokens"][:-1]
+    assert after["load"] != before["load"]
+    changed = replace(ended, gates=np.concatenate([ended.gates[:, :-1], ended.gates[:, -1:, ::-1]], axis=1))
+    assert describe_change(ended, changed) == {"changed_decisions": 0.0, "divergence": 0.0}

@@ -425,9 +425,9 @@ def test_a_run_at_a_training_step_is_named_by_it_everywhere(room: CompareHandler
 def test_an_address_of_a_run_at_a_training_step_opens_again(room: CompareHandlers) -> None:
     shown = room.open_link(session(room="compare", a="rec~math-medical", b=run_spec(STEPS[100], "3", 24)))
     _, mixer, step, gate, tokens = shown[6:]
-    assert (mixer, step.value, step.visible, gate.value, tokens) == (RSL, "100", True, "3", 24)
+    assert (mixer.value, step.value, step.visible, gate.value, tokens) == (RSL, "100", True, "3", 24)
     # The router control has changed too, and what it changes must keep the step.
-    assert room.choose_mixer(mixer, step.value, gate.value)[1].value == "100"
+    assert room.choose_mixer(mixer.value, step.value, gate.value)[1].value == "100"
 
 
 # ---------------------------------------------------------------------- addresses
@@ -444,9 +444,26 @@ def test_an_address_shows_two_recordings(room: CompareHandlers) -> None:
 def test_an_address_of_a_run_fills_the_controls(room: CompareHandlers) -> None:
     shown = room.open_link(session(room="compare", a="rec~math-medical", b=run_spec(BALANCE, "1", 24), p="What?"))
     prompt, mixer, step, gate, tokens = shown[6:]
-    assert (prompt, mixer, step.value, gate.value, tokens) == ("What?", BALANCE, TRAINED, "1", 24)
+    assert (prompt, mixer.value, step.value, gate.value, tokens) == ("What?", BALANCE, TRAINED, "1", 24)
     assert "press Run B" in shown[STATUS]["text"]
     assert set(shown[SIDES]) == {"A"}
+
+
+def test_an_address_of_two_runs_fills_in_the_first_and_names_the_second(room: CompareHandlers) -> None:
+    shown = room.open_link(session(room="compare", a=run_spec(BALANCE, "1", 24), b=run_spec(STEPS[100], "2", 96)))
+    _, mixer, step, gate, tokens = shown[6:]
+    assert (mixer.value, step.value, gate.value, tokens) == (BALANCE, TRAINED, "1", 24)
+    first, second = shown[STATUS]["text"].split(". ")
+    assert first == "A of this link was a run of Load balance with top 1; its settings are filled in, press Run A"
+    assert second.startswith("B of this link was a run of RSL, step 100 with top 2; choose these settings after")
+    assert "filled in" not in second
+
+
+def test_an_address_of_a_router_of_no_list_offers_it(room: CompareHandlers) -> None:
+    name = room.source.add(Path("anywhere"), "Mine")
+    mixer = room.open_link(session(room="compare", a=run_spec(name, "2", 24)))[7]
+    assert mixer.value == name
+    assert ("Mine", name) in mixer.choices
 
 
 @pytest.mark.parametrize(
@@ -462,6 +479,7 @@ def test_an_address_of_a_run_fills_the_controls(room: CompareHandlers) -> None:
 def test_an_address_that_cannot_be_shown_says_so(room: CompareHandlers, given: str, words: str) -> None:
     shown = room.open_link(session(room="compare", a=given))
     assert words in shown[STATUS]["text"]
+    assert "are filled in" not in shown[STATUS]["text"]
     assert all(is_skip(control) for control in shown[6:])
 
 

@@ -361,6 +361,16 @@ def test_an_opened_file_is_shown_and_a_broken_one_is_one_sentence(handlers: Hand
     assert str(tmp_path) not in line["text"]
 
 
+@pytest.mark.parametrize(("room", "is_busy"), [("explore", True), ("compare", False), ("what-if", False)])
+def test_only_a_run_of_explore_keeps_its_view(handlers: Handlers, tmp_path: Path, room: str, is_busy: bool) -> None:
+    path = make_trace("Is 2 a prime?", layers=2).save(tmp_path / "mine.npz")
+    handlers.tickets.open("one", room)
+    payload, *_, line = handlers.open_file(str(path), session())
+    assert is_skip(payload) is is_busy
+    assert (line["text"] == "Stop the run before you open a file.") is is_busy
+    assert is_skip(handlers.choose_example(EXAMPLES[0].key, RSL, "3", {}, session())[1]) is is_busy
+
+
 @pytest.mark.parametrize(
     ("prompt", "stop_after", "state"),
     [("How many?", None, "finished"), ("How many?", 4, "stopped"), ("CRASH", None, "failed")],

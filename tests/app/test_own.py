@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,8 @@ from explorer.rooms.own.shelf import Shelves
 from explorer.rooms.own.uploads import unpack
 from explorer.settings import PUBLIC_LIMITS
 from loramixer.errors import ExpertError
+from loramixer.experts import read_expert
+from loramixer.fitting import Fit, outline_backbone
 from loramixer.mixers import ZOO
 from tests import tiny
 from tests.app.synthetic import FakeSource
@@ -331,3 +334,22 @@ def test_train_takes_the_chosen_experts_of_its_visitor(handlers: OwnHandlers) ->
     assert (Path(experts[chosen[0]]) / "adapter_model.safetensors").is_file()
     assert handlers.shelves.training_of("two") == ("", {})
     assert "at least one" in handlers.train(BACKBONE, [], session())[2]["text"]
+
+
+def test_train_takes_the_revision_that_was_checked(handlers: OwnHandlers, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = first_shipped(handlers)
+    plain = outline_backbone(BACKBONE)
+    for name, revision, expected in (
+        ("org/backbone", "a" * 40, f"org/backbone@{'a' * 40}"),
+        (plain.name, "a" * 40, plain.name),  # the catalogue pins it
+        ("folder", None, "folder"),
+    ):
+        found = replace(plain, name=name, revision=revision)
+        monkeypatch.setattr("explorer.rooms.own.handlers.outline_backbone", lambda *_, found=found: found)
+        monkeypatch.setattr("explorer.rooms.own.handlers.check_fit", fits_anything)
+        handlers.train("org/backbone", chosen, session())
+        assert handlers.shelves.training_of("one")[0] == expected
+
+
+def fits_anything(name: str, source: str, *_: Any) -> Fit:
+    return Fit(name, read_expert(name, source, weights=False), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,31 @@ def test_a_removed_router_leaves_the_memory(saved: Path) -> None:
     with pytest.raises(MixerError, match="no known router"):
         registry.find(name)
     registry.remove(name)
+
+
+def test_a_router_runs_on_the_revision_of_its_backbone(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = ModelRegistry()
+    config = json.loads((saved / "adapter_config.json").read_text())
+    asked: list[str] = []
+
+    def load(name: Path, notify: Any) -> tuple[Any, Any]:
+        asked.append(mixer_info(name, "saved").pinned_backbone)
+        return tiny.mixture(tiny.save_experts(saved.parent / "others")), tiny.tokenizer()
+
+    monkeypatch.setattr("loramixer.load_mixer", load)
+    names = []
+    for commit in ("a" * 40, "b" * 40):
+        folder = saved.parent / commit[0]
+        shutil.copytree(saved, folder)
+        text = {**config, "base_model_name_or_path": "org/backbone", "revision": commit}
+        (folder / "adapter_config.json").write_text(json.dumps(text))
+        names.append(registry.add(folder, "Mine"))
+    monkeypatch.setattr("loramixer.add_mixer", lambda model, folder: next(iter(model.peft_config)))
+    for name in (*names, *names):
+        route(registry, name)
+    assert asked == registry._models.names() == [f"org/backbone@{'a' * 40}", f"org/backbone@{'b' * 40}"]
+    assert registry.find(names[0]).backbone == "org/backbone"
+    assert "org/backbone" not in registry.status().text
 
 
 def test_a_folder_without_a_mixture_is_refused(tmp_path: Path) -> None:

@@ -265,6 +265,26 @@ def test_a_file_of_another_form_is_one_sentence_without_its_folder(
     assert "at most 0 MB of rows" in handlers.take_file("file", rows_file, [], ["math"], 8)[2]["text"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("domain", "law {}", "name 65 domains, and at most 64 are allowed here; give related rows the same name."),
+        ("task", "cases {}", "name 1,001 tasks, and at most 1,000 are allowed here; give related rows the same name."),
+    ],
+)
+def test_a_file_with_too_many_names_is_one_sentence(
+    handlers: TrainHandlers, rows_file: str, name: str, value: str, words: str
+) -> None:
+    row = {"task": "mine", "domain": "math", "prompt": "How many?", "target": "ten"}
+    for count, fits in ((64 if name == "domain" else 1000, True), (65 if name == "domain" else 1001, False)):
+        rows = [{**row, "id": str(number), name: value.format(number)} for number in range(count)]
+        Path(rows_file).write_text("\n".join(json.dumps(line) for line in rows))
+        domains, _, line = handlers.take_file("file", rows_file, [], ["math"], 8)
+        assert line["kind"] == ("quiet" if fits else "error")
+    assert line["text"] == f"The rows of rows.jsonl {words}"
+    assert domains.choices == []
+
+
 def test_time_is_estimated_for_the_backbone_of_the_pool(
     handlers: TrainHandlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +319,19 @@ def test_settings_come_back_from_their_address(handlers: TrainHandlers) -> None:
     assert line == gr.skip()
     assert handlers.open_link(session(room="explore")) == (gr.skip(),) * (len(LINK_FIELDS) + 1)
     assert "'poetry'" in handlers.open_link(session(room="train", e="poetry"))[-1]["text"]
+
+
+@pytest.mark.parametrize(
+    ("public", "asked", "taken"), [("0", "8", 8), ("0", "2000", 2000), ("0", "2001", 200), ("0", "7", 200),
+                                   ("1", "200", 200), ("1", "208", 200)],
+)  # fmt: skip
+def test_a_link_asks_for_as_many_examples_as_the_control_can_show(
+    handlers: TrainHandlers, monkeypatch: pytest.MonkeyPatch, public: str, asked: str, taken: int
+) -> None:
+    monkeypatch.setenv("LORAMIXER_PUBLIC", public)
+    *controls, line = handlers.open_link(session(room="train", n=asked))
+    assert controls[NAMES.index("examples")] == taken
+    assert (line == gr.skip()) is (asked == str(taken))
 
 
 def test_time_is_scaled_by_tokens() -> None:

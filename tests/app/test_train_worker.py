@@ -59,6 +59,7 @@ def test_a_stopped_training_resumes_bit_equal(tmp_path: Path, monkeypatch: pytes
     assert (stopped.state, stopped.step) == ("stopped", 3)
     assert trained_folder(parts) == parts / "partial"
     assert list((parts / "mixture" / "checkpoints").glob("checkpoint-*"))
+    (parts / "stop").unlink()  # as the explorer does before it starts the process again
     ended = run(parts)
     assert (ended.state, ended.step) == ("finished", 6)
     assert trained_folder(parts) == parts / "mixture"
@@ -71,6 +72,13 @@ def test_a_stopped_training_resumes_bit_equal(tmp_path: Path, monkeypatch: pytes
     # The probe prompt was routed on the way, in both alike, and the repeated step counts once.
     assert Probe.load(whole) == Probe.load(parts)
     assert Probe.load(whole).steps == (0, 1, 2, 3, 4, 5, 6)
+
+
+def test_a_stop_that_comes_before_the_process_has_begun_is_heard(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "job")
+    (folder / "stop").touch()
+    ended = run(folder)
+    assert (ended.state, ended.step, ended.steps) == ("stopped", 1, 6)
 
 
 def test_curves_path_and_probe_move(tmp_path: Path) -> None:

@@ -106,6 +106,29 @@ def test_a_stopped_training_goes_on(trainings: Trainings, tmp_path: Path) -> Non
     assert finish(trainings, key).state == "finished"
 
 
+def test_the_router_of_a_second_stop_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    forgotten: list[str] = []
+    names = iter(("first", "second"))
+    trainings = Trainings(stand_in_command(tmp_path), forgotten.append)
+    key = trainings.start(tiny_job(tmp_path))
+    partial = trainings.folder(key) / "partial"
+    partial.mkdir()
+    weights = partial / "adapter_model.safetensors"
+
+    def look() -> str:
+        return trainings.mixer(key, lambda *_: next(names))
+
+    for nanoseconds, name in ((10**18, "first"), (10**18 + 1_000, "second")):
+        weights.write_bytes(b"weights")
+        os.utime(weights, ns=(nanoseconds, nanoseconds))
+        assert look() == look() == name
+    deadline = time.monotonic() + SECONDS
+    while not forgotten and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert forgotten == ["first"]
+    trainings.close()
+
+
 def test_stopping_twice_ends_the_process(trainings: Trainings, tmp_path: Path) -> None:
     sleeper = tmp_path / "sleeper.py"
     sleeper.write_text("import time\ntime.sleep(600)\n")

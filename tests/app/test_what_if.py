@@ -306,6 +306,38 @@ def test_words_are_found_by_characters() -> None:
         positions_of(trace, ANSWER.split()[0] + " dose is 310")
 
 
+def test_words_of_the_prompt_are_whole_words_and_one_place() -> None:
+    trace = make_trace("An artist starts with art. How is a start made?")
+
+    def text(place: tuple[int, int]) -> str:
+        return "".join(trace.tokens[position] for position in range(*place))
+
+    assert text(positions_of(trace, "art")) == " art."
+    assert text(positions_of(trace, "start")) == " start"
+    assert text(positions_of(trace, "tist")) == " artist"
+    trace = make_trace("the dose of the drug")
+    with pytest.raises(RoutingError, match="“the” is in the prompt 2 times; mark the one that is meant"):
+        positions_of(trace, "the")
+
+
+def test_marked_words_are_the_ones_that_were_marked(room: WhatIfHandlers) -> None:
+    trace = make_trace("the dose of the drug", answer=" Take the drug.")
+    *_, second = [
+        place for place, role in enumerate(trace.tokens.roles) if role == "prompt" and "the" in trace.tokens[place]
+    ]
+    marked = (second, second + 1)
+    assert positions_of(trace, "the", marked) == marked
+    # The text box was changed afterwards, or another trace was taken: the positions say nothing any more.
+    assert positions_of(trace, "drug", marked) == (second + 1, second + 2)
+    assert positions_of(trace, "drug", (900, 901)) == (second + 1, second + 2)
+    answered = next(place for place, role in enumerate(trace.tokens.roles) if role == "generated") + 1
+    with pytest.raises(RoutingError, match="not in the prompt alone"):
+        positions_of(trace, "the", (answered, answered + 1))
+    base = room.take(room.traces.put("one", trace), session())[BASE]
+    intervene(room, base, where="words", text="the", marked=list(marked))
+    assert room.source.requests[-2].interventions[0].tokens == marked  # type: ignore[attr-defined]
+
+
 def test_a_change_says_what_it_changes() -> None:
     trace = make_trace()
     assert GateChange("3", 1.0, (), {}).words(trace) == ""

@@ -426,6 +426,26 @@ def test_a_backbone_by_id_is_pinned_where_the_mixture_was_built(hub, model, logg
     assert backbone_files(f"org/tiny@{before}").revision == before
 
 
+def test_a_mixture_of_another_commit_is_not_put_on_a_loaded_backbone(hub, model, logged_in, tmp_path):
+    push_mixer(model, "org/mixture")
+    changed = {key: value * 1.5 for key, value in load(hub.files("org/tiny")["model.safetensors"]).items()}
+    before = hub.repositories["org/tiny"].names["main"]
+    after = hub.add("org/tiny", {"model.safetensors": save(changed, metadata={"format": "pt"})})
+    folder = tmp_path / "other"
+    model.peft_config["default"].base_model_name_or_path = "org/tiny"
+    model.peft_config["default"].revision = after
+    model.save_pretrained(folder, save_embedding_layers=False)
+    loaded, _ = load_mixer("org/mixture")
+    adapters = set(loaded.peft_config)
+    with pytest.raises(MixerError, match=f"was trained on org/tiny at {after[:8]}; the loaded one is {before[:8]}"):
+        loramixer.add_mixer(loaded, folder)
+    assert set(loaded.peft_config) == adapters
+    chosen, _ = load_mixer(folder, backbone=f"org/tiny@{before}")
+    again = tmp_path / "again"
+    model.save_pretrained(again, save_embedding_layers=False)
+    loramixer.add_mixer(chosen, again)
+
+
 def test_the_card_of_a_pushed_mixture_says_what_it_is(hub, model, logged_in):
     push_mixer(model, "org/mixture")
     card = hub.files("org/mixture")["README.md"].decode()

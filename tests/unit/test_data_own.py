@@ -135,6 +135,25 @@ def test_files_are_a_source_and_all_of_their_rows_may_be_trained_on(tmp_path):
         find_source("nowhere.jsonl")
 
 
+def test_every_row_of_a_file_is_looked_at_a_few_times_however_many_data_sets_there_are(monkeypatch):
+    looks = []
+
+    class Row:
+        def __init__(self, number: int) -> None:
+            self.number, self.domain = number, "law"
+
+        @property
+        def task(self) -> str:
+            looks.append(self.number)
+            return f"task {self.number}"
+
+    monkeypatch.setattr("loramixer.data.local_rows.read_examples", lambda *_: [Row(number) for number in range(200)])
+    source = FileSource(["many.jsonl"])
+    assert [row.number for row in source.rows("task 7", "train")] == [7]
+    assert source.all_tasks() == source.tasks("law") == tuple(f"task {number}" for number in range(200))
+    assert len(looks) <= 2 * 200
+
+
 def test_a_data_set_that_two_recipes_hold_goes_to_the_expert_that_is_there(tmp_path):
     path = write(tmp_path / "cola.jsonl", rows_of("cola", ["nlu"], 4))
     assert find_source(path).domains() == ("language",)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from loramixer import RunLog, load_mixer
+from loramixer.backbones import CATALOGUE
 from loramixer.errors import MixerError
 from loramixer.mixers import mixer_info
 from tests import tiny
@@ -35,6 +36,25 @@ def test_a_folder_says_what_it_is_with_and_without_a_run_log(folder: Path) -> No
     assert info.loss == "rsl"
     RunLog({"seed": 7, "loss_text": "RSL"}).save(folder)
     assert (mixer_info(folder, "mine").seed, mixer_info(folder, "mine").loss) == (7, "RSL")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "revision", "expected"),
+    [
+        ("org/name", "a" * 40, "org/name@" + "a" * 40),
+        ("org/name", None, "org/name"),
+        (CATALOGUE["smollm2-135m"].hub_id, CATALOGUE["smollm2-135m"].revision, "smollm2-135m"),
+        (CATALOGUE["smollm2-135m"].hub_id, "a" * 40, "smollm2-135m@" + "a" * 40),
+        (None, "a" * 40, ""),
+    ],
+)
+def test_the_revision_of_a_backbone_is_told(
+    folder: Path, backbone: str | None, revision: str | None, expected: str
+) -> None:
+    change(folder, base_model_name_or_path=backbone, revision=revision)
+    info = mixer_info(folder, "mine")
+    assert info.backbone == expected.partition("@")[0]
+    assert info.pinned_backbone == expected
 
 
 @pytest.mark.parametrize(

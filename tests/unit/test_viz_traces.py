@@ -11,7 +11,7 @@ from loramixer import viz
 from loramixer.data.schema import Span
 from loramixer.errors import FigureError, TraceError
 from loramixer.metrics import margin
-from loramixer.viz.views import token_label, view
+from loramixer.viz.views import chosen_tokens, token_label, view
 from tests.routing_traces import AWKWARD, awkward_trace
 
 FIGURES = {
@@ -251,3 +251,13 @@ def test_gold_spans_against_experts():
     assert "NMI 1.00" in words
     assert "switch lag 0.0 tokens" in words
     assert viz.to_svg(figure)
+
+
+@pytest.mark.parametrize(("template", "count"), [(False, len(AWKWARD) - 2), (True, len(AWKWARD))])
+def test_the_end_of_an_answer_is_shown_with_the_template(template, count):
+    trace = awkward_trace()
+    special = trace.tokens.special.copy()
+    special[-1] = True
+    ended = dataclasses.replace(trace, tokens=dataclasses.replace(trace.tokens, special=special))
+    assert len(chosen_tokens(ended, template=template)) == count
+    assert (len(trace.tokens) - 1 in chosen_tokens(ended, "generation", template)) is template

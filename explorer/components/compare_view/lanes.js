@@ -100,24 +100,25 @@ function createLanes(root, store) {
     if (cell) store.lock(cell);
   });
 
-  // Text that is marked with the mouse in the first lane: its words go to whoever listens.
+  // Text that is marked with the mouse in the first lane: whole tokens, their words and positions, go to whoever listens.
   function markedWords() {
     const selection = window.getSelection();
     const ends = [selection.anchorNode, selection.focusNode].map((node) => {
       const place = node && (node.nodeType === 1 ? node : node.parentElement);
       return place && place.closest('.lane-a .token');
     });
-    if (selection.isCollapsed || !ends.every((node) => node && pair.contains(node)) || ends[0] === ends[1]) return null;
+    if (selection.isCollapsed || !ends.every((node) => node && pair.contains(node))) return null;
     const { comparison } = store.state;
     const [first, last] = ends.map((node) => Number(node.dataset.column)).sort((left, right) => left - right);
     const positions = comparison.columns.slice(first, last + 1).flatMap(({ a }) => a);
     const tokens = positions.map((position) => comparison.a.tokens[position]).filter((token) => token.part === 1);
-    return tokens.map((token) => token.text).join('').trim();
+    const text = tokens.map((token) => token.text).join('').trim();
+    return text ? { text, first: Math.min(...positions), end: Math.max(...positions) + 1 } : null;
   }
 
   lanes.a.text.addEventListener('mouseup', () => {
-    const text = markedWords();
-    if (text) trigger('mark', { text });
+    const words = markedWords();
+    if (words) trigger('mark', words);
   });
 
   return function draw(state) {

@@ -27,6 +27,7 @@ from explorer.settings import (
     RunRequest,
     check_new_tokens,
     check_prompt,
+    describe_gate,
     gate_choices,
     parse_gate,
 )
@@ -265,7 +266,9 @@ class CompareHandlers:
             return (gr.skip(),) * 11
         values, notes = parse(query, FIELDS)
         sides: Sides = {}
-        controls: tuple[Any, ...] = (gr.skip(),) * 5
+        # There is one set of controls for both sides: the first run of the two has it.
+        controls: tuple[Any, ...] = (values["prompt"] or gr.skip(), *(gr.skip(),) * 4)
+        is_filled = False
         for side, name in (("A", "a"), ("B", "b")):
             found = parse_spec(values[name])
             if isinstance(found, tuple):
@@ -274,8 +277,15 @@ class CompareHandlers:
                 except LoraMixerError as error:
                     notes.append(str(error))
             elif isinstance(found, RunSpec):
-                controls = self._controls_of(found, values["prompt"])
-                notes.append(f"{side} of this link was a run; its settings are filled in, press Run {side}.")
+                words, filled = self._controls_of(found, values["prompt"])
+                of_run = f"{side} of this link was a run of {words}"
+                if filled is None:
+                    notes.append(f"{of_run}, which cannot be filled in here.")
+                elif is_filled:
+                    notes.append(f"{of_run}; choose these settings after the first run, and press Run {side}.")
+                else:
+                    controls, is_filled = filled, True
+                    notes.append(f"{of_run}; its settings are filled in, press Run {side}.")
             elif isinstance(found, str):
                 notes.append(f"{side} of this link was the trace file {clip(found, 40)}; open it again.")
             elif values[name]:
@@ -309,18 +319,21 @@ class CompareHandlers:
     def _find(self, name: str | None) -> MixerInfo:
         return self.source.find(name or "")
 
-    def _controls_of(self, spec: RunSpec, prompt: str) -> tuple[Any, ...]:
-        """Prompt, router, step, gate and new tokens of a run in an address; what is unknown stays as it is."""
+    def _controls_of(self, spec: RunSpec, prompt: str) -> tuple[str, tuple[Any, ...] | None]:
+        """What a run in an address was, in words; and prompt, router, step, gate and new tokens, or None where some of
+        that is unknown or not allowed here."""
         name, step = split_step(spec.mixer)
         try:
             mixer = self._find(name)
-            at_step(self.source, name, step)
+            title = at_step(self.source, name, step).title
             parse_gate(spec.gate, len(mixer.experts))
             tokens = check_new_tokens(int(spec.new_tokens))
         except ValueError:
-            return prompt or gr.skip(), *(gr.skip(),) * 4
+            return f"{clip(spec.mixer, 60)} with k {clip(spec.gate, 20)}", None
         gate = gr.Radio(choices=gate_choices(len(mixer.experts)), value=spec.gate)
-        return prompt or gr.skip(), name, step_control(self.source.steps(name), step), gate, tokens
+        router = self.choose_wanted({"room": ROOM, "mixer": name})
+        controls = prompt or gr.skip(), router, step_control(self.source.steps(name), step), gate, tokens
+        return f"{title} with {describe_gate(spec.gate)}", controls
 
     def _ready_sides(self, index: int, request: gr.Request) -> Sides:
         entry = self.ready[index]

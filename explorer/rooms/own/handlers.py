@@ -144,7 +144,7 @@ class OwnHandlers:
             experts, checked = self._usable(shelf, backbone, chosen)
         except LoraMixerError as error:
             return gr.skip(), gr.skip(), status("error", str(error))
-        shelf.training = checked.backbone.name, {name: shelf.sources[name] for name in experts}
+        shelf.training = checked.backbone.pinned_name, {name: shelf.sources[name] for name in experts}
         return want("train", "", ""), gr.Tabs(selected="train"), status("note", "Train has taken these experts.")
 
     def refused(self) -> Status:

@@ -31,7 +31,8 @@ class Shelf:
         sources: expert name → folder or Hub id, in the order of the gates.
         mixture: name of the mixture that the registry holds for it; empty when there is none.
         fetched: Hub ids that this session had fetched.
-        training: backbone and experts that Train takes, name → folder or Hub id.
+        training: backbone, with the ``@revision`` that was checked, and experts that Train takes, name → folder or
+            Hub id.
     """
 
     folder: Path

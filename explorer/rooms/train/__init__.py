@@ -15,15 +15,17 @@ from explorer.rooms.share import SAVE_FILE, share_and_export
 from explorer.rooms.train.choices import (
     DATA_CHOICES,
     DEFAULT_EXAMPLES,
+    LEAST_EXAMPLES,
     LOSSES,
     SCALES,
     SIGNS,
     describe_data,
     domains_of,
+    most_examples,
 )
 from explorer.rooms.train.files import TRAIN_FORMATS, code_maker, file_maker
 from explorer.rooms.train.handlers import ROOM, SHIPPED, TrainHandlers
-from explorer.settings import DEFAULT_K, limits
+from explorer.settings import DEFAULT_K
 from loramixer.data import RECIPES
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -129,7 +131,7 @@ def build(page: Page) -> None:
 
 
 def _rows_controls(handlers: TrainHandlers) -> tuple[Any, ...]:
-    known, most = list(handlers.experts()), limits().training_examples
+    known, most = list(handlers.experts()), most_examples()
     experts = gr.CheckboxGroup(
         known, value=known, label="Experts", info="At least two; the routers learn to choose among them.",
         elem_id="train-experts",
@@ -143,7 +145,7 @@ def _rows_controls(handlers: TrainHandlers) -> tuple[Any, ...]:
         info="Equal shares. Language is acceptability and sentiment in one.",
     )  # fmt: skip
     examples = gr.Slider(
-        8, min(2000, most), min(DEFAULT_EXAMPLES, most), step=8, label="Examples",
+        LEAST_EXAMPLES, most, min(DEFAULT_EXAMPLES, most), step=8, label="Examples",
         info="Rows in all; 8 make one step.", elem_id="train-examples",
     )  # fmt: skip
     return experts, data, file, domains, examples

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from explorer.settings import limits
 from loramixer.data import RECIPES, FileSource, find_source
 from loramixer.data.sources import VARIABLE
 from loramixer.errors import DataError
@@ -85,8 +86,17 @@ DATA_CHOICES = (
     ("a file of your own", "file"),
 )
 
+LEAST_EXAMPLES = 8
+"""What the control of examples begins with: one step."""
+
 MOST_ROWS_BYTES = 20_000_000
 """Of a visitor's file of rows."""
+
+MOST_DOMAINS = 64
+"""Of a visitor's file of rows: each becomes a box to tick."""
+
+MOST_TASKS = 1000
+"""Of a visitor's file of rows: the log of the training counts the rows of each."""
 
 
 def zoo_experts(backbone: str, zoo: Path = ZOO) -> dict[str, str]:
@@ -95,6 +105,11 @@ def zoo_experts(backbone: str, zoo: Path = ZOO) -> dict[str, str]:
     order = list(RECIPES)
     folders.sort(key=lambda path: (order.index(path.name) if path.name in order else len(order), path.name))
     return {path.name: str(path) for path in folders}
+
+
+def most_examples() -> int:
+    """What the control of examples ends with, on this server."""
+    return min(2000, limits().training_examples)
 
 
 def domains_of(experts: Mapping[str, str]) -> list[str]:
@@ -106,7 +121,8 @@ def own_rows(path: str | None, experts: Sequence[str]) -> FileSource:
     """The rows of a visitor's file, for experts of these names.
 
     Raises:
-        DataError: no file, one that is too large, or rows of another form; its folder is not named.
+        DataError: no file, one that is too large or has too many domains or tasks, or rows of another form; its
+            folder is not named.
     """
     if not path or not Path(path).is_file():
         raise DataError("Give the file of your rows; one that was given more than an hour ago is no longer here.")
@@ -116,9 +132,19 @@ def own_rows(path: str | None, experts: Sequence[str]) -> FileSource:
             "read here; give fewer rows."
         )
     try:
-        return FileSource([path], experts)
+        found = FileSource([path], experts)
     except DataError as error:
         raise DataError(str(error).replace(path, Path(path).name)) from error
+    for what, count, most in (
+        ("domains", len(found.domains()), MOST_DOMAINS),
+        ("tasks", len(found.all_tasks()), MOST_TASKS),
+    ):
+        if count > most:
+            raise DataError(
+                f"The rows of {Path(path).name} name {count:,} {what}, and at most {most:,} are allowed here; give "
+                "related rows the same name."
+            )
+    return found
 
 
 def describe_data(choice: str) -> str:

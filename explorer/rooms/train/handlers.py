@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import gradio as gr
@@ -17,10 +17,12 @@ from explorer.registry import ModelSource
 from explorer.rooms.train.choices import (
     DATA_CHOICES,
     DEFAULT_EXAMPLES,
+    LEAST_EXAMPLES,
     LEAST_EXPERTS,
     LOSSES,
     describe_data,
     domains_of,
+    most_examples,
     own_rows,
     zoo_experts,
 )
@@ -44,7 +46,7 @@ LINK_FIELDS = (
     LinkField("l", "entropy_weight", 0.3, "float", low=0, high=1000),
     LinkField("sign", "entropy", "sharpen", choices=("sharpen", "flatten")),
     LinkField("scale", "scale", "unit", choices=("unit", "paper")),
-    LinkField("n", "examples", DEFAULT_EXAMPLES, "int", low=1, high=1_000_000),
+    LinkField("n", "examples", DEFAULT_EXAMPLES, "int", low=LEAST_EXAMPLES),
     LinkField("seed", "seed", 0, "int", low=0, high=2**31 - 1),
     LinkField("k", "top_k", DEFAULT_K, "int", low=1, high=64),
 )
@@ -158,7 +160,7 @@ class TrainHandlers:
         except DataError as error:
             return found, gr.skip(), status("error", str(error))
         counts = ", ".join(f"{count} of {domain}" for domain, count in rows.items())
-        fewer = max(8, rows.total()) if rows.total() < examples else gr.skip()
+        fewer = max(LEAST_EXAMPLES, rows.total()) if rows.total() < examples else gr.skip()
         return found, fewer, status("quiet", f"{rows.total()} rows: {counts}.")
 
     def usual_weight(self, loss: str) -> float:
@@ -409,7 +411,10 @@ class TrainHandlers:
         query = dict(request.query_params)
         if query.get("room") != ROOM:
             return (gr.skip(),) * (len(LINK_FIELDS) + 1)
-        values, notes = parse(query, LINK_FIELDS)
+        # How many examples are allowed is the server's affair, and settled when it runs.
+        most = most_examples()
+        fields = [replace(field, high=most) if field.name == "examples" else field for field in LINK_FIELDS]
+        values, notes = parse(query, fields)
         known = self.experts()
         for name, allowed in (("experts", list(known)), ("domains", list(RECIPES))):
             asked = [part for part in values[name].split(",") if part]

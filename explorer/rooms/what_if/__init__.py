@@ -32,7 +32,7 @@ def build(page: Page) -> None:
     slots = max([LEAST_SLIDERS, *(len(mixer.experts) for mixer in mixers)])
     handlers = WhatIfHandlers(page.source, page.recordings, page.traces, page.handlers.tickets, slots)
     experts = list(mixers[0].experts) if mixers else []
-    base, result, ticket = gr.State({}), gr.State({}), ticket_number()
+    base, result, marked, ticket = gr.State({}), gr.State({}), gr.State([]), ticket_number()
     with gr.Row(elem_classes="room"):
         with gr.Column(elem_id="what-if-controls", elem_classes="controls", scale=0, min_width=300):
             line = StatusLine(status("quiet", "No trace yet"), elem_id="what-if-base")
@@ -73,11 +73,11 @@ def build(page: Page) -> None:
     )
     kind.change(lambda name: gr.CheckboxGroup(visible=name != "uniform"), kind, chosen, **AT_ONCE)
     where.change(lambda place: gr.Textbox(visible=place == "words"), where, text, **AT_ONCE)
-    view.mark(_mark, None, [where, text], **AT_ONCE)
+    view.mark(_mark, None, [where, text, marked], **AT_ONCE)
     buttons = [regenerate, run, stop]
     for press, handler, inputs in (
         (regenerate.click, handlers.regenerate, gates[1:]),
-        (run.click, handlers.intervene, [kind, chosen, where, text, control, seed]),
+        (run.click, handlers.intervene, [kind, chosen, where, text, control, seed, marked]),
     ):
         wire_run(
             [press],
@@ -95,9 +95,9 @@ def build(page: Page) -> None:
     page.demo.load(handlers.open_link, page.current, [*opened, kind, where, text, seed], **AT_ONCE)
 
 
-def _mark(event: gr.EventData) -> tuple[str, Any]:
-    """Words that were marked in the text of A: where the change acts, and the words."""
-    return "words", gr.Textbox(value=str(event.text), visible=True)
+def _mark(event: gr.EventData) -> tuple[str, Any, list[int]]:
+    """Words that were marked in the text of A: where the change acts, the words, and the positions of their tokens."""
+    return "words", gr.Textbox(value=str(event.text), visible=True), [int(event.first), int(event.end)]
 
 
 def _gate_controls(experts: list[str], slots: int) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -87,6 +88,8 @@ class ModelChange:
         where: on which tokens.
         text: for ``words``: a piece of the prompt.
         seed: of the random control.
+        marked: for ``words``: first position and one past the last of the tokens where ``text`` was marked, or None
+            where it was typed.
     """
 
     kind: Kind
@@ -94,6 +97,7 @@ class ModelChange:
     where: Where
     text: str = ""
     seed: int = 0
+    marked: tuple[int, int] | None = None
 
     def interventions(self, trace: RoutingTrace) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Arguments of :class:`loramixer.Intervention`, and those of its random control, or None where there is none.
@@ -106,7 +110,7 @@ class ModelChange:
         self._check(trace)
         place: dict[str, Any] = {}
         if self.where == "words":
-            place = {"tokens": positions_of(trace, self.text)}
+            place = {"tokens": positions_of(trace, self.text, self.marked)}
         elif self.where != "everything":
             place = {"part": "prompt" if self.where == "prompt" else "generated"}
         if self.kind == "uniform":
@@ -139,24 +143,60 @@ class ModelChange:
             raise RoutingError(f"One expert can be forced, here are {len(self.experts)}; choose exactly one.")
 
 
-def positions_of(trace: RoutingTrace, words: str) -> tuple[int, int]:
+def positions_of(trace: RoutingTrace, words: str, marked: tuple[int, int] | None = None) -> tuple[int, int]:
     """First position and one past the last of the tokens of the prompt that a piece of text touches.
 
+    Args:
+        trace: whose prompt it is.
+        words: the piece of text; whole words, where it is a whole word anywhere.
+        marked: the positions where it was marked; they count as long as these words stand there.
+
     Raises:
-        RoutingError: no text, or text that the prompt does not have.
+        RoutingError: no text, text that the prompt does not have, or typed text that it has more than once.
     """
     wanted = words.strip()
     if not wanted:
         raise RoutingError("Type the words of the prompt, or mark them in the text of A.")
+    nowhere = RoutingError(f"“{wanted[:60]}” is not in the prompt; copy the words as they stand there.")
+    if marked and _stands_at(trace, wanted, marked):
+        if any(role != "prompt" for role in trace.tokens.roles[slice(*marked)]):
+            raise RoutingError("What is marked is not in the prompt alone; mark words of the prompt.")
+        return marked
     own = [position for position, role in enumerate(trace.tokens.roles) if role == "prompt"]
+    if not own:
+        raise nowhere
     spans = trace.tokens.spans
-    low, high = (int(spans[own[0], 0]), int(spans[own[-1], 1])) if own else (0, 0)
-    start = trace.tokens.text.find(wanted, low, high)
-    if start < 0:
-        raise RoutingError(f"“{wanted[:60]}” is not in the prompt; copy the words as they stand there.")
-    end = start + len(wanted)
+    low = int(spans[own[0], 0])
+    found = _occurrences(trace.tokens.text[low : int(spans[own[-1], 1])], wanted)
+    if not found:
+        raise nowhere
+    if len(found) > 1:
+        raise RoutingError(
+            f"“{wanted[:60]}” is in the prompt {len(found)} times; mark the one that is meant in the text of A, or "
+            "type more of the words around it."
+        )
+    start, end = low + found[0], low + found[0] + len(wanted)
     touched = [position for position in own if spans[position, 0] < end and spans[position, 1] > start]
     return touched[0], touched[-1] + 1
+
+
+def _stands_at(trace: RoutingTrace, words: str, marked: tuple[int, int]) -> bool:
+    """Whether the tokens of these positions are the words; spaces do not count, the browser may have lost some."""
+    first, end = marked
+    if not 0 <= first < end <= len(trace.tokens):
+        return False
+    spans = trace.tokens.spans
+    text = trace.tokens.text[int(spans[first, 0]) : int(spans[end - 1, 1])]
+    return "".join(text.split()) == "".join(words.split())
+
+
+def _occurrences(text: str, wanted: str) -> list[int]:
+    """Where a piece of text begins: as whole words, or else anywhere, as in languages that put no spaces between."""
+    before = r"(?<!\w)" if re.match(r"\w", wanted) else ""
+    after = r"(?!\w)" if re.search(r"\w\Z", wanted) else ""
+    piece = re.escape(wanted)
+    whole = [match.start() for match in re.finditer(before + piece + after, text)]
+    return whole or [match.start() for match in re.finditer(piece, text)]
 
 
 def chosen_biases(experts: Sequence[str], values: Sequence[float]) -> dict[str, float]:

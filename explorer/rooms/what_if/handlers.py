@@ -164,12 +164,17 @@ class WhatIfHandlers:
         with_control: bool,
         seed: float,
         request: gr.Request,
+        marked: list[int] | None = None,
     ) -> Iterator[tuple[Any, ...]]:
-        """An intervention while the model writes again, then its random control. View, result, status and buttons."""
+        """An intervention while the model writes again, then its random control. View, result, status and buttons.
+
+        ``marked`` holds the positions that were marked last, first and one past the last; none when none were.
+        """
 
         def plan(trace: RoutingTrace) -> _Plan:
             chosen = () if kind == "uniform" else tuple(experts or ())
-            change = ModelChange(kind, chosen, where, (text or "").strip(), int(seed or 0))  # type: ignore[arg-type]
+            place = (marked[0], marked[1]) if marked else None
+            change = ModelChange(kind, chosen, where, (text or "").strip(), int(seed or 0), place)  # type: ignore[arg-type]
             main, control = change.interventions(trace)
             mode, k = parse_gate(gate_choice_of(trace.provenance, len(trace.experts)), len(trace.experts))
             temperature = float(trace.provenance.get("gate_temperature", 1.0))

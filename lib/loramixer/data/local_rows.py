@@ -71,8 +71,16 @@ class FileSource(LocalRows):
         self.paths = [Path(path) for path in paths]
         self.examples = [row for path in self.paths for row in read_examples(path, domains)]
         self._own = OwnDomains(self._names())
-        for task in dict.fromkeys(row.task for row in self.examples):
-            self._own.add(task, self.rows(task, "train"))
+        # Once: a file may have as many data sets as rows, and a look at every row for each would never end.
+        self._by_task: dict[str, list[Example]] = {}
+        for row in self.examples:
+            self._by_task.setdefault(row.task, []).append(row)
+        for task, rows in self._by_task.items():
+            self._own.add(task, rows)
+
+    def all_tasks(self) -> tuple[str, ...]:
+        """The data sets of all domains, in the order of the files."""
+        return tuple(self._by_task)
 
     def domains(self) -> tuple[str, ...]:
         """All."""
@@ -101,7 +109,7 @@ class FileSource(LocalRows):
                 f"The rows of {self._names()} are for training; test on the rows of another file "
                 "(evaluate --data FILE), or on the test split of a folder."
             )
-        return [row for row in self.examples if row.task == task]
+        return list(self._by_task.get(task, ()))
 
     def describe(self) -> str:
         """Names the files."""

@@ -121,7 +121,7 @@ def view(
         projection: name of a projection, or ``mean`` over those of each layer.
         layers: first and last layer, both included; None for all.
         roles: ``prefill`` for what was read, ``generation`` for what was written, or both.
-        template: whether the tokens of the chat template are shown.
+        template: whether the tokens of the chat template are shown, and special ones.
         unit: ``subword`` for single tokens, ``word`` or ``sentence``.
         how: what stands for the tokens of a word or sentence: their ``mean``, ``max`` or ``first``.
 
@@ -170,7 +170,7 @@ def view(
 
 
 def chosen_tokens(trace: RoutingTrace, roles: Roles = "both", template: bool = False) -> np.ndarray:
-    """Positions of the tokens of a view.
+    """Positions of the tokens of a view; special ones, such as the end of the answer, are shown with the template.
 
     Raises:
         FigureError: none is left, or unknown roles.
@@ -183,7 +183,8 @@ def chosen_tokens(trace: RoutingTrace, roles: Roles = "both", template: bool = F
     names: tuple[Role, ...] = wanted[roles]
     if template and roles != "generation":
         names = (*names, "template")
-    positions = np.flatnonzero(trace.select(roles=names)[1])
+    kept = trace.select(roles=names)[1]
+    positions = np.flatnonzero(kept if template else kept & ~np.asarray(trace.tokens.special, dtype=bool))
     if not len(positions):
         part = {"prefill": "prompt", "generation": "generated"}.get(roles, "")
         raise FigureError(f"The trace has no {part} tokens to show; choose another part of it.".replace("  ", " "))
