@@ -8,7 +8,7 @@ import numpy as np
 
 from loramixer.comparison import Comparison
 from loramixer.errors import TraceError
-from loramixer.metrics import jensen_shannon, load, margin, plane_point
+from loramixer.metrics import jensen_shannon, load, margin, plane_point, routers_that_are_on
 from loramixer.trace import Role, RoutingTrace
 
 MEASURED_ROLES: tuple[Role, ...] = ("prompt", "generated")
@@ -20,9 +20,9 @@ def summarise(trace: RoutingTrace) -> dict[str, Any]:
 
     Returns:
         ``text`` that was generated; ``experts``; ``measured_tokens``, how many; ``load``, the share of each expert,
-        mean over sites and tokens; ``undecided``, ``balanced`` and ``specialised``, 0…1, see ``loramixer.metrics``;
-        ``tokens``, each with its ``text``, ``role``, ``expert``, ``gate`` and ``margin`` of the mean over sites; and
-        ``provenance``.
+        mean over the sites that are on and over tokens; ``undecided``, ``balanced`` and ``specialised``, 0…1, see
+        ``loramixer.metrics``; ``tokens``, each with its ``text``, ``role``, ``expert``, ``gate`` and ``margin`` of the
+        mean over sites; and ``provenance``.
     """
     kept = _measured(trace)
     positions = np.flatnonzero(kept).tolist()
@@ -97,7 +97,9 @@ def _numbers(trace: RoutingTrace, kept: np.ndarray, **part: Any) -> dict[str, An
     gates = trace.gates[sites][:, kept]
     point = plane_point(gates)
     return {
-        "load": {name: _rounded(share) for name, share in zip(trace.experts, load(gates), strict=True)},
+        "load": {
+            name: _rounded(share) for name, share in zip(trace.experts, load(routers_that_are_on(gates)), strict=True)
+        },
         "undecided": _rounded(point.undecided),
         "balanced": _rounded(point.balanced),
         "specialised": _rounded(point.balanced - point.undecided),

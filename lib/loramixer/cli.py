@@ -397,7 +397,7 @@ def trace(
 ) -> None:
     """Record every gate of every token at every site, and save it as a trace file."""
     from loramixer.devices import choose_device
-    from loramixer.metrics import load
+    from loramixer.metrics import load, routers_that_are_on
     from loramixer.mixers import load_mixer
     from loramixer.trace import trace as run
     from loramixer.tuner.runtime import set_gate
@@ -422,7 +422,10 @@ def trace(
     )
     if answer:
         console.print(answer, markup=False, highlight=False)
-    shares = ", ".join(f"{name} {share:.3f}" for name, share in zip(found.experts, load(found.gates), strict=True))
+    shares = ", ".join(
+        f"{name} {share:.3f}"
+        for name, share in zip(found.experts, load(routers_that_are_on(found.gates)), strict=True)
+    )
     console.print(
         f"{len(found.tokens)} tokens × {len(found.sites)} sites → {path}; load: {shares}",
         highlight=False,

@@ -23,6 +23,12 @@ def load(p: np.ndarray) -> np.ndarray:
     return p.reshape(-1, p.shape[-1]).mean(axis=0)
 
 
+def routers_that_are_on(p: np.ndarray) -> np.ndarray:
+    """Gates ``[S, T, E]`` without the routers that give nobody anything; all of them where none is on."""
+    routed = p.any(axis=(1, 2))
+    return p if routed.all() or not routed.any() else p[routed]
+
+
 def mutual_information(p: np.ndarray) -> np.ndarray:
     """I(token; expert) = H(p̄) − E[H(p)] of each router in nats: ``[..., T, E] → [...]``; 0 … log E."""
     return entropy(p.mean(axis=-2)) - entropy(p).mean(axis=-1)
@@ -114,9 +120,7 @@ def plane_point(p: np.ndarray) -> PlanePoint:
     Args:
         p: probabilities ``[S, T, E]``.
     """
-    routed = p.any(axis=(1, 2))
-    if routed.any() and not routed.all():
-        p = p[routed]
+    p = routers_that_are_on(p)
     return PlanePoint(
         token_entropy=float(entropy(p).mean()),
         load_entropy=float(entropy(p.mean(axis=1)).mean()),

@@ -61,6 +61,17 @@ def test_the_entropy_over_layers_is_that_of_all_routers(page: Any) -> None:
     assert ask(page, "meanEntropy(model, column, MEAN, [0, 1])") == pytest.approx(float(each.mean()), abs=1e-5)
 
 
+def test_a_router_that_is_off_has_no_part_in_the_load(page: Any) -> None:
+    gates = GATES.copy()
+    gates[0] = 0
+    off = "{ gates: column.gates.map((gate, index) => (index < model.experts.length ? 0 : gate)), cache: new Map() }"
+    point = plane_point(gates[:, None])
+    found = f"loadOf(model, [{off}], MEAN, [0, 1])"
+    assert ask(page, f"{found}.load") == pytest.approx(GATES[1:].mean(axis=0).tolist(), abs=1e-6)
+    assert ask(page, f"{found}.undecided") == pytest.approx(point.undecided, abs=1e-5)
+    assert ask(page, f"{found}.routers") == len(GATES) - 1
+
+
 def test_numbers_of_joined_gates_are_of_their_shares(page: Any) -> None:
     """The largest gates of a word sum to more than 1, and no entropy or load is of such weights."""
     largest = np.maximum(GATES, OTHER)

@@ -174,7 +174,8 @@ function largest(arrays) {
   });
 }
 
-// Load of each expert and the three numbers of loramixer.metrics.plane_point: per router first, then their mean.
+// Load of each expert and the three numbers of loramixer.metrics.plane_point: per router first, then their mean. A router
+// that is off has none of them.
 function loadOf(model, columns, projection, range) {
   const count = model.experts.length;
   const sites = sitesOfLayers(model, range, projection);
@@ -182,7 +183,8 @@ function loadOf(model, columns, projection, range) {
   let undecided = 0;
   let balanced = 0;
   const share = new Float64Array(count);
-  sites.forEach((site) => {
+  const routed = sites.filter((site) => columns.some((column) => sumOf(column.gates, site * count, count) > 0));
+  routed.forEach((site) => {
     share.fill(0);
     columns.forEach((column) => {
       const weights = weightsOf(model, column);
@@ -195,13 +197,13 @@ function loadOf(model, columns, projection, range) {
     }
     balanced += entropyOf(share);
   });
-  const routers = Math.max(sites.length, 1);
+  const routers = Math.max(routed.length, 1);
   return {
     load: load.map((value) => value / routers),
     undecided: undecided / routers,
     balanced: balanced / routers,
     specialised: (balanced - undecided) / routers,
-    routers: sites.length,
+    routers: routed.length,
   };
 }
 
