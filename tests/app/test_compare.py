@@ -206,6 +206,13 @@ def test_an_own_choice_replaces_what_the_room_opened_with(room: CompareHandlers)
     assert shown[STATUS]["text"] == ""
 
 
+def test_the_address_of_a_run_that_only_read_says_so(room: CompareHandlers) -> None:
+    trace = make_trace(mixer=BALANCE)
+    trace.provenance["max_new_tokens"] = 0
+    sides = room.take_current("A", room.traces.put("one", trace), {}, session())[SIDES]
+    assert sides["A"]["spec"].endswith("~0")
+
+
 def test_whoever_works_with_what_the_room_opened_with_keeps_it(room: CompareHandlers) -> None:
     opened = room.enter({}, False, session())[SIDES]
     sides = run_and_take(room, "B", opened)[SIDES]

@@ -352,7 +352,8 @@ class CompareHandlers:
             return {"key": key, "state": state, "spec": recording_spec(recording)}
         facts = trace.provenance
         gate = "all (soft)" if facts.get("gate") == "soft" else str(facts.get("k", ""))
-        spec = run_spec(str(facts.get("mixer")), gate, int(facts.get("max_new_tokens") or DEFAULT_NEW_TOKENS))
+        asked = facts.get("max_new_tokens")  # 0 is a run that reads the prompt only
+        spec = run_spec(str(facts.get("mixer")), gate, DEFAULT_NEW_TOKENS if asked is None else int(asked))
         return {"key": key, "state": state, "spec": spec}
 
     def _show(self, sides: Sides, request: gr.Request) -> Shown:

@@ -24,7 +24,6 @@ from explorer.rooms.what_if.link import FIELDS, read_biases, read_names, write_b
 from explorer.running import NOT_BEGUN, begin_run, last_frame, run_buttons
 from explorer.sessions import Ticket, Tickets, session_of
 from explorer.settings import (
-    DEFAULT_NEW_TOKENS,
     GateMode,
     RunRequest,
     check_new_tokens,
@@ -489,4 +488,4 @@ def _gate_words(trace: RoutingTrace) -> str:
 
 def _spec_of_run(trace: RoutingTrace) -> str:
     gate = gate_choice_of(trace.provenance, len(trace.experts))
-    return run_spec(str(trace.provenance.get("mixer")), gate, _new_tokens(trace) or DEFAULT_NEW_TOKENS)
+    return run_spec(str(trace.provenance.get("mixer")), gate, _new_tokens(trace))
