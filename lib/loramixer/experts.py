@@ -191,7 +191,7 @@ def new_expert(name: str, shapes: Mapping[str, tuple[int, int]], settings: NewEx
 def expert_identity(source: str) -> str:
     """What tells an expert from others of its name: the hash of its weights in a folder, or its Hub id."""
     weights = Path(source) / WEIGHTS_FILE
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:IDENTITY_LENGTH] if weights.is_file() else source
+    return file_sha256(weights)[:IDENTITY_LENGTH] if weights.is_file() else source
 
 
 def locate_expert(name: str, source: str, max_bytes: int | None = None) -> tuple[Path, str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from loramixer.data.schema import Span
 from loramixer.errors import TraceError
-from loramixer.metrics import entropy
+from loramixer.metrics import entropy, routers_that_are_on
 from loramixer.trace import RoutingTrace, TraceTokens
 
 OUTSIDE = -1
@@ -277,12 +277,11 @@ def span_routing(trace: RoutingTrace, spans: Sequence[Span]) -> SpanRouting:
     if not len(positions):
         raise TraceError("No token of this trace lies in a span; give spans of its text.")
     gates = trace.gates[:, positions]
-    routed = gates.any(axis=(1, 2))
-    if not routed.any():
+    if not gates.any():
         raise TraceError(
             "No router of this trace has a gate inside the spans; trace the text with routers that are on."
         )
-    return SpanRouting(tuple(spans), trace.experts, positions, indices[positions], gates[routed])
+    return SpanRouting(tuple(spans), trace.experts, positions, indices[positions], routers_that_are_on(gates))
 
 
 def _means_by(gates: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:

@@ -190,12 +190,18 @@ def test_a_prompt_that_is_sent_during_a_run_is_the_one_that_is_answered(page: An
     assert page.is_disabled("#stop")
 
 
-def test_a_visitor_who_waits_may_change_the_prompt(page: Any, synthetic_page_url: str) -> None:
+def page_with_the_model(page: Any, url: str) -> Any:
+    """A page of another visitor, whose run has the model until Stop."""
     busy = page.context.new_page()
-    busy.goto(synthetic_page_url)
+    busy.goto(url)
     busy.wait_for_selector(".token")
-    generate(busy, f"{MATH_MEDICAL} PAUSE")  # has the model until Stop
+    generate(busy, f"{MATH_MEDICAL} PAUSE")
     wait_until_writing(busy)
+    return busy
+
+
+def test_a_visitor_who_waits_may_change_the_prompt(page: Any, synthetic_page_url: str) -> None:
+    busy = page_with_the_model(page, synthetic_page_url)
     generate(page, "What is a first prompt?")
     for prompt, words in ((" ", "prompt is empty"), ("What is a second prompt?", "1 run was asked for before yours")):
         page.fill("#prompt textarea", prompt)
@@ -209,11 +215,7 @@ def test_a_visitor_who_waits_may_change_the_prompt(page: Any, synthetic_page_url
 
 
 def test_who_stops_while_waiting_need_not_wait_for_the_turn(page: Any, synthetic_page_url: str) -> None:
-    busy = page.context.new_page()
-    busy.goto(synthetic_page_url)
-    busy.wait_for_selector(".token")
-    generate(busy, f"{MATH_MEDICAL} PAUSE")  # has the model until Stop
-    wait_until_writing(busy)
+    busy = page_with_the_model(page, synthetic_page_url)
     generate(page, "What is a first prompt?")
     wait_for_status(page, "1 run was asked for before yours")
     page.click("#stop")

@@ -26,7 +26,11 @@ SPLIT_SEED = 0
 
 
 def expert_examples(
-    domain: str, seed: int, source: AnySource = None, evaluation: Iterable[Example] | None = None
+    domain: str,
+    seed: int,
+    source: AnySource = None,
+    evaluation: Iterable[Example] | None = None,
+    reports: list[OverlapReport] | None = None,
 ) -> list[Example]:
     """The training rows of one expert: the part of each of its tasks that routers take last.
 
@@ -35,6 +39,7 @@ def expert_examples(
         seed: the order of the rows; which they are is the same for all seeds, so that routers of any seed have others.
         source: what :func:`loramixer.data.find_source` takes.
         evaluation: rows whose prompts must not be trained on, from :func:`evaluation_examples`.
+        reports: receives what was left out of each task.
 
     Raises:
         DataError: no such domain, no such rows, or nothing left of a task.
@@ -44,10 +49,11 @@ def expert_examples(
     if isinstance(found, GeneratedSource):
         return _generated_rows(domain, GENERATED_ROWS, seed)
     held_out = None if evaluation is None else list(evaluation)
+    reports = [] if reports is None else reports
     rows = []
     for task in tasks:
         own, _ = _divided(found, domain, task)
-        rows += own if held_out is None else _without(own, held_out, task, [])
+        rows += own if held_out is None else _without(own, held_out, task, reports)
     random.Random(seed).shuffle(rows)
     return rows
 

@@ -32,10 +32,15 @@ class OverlapReport:
     overlapping: dict[str, int] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def left_out(self) -> int:
+        """All rows that were left out."""
+        return sum(self.same.values()) + sum(self.overlapping.values())
+
     def __str__(self) -> str:
         same, overlapping, kept = (sum(part.values()) for part in (self.same, self.overlapping, self.kept))
         return (
-            f"{same + overlapping} of {same + overlapping + kept} rows left out: {same} are also in an evaluation "
+            f"{self.left_out} of {self.left_out + kept} rows left out: {same} are also in an evaluation "
             f"set, {overlapping} share {GRAM} words in a row with one"
         )
 

@@ -17,6 +17,7 @@ from loramixer.data import (
     RECIPES,
     AnySource,
     Example,
+    OverlapReport,
     Source,
     evaluation_examples,
     expert_examples,
@@ -77,12 +78,13 @@ class _Run:
 
     def examples(self, domain: str) -> list[Example]:
         """The training rows of one expert, in one pass."""
-        rows = expert_examples(domain, self.settings.seed, self.source)
+        evaluation = evaluation_examples([domain], self.source) if self.dedupe else None
+        reports: list[OverlapReport] = []
+        rows = expert_examples(domain, self.settings.seed, self.source, evaluation, reports)
         if self.dedupe:
-            evaluation = evaluation_examples([domain], self.source)
-            kept = expert_examples(domain, self.settings.seed, self.source, evaluation)
-            say(f"{len(rows) - len(kept)} of {len(rows)} {domain} rows are left out, since evaluation rows have them.")
-            rows = kept
+            left_out = sum(report.left_out for report in reports)
+            of_all = f"{left_out} of {len(rows) + left_out}"
+            say(f"{of_all} {domain} rows are left out, since evaluation rows have them.")
         return rows[: self.limit]
 
 

@@ -155,16 +155,13 @@ def train_router(
     )
     rows_from = find_source(source, list(experts))
     rows_are_given = isinstance(examples, Sequence)
-    count: int | None
-    if isinstance(examples, Sequence):
-        count = len(examples)
-    else:
-        count = examples or (None if isinstance(rows_from, FileSource) else USUAL_ROWS)
     torch.manual_seed(seed)
     model, tokenizer = load_backbone(backbone, dtype=dtype)
     files = model.backbone_files
     rows = (
-        examples if isinstance(examples, Sequence) else mixture_examples(count, list(experts), seed, rows_from, dedupe)
+        examples
+        if isinstance(examples, Sequence)
+        else mixture_examples(examples, list(experts), seed, rows_from, dedupe)
     )
     found = encode_rows(rows, tokenizer, settings, experts=list(experts))
     log = RunLog(
@@ -176,7 +173,7 @@ def train_router(
             "loss": loss,
             "loss_text": config.loss_text,
             **_mixture_settings(config),
-            "examples": count,
+            "examples": len(rows),
             "dedupe": dedupe,
             "backbone": files.name,
             "backbone_revision": files.revision,

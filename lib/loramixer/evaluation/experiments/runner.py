@@ -58,11 +58,13 @@ def perform(
         DataError: the work folder belongs to other experts or data, or ``output`` holds numbers of other test rows or
             of runs that the work folder has not got.
     """
+    rows: list[Example] = []
+    key = None
     if experiment.needs_rows:
         workshop.check_origin(stored_only=stored_only)
-    stored_key = workshop.stored_key() if stored_only and experiment.needs_rows else None
-    rows = workshop.test_rows() if experiment.needs_rows and stored_key is None else []
-    key = stored_key or workshop.key(rows)
+        key = workshop.stored_key() if stored_only else None
+        rows = workshop.test_rows() if key is None else []
+    key = key or workshop.key(rows)
     results = Results(options, workshop, key_rows(key), key, stored_only=stored_only)
     if stored_only:
         results.data = workshop.stored_data() or results.data

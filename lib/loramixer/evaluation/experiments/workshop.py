@@ -83,12 +83,15 @@ class Workshop:
 
     def key(self, rows: Sequence[Example]) -> str:
         """Names the test rows and how they are measured; numbers with different keys never meet in one file."""
-        return f"n{len(rows)}-{fingerprint(rows)}-{str(self.dtype).removeprefix('torch.')}"
+        return f"n{len(rows)}-{fingerprint(rows)}-{self._dtype_name}"
+
+    @property
+    def _dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
 
     def stored_key(self) -> str | None:
         """The key of what was measured, where nothing else was; so that stored numbers need no test rows."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        found = [path.name for path in self.records.glob(f"n*-{dtype}") if path.is_dir()]
+        found = [path.name for path in self.records.glob(f"n*-{self._dtype_name}") if path.is_dir()]
         return found[0] if len(found) == 1 else None
 
     def stored_data(self) -> str | None:
