@@ -9,6 +9,7 @@ from explorer.gold import gold_experts
 from explorer.link import parse
 from explorer.view_link import VIEW_FIELDS, parse_layers
 from loramixer.errors import FigureError
+from loramixer.metrics import routers_that_are_on
 from loramixer.trace import RoutingTrace
 
 VIEWS = {
@@ -78,4 +79,4 @@ def _expert(measure: str, trace: RoutingTrace) -> str:
     """The expert that the map shows; else the one with the largest load."""
     if measure in trace.experts:
         return measure
-    return trace.experts[int(trace.gates.mean(axis=(0, 1)).argmax())]
+    return trace.experts[int(routers_that_are_on(trace.gates).mean(axis=(0, 1)).argmax())]

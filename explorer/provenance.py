@@ -123,6 +123,16 @@ def _router_name(facts: dict[str, Any]) -> str | None:
     return router_text(str(name)) if name else None
 
 
+def short_name(mixer: str) -> str:
+    """The last part of a router's name, with the training step if it is of one."""
+    return router_text(mixer).rsplit("/", 1)[-1]
+
+
+def short_router_name(facts: dict[str, Any]) -> str:
+    """The same of the router of a trace; the title where it is a visitor's own."""
+    return short_name(_router_name(facts) or "router not stated")
+
+
 def _item(label: str, value: Any, hint: str) -> dict[str, str]:
     return {"label": label, "value": str(value or UNKNOWN), "hint": hint}
 

@@ -33,6 +33,7 @@ class Ticket:
         tickets: the open ones, which this one belongs to.
         stop: is set when the run shall end.
         begun: is set when its turn has come.
+        outdated: is set when something else was chosen than what the run began with.
     """
 
     number: int
@@ -41,6 +42,7 @@ class Ticket:
     tickets: Tickets = field(repr=False)
     stop: threading.Event = field(default_factory=threading.Event)
     begun: threading.Event = field(default_factory=threading.Event)
+    outdated: threading.Event = field(default_factory=threading.Event)
 
     @property
     def is_open(self) -> bool:
@@ -129,6 +131,13 @@ class Tickets:
                 ticket.stop.set()
             self._forget(session, [ticket for ticket in mine if not ticket.begun.is_set()])
             return met
+
+    def outdate(self, session: str, room: str) -> None:
+        """Ask the runs of a room to end without showing what they wrote: it belongs to what is no longer chosen."""
+        for ticket in self.of(session):
+            if ticket.room == room:
+                ticket.outdated.set()
+                ticket.stop.set()
 
     def _meets(self, session: str, room: str) -> Met:
         mine = [ticket for ticket in self._tickets.get(session, ()) if ticket.room == room]

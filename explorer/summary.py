@@ -26,7 +26,7 @@ def summarise(trace: RoutingTrace) -> dict[str, Any]:
     """
     kept = _measured(trace)
     positions = np.flatnonzero(kept).tolist()
-    mean_gates = trace.gates[:, kept].mean(axis=0)
+    mean_gates = routers_that_are_on(trace.gates[:, kept]).mean(axis=0)
     margins = margin(mean_gates)
     return {
         "text": generated_text(trace),
@@ -69,26 +69,33 @@ def describe_routing(trace: RoutingTrace, by_site: bool = False) -> dict[str, An
 
 
 def describe_change(before: RoutingTrace, after: RoutingTrace) -> dict[str, Any]:
-    """How far two traces of the same tokens and sites are apart, over the tokens that are no template."""
+    """How far two traces of the same tokens and sites are apart, over the tokens that are no template.
+
+    A router that is off in one of them decides nothing there and is left out.
+    """
     kept = _measured(before)
     former, latter = before.gates[:, kept], after.gates[:, kept]
+    on = former.any(axis=-1) & latter.any(axis=-1)
+    if not on.any():
+        return {"changed_decisions": 0.0, "divergence": 0.0}
     return {
-        "changed_decisions": _rounded((former.argmax(axis=-1) != latter.argmax(axis=-1)).mean()),
-        "divergence": _rounded(jensen_shannon(former, latter).mean()),
+        "changed_decisions": _rounded((former.argmax(axis=-1) != latter.argmax(axis=-1))[on].mean()),
+        "divergence": _rounded(jensen_shannon(former, latter)[on].mean()),
     }
 
 
 def describe_comparison(found: Comparison) -> dict[str, Any]:
     """How tokens were aligned, and how differently the pairs were routed."""
     pairs = len(found.pairs)
+    decided = found.leader_changed[np.isfinite(found.jsd)]
     means = found.difference.mean(axis=(0, 1)) if pairs else np.zeros(len(found.a.experts))
     return {
         "alignment": found.alignment,
         "sentence": found.sentence,
         "pairs": pairs,
         "gate_change": {name: _rounded(mean) for name, mean in zip(found.a.experts, means, strict=True)},
-        "changed_decisions": _rounded(found.leader_changed.mean()) if pairs else 0.0,
-        "divergence": _rounded(np.nanmean(found.jsd)) if pairs else 0.0,
+        "changed_decisions": _rounded(decided.mean()) if decided.size else 0.0,
+        "divergence": _rounded(np.nanmean(found.jsd)) if decided.size else 0.0,
     }
 
 

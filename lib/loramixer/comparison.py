@@ -34,6 +34,8 @@ NAMED = 3
 class Change:
     """How much B differs from A, means over routers and over the pairs that count; NaN where nothing is compared.
 
+    A router that is off on a side decides nothing there, so it has no part in either.
+
     Attributes:
         jsd_share: Jensen–Shannon divergence in bits, 0…1.
         leader_changed: share of the decisions in which another expert has the largest gate, 0…1.
@@ -137,7 +139,8 @@ class Comparison:
         known = jsd[np.isfinite(jsd)]
         nothing = float("nan")
         return Change(
-            float(known.mean()) if known.size else nothing, float(changed.mean()) if changed.size else nothing
+            float(known.mean()) if known.size else nothing,
+            float(changed[np.isfinite(jsd)].mean()) if known.size else nothing,
         )
 
     def to_frame(self) -> pd.DataFrame:

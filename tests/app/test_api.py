@@ -214,3 +214,16 @@ def test_the_end_of_an_answer_is_not_counted() -> None:
     assert after["load"] != before["load"]
     changed = replace(ended, gates=np.concatenate([ended.gates[:, :-1], ended.gates[:, -1:, ::-1]], axis=1))
     assert describe_change(ended, changed) == {"changed_decisions": 0.0, "divergence": 0.0}
+
+
+def test_a_router_that_is_off_is_left_out() -> None:
+    trace = make_trace()
+    rules = {"site_gates": [{"sites": ".*", "gate": "off"}]}
+    gates = np.concatenate([np.zeros_like(trace.gates[:1]), trace.gates[1:]])
+    off = replace(trace, gates=gates, provenance={**trace.provenance, **rules})
+    assert (
+        describe_change(off, trace) == describe_change(trace, trace) == {"changed_decisions": 0.0, "divergence": 0.0}
+    )
+    counted = [position for position, role in enumerate(trace.tokens.roles) if role != "template"]
+    largest = trace.gates[1:].mean(axis=0).max(axis=-1)[counted]
+    assert [token["gate"] for token in summarise(off)["tokens"]] == pytest.approx(largest.tolist(), abs=1e-4)

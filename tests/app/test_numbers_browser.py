@@ -72,6 +72,23 @@ def test_a_router_that_is_off_has_no_part_in_the_load(page: Any) -> None:
     assert ask(page, f"{found}.routers") == len(GATES) - 1
 
 
+def test_means_over_layers_leave_out_a_router_that_is_off(page: Any) -> None:
+    """One of three routers of a layer is off: the mean is that of the two others, as in the load."""
+    gates = GATES.copy()
+    gates[2] = 0
+    off = "{ gates: column.gates.map((gate, index) => (index >> 1 === 2 ? 0 : gate)), cache: new Map() }"
+    on = gates[[1, 3]]
+    entropy = -(on * np.log(on)).sum(axis=1) / np.log(2)
+    assert ask(page, f"meanGates(model, {off}, MEAN, [1, 1])") == pytest.approx(on.mean(axis=0).tolist(), abs=1e-6)
+    assert ask(page, f"gatesAt(model, {off}, 1, MEAN)") == pytest.approx(on.mean(axis=0).tolist(), abs=1e-6)
+    assert ask(page, f"meanEntropy(model, {off}, MEAN, [1, 1])") == pytest.approx(float(entropy.mean()), abs=1e-5)
+    assert ask(page, f"layerEntropies(model, {off}, MEAN)[1]") == pytest.approx(float(entropy.mean()), abs=1e-5)
+    loads = ask(page, f"layerLoads(model, [{off}], MEAN)")
+    assert loads[2:] == pytest.approx(on.mean(axis=0).tolist(), abs=1e-6)
+    # A layer without any router that is on has nothing to show.
+    assert ask(page, f"gatesAt(model, {off}, 1, 1)") == [0, 0]
+
+
 def test_numbers_of_joined_gates_are_of_their_shares(page: Any) -> None:
     """The largest gates of a word sum to more than 1, and no entropy or load is of such weights."""
     largest = np.maximum(GATES, OTHER)

@@ -267,6 +267,36 @@ def test_a_second_press_replaces_the_first(room: WhatIfHandlers, base: dict[str,
     assert (start.interactive, again.interactive, stop.interactive) == (True, True, False)
 
 
+def test_a_trace_that_is_chosen_meanwhile_is_not_shown_beside_the_run_of_the_former(
+    room: WhatIfHandlers, base: dict[str, str]
+) -> None:
+    number, *_ = room.announce(base, session())
+    frames = room.intervene(base, number, "mask", ["math"], "everything", "", True, 0, session())
+    next(frames)
+    room.take(room.traces.put("one", make_trace("Another prompt.")), session())
+    view, result, line, start, again, stop = list(frames)[-1]
+    assert is_skip(view)
+    assert is_skip(result)
+    assert line["text"].startswith("Another trace was chosen meanwhile")
+    assert (start.interactive, again.interactive, stop.interactive) == (True, True, False)
+    assert len(room.source.requests) == 1  # type: ignore[attr-defined]
+
+
+def test_a_run_of_another_visitor_goes_on_when_a_trace_is_chosen(room: WhatIfHandlers, base: dict[str, str]) -> None:
+    number, *_ = room.announce(base, session())
+    frames = room.intervene(base, number, "mask", ["math"], "everything", "", False, 0, session())
+    next(frames)
+    room.take(room.traces.put("two", make_trace("Another prompt.")), session("two"))
+    assert list(frames)[-1][2]["text"] == "Done."
+
+
+def test_a_router_of_ones_own_is_said_by_its_title(room: WhatIfHandlers) -> None:
+    trace = make_trace(PROMPT)
+    own = replace(trace, provenance={**trace.provenance, "mixer": "own/0a1b2c3d", "title": "somebody/my routers"})
+    line = room.take(room.traces.put("one", own), session())[LINE]
+    assert line["text"].startswith("my routers, ")
+
+
 def test_a_run_is_closed_before_its_last_words(room: WhatIfHandlers, base: dict[str, str]) -> None:
     crash = room.take(room.traces.put("one", make_trace("CRASH")), session())[BASE]
     for trace, experts in ((base, ["math"]), (base, []), (crash, ["math"])):

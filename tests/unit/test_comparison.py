@@ -222,3 +222,11 @@ def test_frame_is_tidy():
     assert row.difference.item() == pytest.approx(b.gates[1, 3, 2] - a.gates[1, 3, 2])
     assert row.text.item() == "se"
     assert len(frame) == 2 * 4 * 3
+
+
+def test_a_router_that_is_off_on_one_side_decides_nothing():
+    a, b = make_trace(PROMPT), make_trace(PROMPT, seed=1)
+    gates = np.concatenate([b.gates[:1], np.zeros_like(b.gates[1:])])
+    off = replace(b, gates=gates, provenance={**b.provenance, "site_gates": [{"sites": ".*", "gate": "off"}]})
+    of_the_other = compare(a, b).leader_changed[0, 1:].mean()
+    assert compare(a, off).change().leader_changed == pytest.approx(of_the_other) != 0

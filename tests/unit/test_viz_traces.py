@@ -11,6 +11,7 @@ from loramixer import viz
 from loramixer.data.schema import Span
 from loramixer.errors import FigureError, TraceError
 from loramixer.metrics import margin
+from loramixer.viz.text import text_lane_plain
 from loramixer.viz.views import chosen_tokens, token_label, view
 from tests.routing_traces import AWKWARD, awkward_trace
 
@@ -261,3 +262,15 @@ def test_the_end_of_an_answer_is_shown_with_the_template(template, count):
     ended = dataclasses.replace(trace, tokens=dataclasses.replace(trace.tokens, special=special))
     assert len(chosen_tokens(ended, template=template)) == count
     assert (len(trace.tokens) - 1 in chosen_tokens(ended, "generation", template)) is template
+
+
+def test_a_router_that_is_off_has_no_part_in_means():
+    trace = awkward_trace()
+    gates = trace.gates.copy()
+    gates[0::2] = 0  # q_proj
+    rules = {"site_gates": [{"sites": ".*q_proj", "gate": "off"}]}
+    halved = dataclasses.replace(trace, gates=gates, provenance={**trace.provenance, **rules})
+    part, alone = view(halved), view(trace, projection="v_proj")
+    for name in ("gates", "entropies", "shares"):
+        np.testing.assert_allclose(getattr(part, name), getattr(alone, name), rtol=1e-6)
+    assert text_lane_plain(halved) == text_lane_plain(trace, projection="v_proj")

@@ -42,11 +42,12 @@ function divergence(first, second) {
   return Math.max(0, bits(middle) - (bits(p) + bits(q)) / 2);
 }
 
-// One side of one cell: mean gates [E] and mean entropy over the routers of the layer.
+// One side of one cell: mean gates [E] and mean entropy over the routers of the layer that are on.
 function sideOfCell(model, positions, layer, projection) {
   if (positions.length === 0) return null;
   const rows = sitesOf(model, layer, projection).map((site) => meanOfTokens(model, positions, site));
-  return { rows, gates: averageRows(rows, model.experts.length), entropy: meanOf(rows.map((row) => entropyOf(row))) };
+  const on = rows.filter((row) => sumOf(row) > 0);
+  return { rows, gates: averageRows(on, model.experts.length), entropy: meanOf(on.map((row) => entropyOf(row))) || 0 };
 }
 
 // The cells of a column in all layers: { a, b, jsd }; remembered, since nothing in a comparison changes.
@@ -103,10 +104,10 @@ function changesOf(comparison, columns, projection) {
     let [changed, decisions] = [0, 0];
     const divergences = pairs.flatMap((column) => cellsOf(comparison, column, projection).map((cell) => {
       cell.a.rows.forEach((row, site) => {
+        const [before, after] = [leader(row).winner, leader(cell.b.rows[site]).winner];
+        if (before < 0 || after < 0) return;
         decisions += 1;
-        const other = cell.b.rows[site];
-        const [before, after] = [leader(row).winner, leader(other).winner];
-        if (before >= 0 && after >= 0 && before !== after) changed += 1;
+        if (before !== after) changed += 1;
       });
       return cell.jsd;
     }));

@@ -48,6 +48,15 @@ function siteEntropies(model, column) {
   });
 }
 
+// Those of some sites whose router gives somebody something; all of them where none is on, as
+// loramixer.metrics.routers_that_are_on has it: a router that is off has no part in means of gates and entropies.
+function sitesThatAreOn(model, column, sites) {
+  const count = model.experts.length;
+  const isOn = remember(column, 'on', () => model.sites.map((_, site) => sumOf(column.gates, site * count, count) > 0));
+  const on = sites.filter((site) => isOn[site]);
+  return on.length > 0 ? on : sites;
+}
+
 // Mean over some sites, [E]; NaN is left out, and stays where there is nothing else.
 function meanOverSites(model, values, sites) {
   const count = model.experts.length;
@@ -62,18 +71,19 @@ function meanOverSites(model, values, sites) {
   });
 }
 
-// The same for the sites of each layer, [L, E].
-function meanOfEachLayer(model, values, projection) {
+// The same for the sites of each layer, [L, E]; `pick` chooses among them.
+function meanOfEachLayer(model, values, projection, pick = (sites) => sites) {
   const result = new Float32Array(model.layers.length * model.experts.length);
   model.layers.forEach((_, layer) => {
-    result.set(meanOverSites(model, values, sitesOf(model, layer, projection)), layer * model.experts.length);
+    result.set(meanOverSites(model, values, pick(sitesOf(model, layer, projection))), layer * model.experts.length);
   });
   return result;
 }
 
 // Gates of all layers, [L, E].
 function layerGates(model, column, projection) {
-  return remember(column, `gates${projection}`, () => meanOfEachLayer(model, column.gates, projection));
+  const on = (sites) => sitesThatAreOn(model, column, sites);
+  return remember(column, `gates${projection}`, () => meanOfEachLayer(model, column.gates, projection, on));
 }
 
 // What each expert added over what the frozen projection gave, [L, E]; null where it was not recorded.
@@ -82,14 +92,16 @@ function layerShares(model, column, projection) {
   return remember(column, `shares${projection}`, () => meanOfEachLayer(model, column.shares, projection));
 }
 
+function meanAt(values, sites) {
+  return sites.reduce((sum, site) => sum + values[site], 0) / Math.max(sites.length, 1);
+}
+
 // Mean entropy of the routers of each layer, [L]: routers that disagree must not look undecided.
 function layerEntropies(model, column, projection) {
   return remember(column, `entropies${projection}`, () => {
     const entropies = siteEntropies(model, column);
-    return Float32Array.from(model.layers, (_, layer) => {
-      const sites = sitesOf(model, layer, projection);
-      return sites.reduce((sum, site) => sum + entropies[site], 0) / Math.max(sites.length, 1);
-    });
+    return Float32Array.from(model.layers, (_, layer) => (
+      meanAt(entropies, sitesThatAreOn(model, column, sitesOf(model, layer, projection)))));
   });
 }
 
@@ -117,7 +129,7 @@ function logitsAt(model, column, layer, projection) {
 // loramixer.metrics.load.
 function meanGates(model, column, projection, range) {
   return remember(column, `mean${projection}/${range.join('/')}`, () =>
-    meanOverSites(model, column.gates, sitesOfLayers(model, range, projection)));
+    meanOverSites(model, column.gates, sitesThatAreOn(model, column, sitesOfLayers(model, range, projection))));
 }
 
 function meanShares(model, column, projection, range) {
@@ -127,9 +139,7 @@ function meanShares(model, column, projection, range) {
 
 // Mean entropy of the routers of a range of layers.
 function meanEntropy(model, column, projection, range) {
-  const entropies = siteEntropies(model, column);
-  const sites = sitesOfLayers(model, range, projection);
-  return sites.reduce((sum, site) => sum + entropies[site], 0) / Math.max(sites.length, 1);
+  return meanAt(siteEntropies(model, column), sitesThatAreOn(model, column, sitesOfLayers(model, range, projection)));
 }
 
 // The first of all experts and how far it is ahead of the second; winner −1 where no expert has any.
@@ -211,7 +221,8 @@ function loadOf(model, columns, projection, range) {
 function layerLoads(model, columns, projection) {
   const total = new Float64Array(model.layers.length * model.experts.length);
   columns.forEach((column) => {
-    const weights = remember(column, `weights${projection}`, () => meanOfEachLayer(model, weightsOf(model, column), projection));
+    const on = (sites) => sitesThatAreOn(model, column, sites);
+    const weights = remember(column, `weights${projection}`, () => meanOfEachLayer(model, weightsOf(model, column), projection, on));
     for (let index = 0; index < total.length; index += 1) total[index] += weights[index];
   });
   return total.map((value) => value / Math.max(columns.length, 1));

@@ -15,10 +15,11 @@ from explorer.components.status_line import Status, status
 from explorer.files import read_drawable_trace
 from explorer.link import parse, to_query
 from explorer.payload import ViewState
+from explorer.provenance import short_router_name
 from explorer.recordings import RecordingKey, Recordings
 from explorer.registry import ModelSource
 from explorer.rooms.compare.link import FIELDS, RunSpec, file_spec, parse_spec, recording_spec, run_spec
-from explorer.rooms.compare.ready_made import ready_made, short_name
+from explorer.rooms.compare.ready_made import ready_made
 from explorer.rooms.compare.steps import at_step, split_step, step_control
 from explorer.running import NOT_BEGUN, begin_run, gate_control, last_frame, run_buttons
 from explorer.sessions import Tickets, session_of
@@ -412,7 +413,7 @@ def _line_of(side: str, found: Side | None) -> Status:
     gate = f"top {facts['k']}" if facts.get("gate") == "top_k" else str(facts.get("gate", "gate not stated"))
     return status(
         "ready",
-        f"{side}: {short_name(str(facts.get('mixer', 'router not stated')))}, {gate}, {how}, {count} tokens written. "
+        f"{side}: {short_router_name(facts)}, {gate}, {how}, {count} tokens written. "
         f"“{clip(prompt_text(found.trace), 70)}”",
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from explorer.examples import EXAMPLES
-from explorer.provenance import router_text
+from explorer.provenance import short_name
 from explorer.recordings import RecordingKey, Recordings
 
 _PROMPT_PAIRS = (("math", "medical"), ("math-medical", "math-coding"))
@@ -45,8 +45,3 @@ def recording_choices(recordings: Recordings) -> list[tuple[str, RecordingKey]]:
         (f"{labels.get(example, example)}{f', {short_name(mixer)}' if mixer else ''}", (example, mixer))
         for example, mixer in recordings.files
     ]
-
-
-def short_name(mixer: str) -> str:
-    """The last part of a router's name, with the training step if it is of one."""
-    return router_text(mixer).rsplit("/", 1)[-1]

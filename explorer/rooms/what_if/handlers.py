@@ -15,10 +15,10 @@ from explorer.components.status_line import Status, status
 from explorer.examples import EXAMPLES
 from explorer.link import parse, to_query
 from explorer.payload import Payload, ViewState, encode_trace
+from explorer.provenance import short_router_name
 from explorer.recordings import Recordings
 from explorer.registry import ModelSource
 from explorer.rooms.compare.link import parse_spec, recording_spec, run_spec
-from explorer.rooms.compare.ready_made import short_name
 from explorer.rooms.what_if.changes import CONTROL_LABEL, GateChange, ModelChange, chosen_biases
 from explorer.rooms.what_if.link import FIELDS, read_biases, read_names, write_biases
 from explorer.running import NOT_BEGUN, begin_run, last_frame, run_buttons
@@ -47,6 +47,7 @@ CONTROL_HINT = (
     "The same number of experts taken out at random, drawn anew for every token and router, on the same tokens: what "
     "any such change does. An effect counts only as far as it goes beyond this."
 )
+OUTDATED = "Another trace was chosen meanwhile, so the run for the former one was stopped and is not shown."
 
 logger = logging.getLogger(__name__)
 
@@ -269,13 +270,13 @@ class WhatIfHandlers:
         return self.traces.get(session_of(request), base["key"])
 
     def _open(self, key: str, trace: RoutingTrace, change: GateChange, request: gr.Request) -> tuple[Any, ...]:
+        self.tickets.outdate(session_of(request), ROOM)
         recording = self.recordings.key_of(trace)
-        facts = trace.provenance
         spec = recording_spec(recording) if recording else _spec_of_run(trace)
         state = self.traces.state_of(session_of(request), key)
         base = {"key": key, "state": state, "spec": spec, "current": key}
         view, result = self._at_once(base, trace, change)
-        gates = f"{short_name(str(facts.get('mixer', 'router not stated')))}, {_gate_words(trace)}"
+        gates = f"{short_router_name(trace.provenance)}, {_gate_words(trace)}"
         line = status("ready", f"{gates}, “{clip(prompt_text(trace), 70)}”")
         note = status("quiet")
         if len(trace.experts) > self.sliders:
@@ -349,6 +350,9 @@ class WhatIfHandlers:
                 for written in self._stream(trace, plan, plan.main, ticket.stop):
                     if progress := _line("Writing again", written, plan, ticket):
                         yield gr.skip(), gr.skip(), progress, *run_buttons(running=True, starts=2)
+                if ticket.outdated.is_set():
+                    yield _last(ticket, status("note", OUTDATED))
+                    return
                 if written is None:
                     yield _last(ticket, status("note", "Stopped before the first token."))
                     return
@@ -368,6 +372,9 @@ class WhatIfHandlers:
                 for control in self._stream(trace, plan, plan.control, ticket.stop):
                     if progress := _line("Random control", control, plan, ticket):
                         yield gr.skip(), gr.skip(), progress, *run_buttons(running=True, starts=2)
+                if ticket.outdated.is_set():
+                    yield _last(ticket, status("note", OUTDATED))
+                    return
                 if control is None or ticket.was_cut(control.tokens.roles.count("generated"), _new_tokens(trace)):
                     line = status("note", "The control was stopped, so nothing stands beside the numbers.")
                     yield _last(ticket, line)

@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 
 from loramixer.aggregate import How, Unit
-from loramixer.metrics import margin
+from loramixer.metrics import margin, routers_that_are_on
 from loramixer.trace import RoutingTrace
 from loramixer.viz.palette import FAINT, ExpertStyle, channels, expert_styles
 from loramixer.viz.views import MEAN, Roles, View, part_of_character, view
@@ -159,7 +159,8 @@ class _Token:
 
 
 def _tokens(part: View, styles: list[ExpertStyle]) -> Iterator[_Token]:
-    means = part.gates.mean(axis=0)
+    sites = [site for row in part.sites for site in row]
+    means = routers_that_are_on(part.trace.gates[sites][:, part.positions]).mean(axis=0)
     for index, position in enumerate(part.positions):
         token = _Token(part.trace, int(position), means[index], styles)
         token.border = index == part.first_generated

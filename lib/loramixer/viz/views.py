@@ -14,7 +14,7 @@ import numpy as np
 
 from loramixer.aggregate import How, Unit, aggregate, gate_shares
 from loramixer.errors import FigureError
-from loramixer.metrics import entropy, margin
+from loramixer.metrics import entropy, margin, routers_that_are_on
 from loramixer.trace import Role, RoutingTrace, TraceTokens
 
 Roles = Literal["prefill", "generation", "both"]
@@ -86,7 +86,9 @@ class View:
     def shares(self) -> np.ndarray:
         """What loads are means of, ``[L, T, E]``: the gates, over their sum where they are the largest of a group."""
         shares = gate_shares(self.trace)
-        return np.stack([shares[list(sites)][:, self.positions].mean(axis=0) for sites in self.sites])
+        return np.stack(
+            [routers_that_are_on(shares[list(sites)][:, self.positions]).mean(axis=0) for sites in self.sites]
+        )
 
     @property
     def words(self) -> str:
@@ -152,6 +154,7 @@ def view(
         )
     widest = np.log(max(2, len(trace.experts)))
     contributions = trace.contribution_shares
+    routed = [routers_that_are_on(trace.gates[sites][:, positions]) for sites in rows]
     return View(
         source=source,
         trace=trace,
@@ -159,9 +162,9 @@ def view(
         layers=tuple(kept),
         positions=positions,
         labels=tuple(token_label(trace.tokens, position) for position in positions),
-        gates=np.stack([trace.gates[sites][:, positions].mean(axis=0) for sites in rows]),
+        gates=np.stack([gates.mean(axis=0) for gates in routed]),
         logits=np.stack([_mean_of_finite(trace.logits[sites][:, positions]) for sites in rows]),
-        entropies=np.stack([_entropy(trace.gates[sites][:, positions]).mean(axis=0) / widest for sites in rows]),
+        entropies=np.stack([_entropy(gates).mean(axis=0) / widest for gates in routed]),
         sites=tuple(tuple(sites) for sites in rows),
         contributions=None
         if contributions is None
