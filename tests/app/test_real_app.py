@@ -35,21 +35,26 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def real_url(embedded_backbone: tuple, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def app_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the app writes into the terminal."""
+    return tmp_path_factory.mktemp("app") / "log.txt"
+
+
+@pytest.fixture(scope="module")
+def real_url(embedded_backbone: tuple, app_log: Path) -> Iterator[str]:
     """``python explorer/app.py`` on a free port, with the backbone in the cache already."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    log = tmp_path_factory.mktemp("app") / "log.txt"
     environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
-    with log.open("w") as sink:
+    with app_log.open("w") as sink:
         app = subprocess.Popen(
             [sys.executable, "explorer/app.py"], cwd=ROOT, env=environment, stdout=sink, stderr=subprocess.STDOUT
         )
     try:
         deadline = time.monotonic() + SECONDS_TO_START
         while not answers(url):
-            assert app.poll() is None, f"the app ended: {log.read_text()[-2000:]}"
-            assert time.monotonic() < deadline, f"the app did not start: {log.read_text()[-2000:]}"
+            assert app.poll() is None, f"the app ended: {app_log.read_text()[-2000:]}"
+            assert time.monotonic() < deadline, f"the app did not start: {app_log.read_text()[-2000:]}"
             time.sleep(0.2)
         yield url
     finally:
@@ -65,7 +70,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_a_real_router_chooses_while_the_model_writes(watched: Watched, real_url: str) -> None:
+def test_a_real_router_chooses_while_the_model_writes(watched: Watched, real_url: str, app_log: Path) -> None:
     page: Any = watched.page
     page.goto(real_url)
     page.wait_for_selector(".token", timeout=5_000)
@@ -100,3 +105,4 @@ def test_a_real_router_chooses_while_the_model_writes(watched: Watched, real_url
     page.focus(".map-frame")
     page.keyboard.press("ArrowDown")
     page.wait_for_function("document.querySelector('.card-sentence').textContent.startsWith('layer 6, q projection')")
+    assert "Warning" not in app_log.read_text()
