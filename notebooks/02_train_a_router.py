@@ -82,8 +82,9 @@ assert set(mixture.rows_of) == set(experts)
 #
 # RSL = α · K Σ p̄ f̄ + λ · E[H(p)], per router, then the mean. Three tokens and three experts by hand:
 #
-# - **balance** K Σ p̄ f̄ is 1 when the load is even and grows up to K when one expert takes all. f̄ counts who is chosen
-#   and has no gradient; the gradient flows through p̄.
+# - **balance** K Σ p̄ f̄ is 1 when the load is even. When one expert takes all it is K if f̄ counts the likeliest
+#   expert, as by hand here, and K / k if it counts the k likeliest, as in training below: 2 with six experts and k =
+#   3. f̄ has no gradient; the gradient flows through p̄.
 # - **token entropy** E[H(p)] is ln K for undecided tokens and 0 for decided ones. *Adding* it sharpens gates, which is
 #   what the paper's text says; *subtracting* it, as Eq. 5 is printed, flattens them. The library names both.
 
@@ -160,8 +161,10 @@ assert 0 < last["step"] <= -(-EXAMPLES // preset.routers.batch_size)
 # %% [markdown]
 # ## Held-out rows
 #
-# Test loss per answer token in nats, and the mean gate of the domain's own expert: an undecided router gives 1 / K.
-# Intervals are over rows (bootstrap, 95 %); they say nothing of what another training seed would change.
+# Test loss per answer token in nats, and the mean gate of the domain's own expert under the gate of the mixture,
+# top-3: an undecided router gives 1 / 3 to each of the three that are ahead by a hair, which is 1 / 6 on average. The
+# tables of docs/results.md are about soft gates, so their shares are others. Intervals are over rows (bootstrap, 95
+# %); they say nothing of what another training seed would change.
 
 # %%
 model, tokenizer = loramixer.load_mixer(folder)

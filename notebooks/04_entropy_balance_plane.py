@@ -255,6 +255,6 @@ else:
 #
 # ## Exercise
 #
-# 1. Make a router that lies at (0, 0.63): decided about every token, and unevenly loaded. How many of six experts does
+# 1. Make a router that lies at (0, 0.61): decided about every token, and unevenly loaded. How many of six experts does
 #    it use, if it uses them evenly?
 # 2. Give `shuffled_token_band` only 5 tokens. Why does the box move down and not to the side?

@@ -129,9 +129,10 @@ show(viz.agreement_matrix(trace), "How often two projections of a block put the 
 # %% [markdown]
 # ## How undecided is each projection?
 #
-# Token entropy over log K: 0 is one expert, 1 is all alike. Beside it stands the same for a recorded run of the
-# attention backbone (SmolLM2-135M, q, k, v and o), on a Math–Medical prompt too. The two have other experts, other
-# sizes and other training, so this compares ways of looking, not architectures.
+# Token entropy over log K: 0 is one expert. Two of four experts act here, so 0.50 is the most there can be: both
+# alike, ln 2 / ln 4. Beside it stands the same for a recorded run of the attention backbone (SmolLM2-135M, q, k, v and
+# o), on a Math–Medical prompt too, where three of six act and the most is ln 3 / ln 6 = 0.61. The two have other
+# experts, other sizes and other training, so this compares ways of looking, not architectures.
 
 # %%
 recorded = loramixer.RoutingTrace.load(Path("../explorer/traces/math-medical.npz"))
@@ -156,7 +157,8 @@ pd.concat({"Falcon-Mamba, tiny": state_space, "SmolLM2-135M (recorded)": attenti
 
 # %% [markdown]
 # Here the routers of `in_proj`, which read all features, are the most decided, and those of `dt_proj`, which read
-# twelve numbers, the least. The load of the experts at each projection:
+# twelve numbers, the least: the two experts that they choose get nearly the same. The load of the experts at each
+# projection:
 
 # %%
 assert state_space["entropy"].idxmin() == "in_proj"

@@ -130,6 +130,11 @@ class BackboneFiles:
     name: str
     revision: str | None
 
+    def name_in(self, config: Any) -> None:
+        """Name the backbone in a PEFT configuration as others know it, and not by where it lies here."""
+        config.base_model_name_or_path = self.name
+        config.revision = self.revision if self.origin == "hub" else None
+
 
 def cache_folder() -> Path:
     """The folder for dequantised backbones: ``LORAMIXER_CACHE``, else ``loramixer`` in the user's cache folder."""

@@ -34,7 +34,12 @@ _LOADING = (
 
 
 def write_expert_card(
-    folder: Path, domain: str, licenses: Mapping[str, str], log: RunLog, measured: Sequence[str] = ()
+    folder: Path,
+    domain: str,
+    licenses: Mapping[str, str],
+    log: RunLog,
+    measured: Sequence[str] = (),
+    license: str = "",
 ) -> Path:
     """Write the ``README.md`` of an expert: data, licences, rows, seed, command, speed, and lines on what it gave.
 
@@ -44,10 +49,11 @@ def write_expert_card(
         licenses: of each data set.
         log: of the training.
         measured: lines on what it gave.
+        license: of the weights, as the Hub calls it; empty leaves it to whoever publishes them.
     """
     run = log.settings
     lines = [
-        *_front_matter(run["backbone"], ["lora"]),
+        *_front_matter(run["backbone"], ["lora"], license),
         f"# {domain} expert for {run['backbone']}",
         "",
         f"A plain PEFT LoRA (r = {run['rank']}, lora_alpha = {run.get('lora_alpha', 2 * run['rank']):g}) on "
@@ -193,13 +199,22 @@ def _held_out(table: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def write_router_card(
-    folder: Path, title: str, command: str, log: RunLog, experts: list[str], measured: Sequence[str] = ()
+    folder: Path,
+    title: str,
+    command: str,
+    log: RunLog,
+    experts: list[str],
+    measured: Sequence[str] = (),
+    license: str = "",
 ) -> Path:
-    """Write the ``README.md`` of a router: experts, loss, data, seed, command, speed, and lines on what it gave."""
+    """Write the ``README.md`` of a router: experts, loss, data, seed, command, speed, and lines on what it gave.
+
+    Without a ``license`` it states none: that of the experts and rows decides, which only their owner knows.
+    """
     run = log.settings
     saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     lines = [
-        *_front_matter(run["backbone"], ["lora-mixer", "mixture-of-experts"]),
+        *_front_matter(run["backbone"], ["lora-mixer", "mixture-of-experts"], license),
         f"# {title} for {run['backbone']}",
         "",
         f"One linear router per projection per layer over the experts {', '.join(experts)}. "
@@ -343,10 +358,10 @@ def _parameters(description: dict[str, Any]) -> int:
     return sum(rank * (inputs + outputs) for rank, _, inputs, outputs in description["sites"].values())
 
 
-def _front_matter(backbone: str, tags: list[str]) -> list[str]:
+def _front_matter(backbone: str, tags: list[str], license: str) -> list[str]:
     return [
         "---",
-        "license: apache-2.0",
+        *([f"license: {license}"] if license else []),
         *([f"base_model: {backbone}"] if _is_hub_id(backbone) else []),
         "library_name: peft",
         "tags:",

@@ -282,6 +282,9 @@ def evaluate(
     max_length: Annotated[
         int, typer.Option(min=1, help="Longest row in tokens; a prompt without room for an answer is an error.")
     ] = 1024,
+    max_answer: Annotated[
+        int, typer.Option(min=1, help="Tokens of an answer, and of each choice, that are scored; the rest is cut.")
+    ] = 256,
     as_json: AsJson = False,
 ) -> None:
     """Loss per answer token, accuracy, and own-expert share per domain, with n and 95 % intervals."""
@@ -304,6 +307,7 @@ def evaluate(
             tokenizer,
             rows,
             max_length=max_length,
+            max_answer=max_answer,
             progress=lambda done, _: progress.update(task, completed=done),
         )
     if as_json:
@@ -321,6 +325,7 @@ def evaluate(
         )
     console.print(table)
     console.print("Square brackets: 95 % bootstrap interval over rows. Losses in nats.", markup=False)
+    console.print("Own-expert share and load: mean gates as they act in inference, over prompt and answer.")
 
 
 @app.command()

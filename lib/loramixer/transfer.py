@@ -57,8 +57,10 @@ def transfer(mixture: Any, backbone: Any) -> Any:
         there = active_runtime(moved)
         there.inference, there.masked, there.domain = runtime.inference, runtime.masked, runtime.domain
     files = getattr(backbone, "backbone_files", None)
-    config.base_model_name_or_path = files.name if files else backbone.config._name_or_path
-    config.revision = files.revision if files and files.origin == "hub" else None
+    if files:
+        files.name_in(config)
+    else:
+        config.base_model_name_or_path, config.revision = backbone.config._name_or_path, None
     return moved.eval()
 
 

@@ -218,6 +218,18 @@ def test_evaluate_reads_a_file(trained, tmp_path):
     assert (found["n"], found["n_choices"], found["own_expert_share"]) == (1, 1, None)
 
 
+def test_evaluate_scores_as_many_tokens_of_an_answer_as_it_is_told(trained, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"id": "1", "task": "t", "domain": "math", "prompt": "the dose", "target": "two " * 9}) + "\n")
+    whole, first = (
+        json.loads(run_command("evaluate", "--mixer", trained["mixture"], "--data", rows, "--json", *more)[1])[
+            "domains"
+        ][0]
+        for more in ((), ("--max-answer", 1))
+    )
+    assert whole["loss"] != first["loss"]
+
+
 def test_evaluate_takes_all_rows_of_a_file_unless_told_otherwise(trained, tmp_path):
     rows = [{"id": str(n), "task": "t", "domain": "math", "prompt": "the dose", "target": "ten"} for n in range(103)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

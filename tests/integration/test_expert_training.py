@@ -132,6 +132,7 @@ def test_experts_are_plain_folders_for_any_projections(backbone, tmp_path, joint
         card = (folder / "README.md").read_text()
         assert "lora_alpha = 5) on q_proj, down_proj" in card
         assert ("--jointly" in card) == jointly
+        assert "license:" not in card  # whoever publishes it knows which
         assert "--dropout 0" in card
         assert "--learning-rate" not in card  # the preset's
 

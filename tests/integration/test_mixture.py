@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import loramixer
 from loramixer import LoraMixerConfig, set_gate
+from loramixer.backbones import BackboneFiles
 from loramixer.errors import ExpertError, MixerError, RoutingError
 from loramixer.tuner import LoraMixerLayer
 from loramixer.tuner.runtime import active_runtime
@@ -280,6 +281,16 @@ def test_experts_of_another_backbone_are_refused_with_what_does_not_fit(experts)
         get_peft_model(tiny.llama(hidden_size=64), LoraMixerConfig(experts=dict(experts)))
     with pytest.raises(ExpertError, match=r"model\.layers\.1\..* which the backbone does not have"):
         get_peft_model(tiny.llama(layers=1), LoraMixerConfig(experts=dict(experts)))
+
+
+def test_a_saved_mixture_names_its_backbone_as_others_know_it(experts, tmp_path):
+    """And not by the folder of the cache that it was loaded from, which another machine does not have."""
+    model = tiny.llama()
+    model.backbone_files = BackboneFiles(tmp_path / "cache", "hub", "org/this", "0123")
+    model.name_or_path = str(tmp_path / "cache")
+    get_peft_model(model, LoraMixerConfig(experts=dict(experts))).save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    assert (saved["base_model_name_or_path"], saved["revision"]) == ("org/this", "0123")
 
 
 def test_experts_that_name_another_backbone_are_refused(experts, tmp_path):

@@ -36,6 +36,9 @@ REPLAY_STEPS = 6
 LIMIT = 60_000_000
 """Largest zoo in bytes."""
 
+LICENSE = "apache-2.0"
+"""Of the weights that ship, which were trained here."""
+
 QUANTITIES = {
     "mutual_information": "I(token; expert), nats",
     "token_entropy": "E[H], nats",
@@ -90,7 +93,7 @@ def ship(workshop: Workshop, options: Options, results: Path, zoo: Path, say: Ca
             log.settings["run"] = run.name
             log.save(zoo / name)
         measured = _numbers(results, run, options.gates)
-        write_router_card(zoo / name, title, router_command(run, name), log, list(options.experts), measured)
+        write_router_card(zoo / name, title, router_command(run, name), log, list(options.experts), measured, LICENSE)
         shipped |= {name, *([REPLAY] if (zoo / REPLAY / name).is_dir() else [])}
         say(f"{name}: {run.name}")
     _remove_others(zoo, {"experts", *shipped}, say)
@@ -119,7 +122,7 @@ def _copy_expert(name: str, source: Path, folder: Path, results: Path) -> None:
         if (source / file).resolve() != (folder / file).resolve():
             shutil.copyfile(source / file, folder / file)
     log = RunLog.load(folder)
-    write_expert_card(folder, name, RECIPES[name].licenses, log, _expert_numbers(results, name))
+    write_expert_card(folder, name, RECIPES[name].licenses, log, _expert_numbers(results, name), LICENSE)
 
 
 def _copy_router(source: Path, folder: Path, zoo: Path, title: str, log: RunLog) -> None:

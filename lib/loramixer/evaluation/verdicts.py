@@ -230,9 +230,8 @@ def data_size_verdicts(rows: Sequence[Row]) -> list[Verdict]:
             continue
         halved = str(row["against"]).endswith("examples")
         if halved:
-            # Above 0 by less than the margin counts as no worse, so the margin is looked at first.
             claim = f"RSL needs half the data: {row['examples']:.0f} rows with it are no worse than {row['against']}"
-            status: Status = "held" if row["high"] <= MARGIN else "not held" if row["low"] > 0 else "undecided"
+            status: Status = "held" if row["high"] <= MARGIN else "not held" if row["low"] > MARGIN else "undecided"
         else:
             claim = f"RSL has a lower test loss than {row['against']} at {row['examples']:.0f} rows"
             status = below(row)

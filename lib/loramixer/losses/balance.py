@@ -51,8 +51,9 @@ def load_balance(
 ) -> torch.Tensor:
     """Balance term K Σ_e p̄_e f̄_e per router (first term of the paper's Eq. 5).
 
-    Canonical scale: the *unit* form, which is 1 when the load is even whatever the number of experts K, and K when
-    one expert takes everything. The paper prints Σ p̄ f̄, which is 1/K when even; ``scale="paper"`` gives that form.
+    Canonical scale: the *unit* form, which is 1 when the load is even whatever the number of experts K. When one
+    expert takes everything it is K with ``top_1`` and ``soft``, and K / k with ``top_k``, which counts k experts for
+    every token. The paper prints Σ p̄ f̄, which is 1/K when even; ``scale="paper"`` gives that form.
 
     The unit form with ``top_1`` is the loss of Switch Transformer
     (`transformers/models/switch_transformers/modeling_switch_transformers.py`, ``load_balancing_loss_func``). With

@@ -253,8 +253,7 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
     peft_model = get_peft_model(model, config)
     optimizer = joint_optimizer(peft_model, run.settings)
     run_training(peft_model, tokenizer, found.rows, run_folder, run.settings, log, optimizer=optimizer)
-    config.base_model_name_or_path = files.name
-    config.revision = files.revision if files.origin == "hub" else None
+    files.name_in(config)
 
     def write() -> None:
         for name, folder in zip(domains, folders, strict=True):
@@ -341,7 +340,6 @@ def save_expert(peft_model: Any, folder: Path, files: BackboneFiles) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
     config = peft_model.peft_config["default"]
-    config.base_model_name_or_path = files.name
-    config.revision = files.revision if files.origin == "hub" else None
+    files.name_in(config)
     config.inference_mode = True
     peft_model.save_pretrained(folder, save_embedding_layers=False)

@@ -12,7 +12,7 @@ import torch
 from peft import PeftConfig, get_peft_model
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from loramixer.backbones import BackboneFiles, load_backbone
+from loramixer.backbones import load_backbone
 from loramixer.cards import write_router_card
 from loramixer.data import (
     RECIPES,
@@ -194,7 +194,7 @@ def train_router(
         say(f"{folder} holds a finished mixture; delete it to train it again.")
         return folder
     peft_model = get_peft_model(model, config)
-    name_backbone(config, files)  # routers that are kept along the way are saved with it
+    files.name_in(config)  # routers that are kept along the way are saved with it
     sites = len(peft_model.base_model.targeted_module_names)
     say(
         f"Training {sites} routers over {len(experts)} experts on {found.text} ({log.settings['data']} data), "
@@ -325,15 +325,9 @@ def save_mixture(peft_model: Any, folder: Path) -> None:
     files = getattr(peft_model.get_base_model(), "backbone_files", None)
     config = peft_model.peft_config["default"]
     if files is not None:
-        name_backbone(config, files)
+        files.name_in(config)
     config.inference_mode = True
     peft_model.save_pretrained(folder, save_embedding_layers=False)
-
-
-def name_backbone(config: LoraMixerConfig, files: BackboneFiles) -> None:
-    """Name the backbone as others know it, and not by where it lies here."""
-    config.base_model_name_or_path = files.name
-    config.revision = files.revision if files.origin == "hub" else None
 
 
 def find_experts(source: str) -> dict[str, str]:

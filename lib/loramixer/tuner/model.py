@@ -59,6 +59,9 @@ class LoraMixerModel(BaseTuner):
                 "The task type is TOKEN_CLS, which PEFT has for methods that train a head along; leave task_type out, "
                 "the mixture is the same without it."
             )
+        files = getattr(self.model, "backbone_files", None)
+        if files and str(peft_config.base_model_name_or_path) == str(files.path):
+            files.name_in(peft_config)  # PEFT has named the folder in the cache, which nobody else has
         name = next(name for name, config in self.peft_config.items() if config is peft_config)
         read = self._read_experts(peft_config)
         saved = not read
