@@ -275,7 +275,7 @@ def _files_on_disk(entry: Backbone) -> BackboneFiles | None:
 
 def _hub_only_files(hub_id: str, revision: str | None, notify: Notify) -> BackboneFiles:
     cached = cached_files(hub_id, revision, ["config.json"])
-    if cached is not None and _has_all_weights(cached.folder):
+    if cached is not None and _has_all_weights(cached.folder) and _has_tokenizer(cached.folder):
         return BackboneFiles(cached.folder, "hub", hub_id, cached.commit)
     try:
         return _fetched_files(hub_id, revision, notify)
@@ -319,6 +319,11 @@ def _has_all_weights(folder: Path) -> bool:
         return any(folder.glob("*.safetensors"))
     parts = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"].values()
     return all((folder / part).is_file() for part in parts)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    """Whether files of a tokenizer are there: whoever has loaded the model alone has only its weights."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"))
 
 
 def _wheel_folder(wheel: Wheel) -> Path:

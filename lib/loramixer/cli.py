@@ -494,16 +494,25 @@ def count_parameters(
     console.print(f"{backbone}, {experts} experts of rank {rank} on {', '.join(found['targets'])}.", highlight=False)
 
 
+_WITH_OPTION = {
+    "routing_loss": "--loss", "balance_weight": "--balance-weight", "entropy_weight": "--entropy-weight",
+    "entropy": "--entropy", "top_k": "--top-k", "title": "--title", "save_experts": "--routers-only",
+}  # fmt: skip
+"""Fields of a mixture that train-router sets by options of their own."""
+
+
 def _config_fields(given: list[str]) -> dict[str, Any]:
     """``{"train_experts": True}`` from ``["train_experts=true"]``; values are JSON, or else texts."""
     from dataclasses import fields
 
     from loramixer.tuner import LoraMixerConfig
 
-    known = sorted({field.name for field in fields(LoraMixerConfig)} - {"experts", "peft_type"})
+    known = sorted({field.name for field in fields(LoraMixerConfig)} - {"experts", "peft_type", *_WITH_OPTION})
     found: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
+        if equals and name in _WITH_OPTION:
+            raise LoraMixerError(f"--field is '{text}'; give {_WITH_OPTION[name]} instead.")
         if not equals or name not in known:
             raise LoraMixerError(f"--field is '{text}'; it must be NAME=VALUE with a name of {', '.join(known)}.")
         try:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -241,7 +242,7 @@ class SpanRouting:
         top, mean_top = _top(gates), _top(gates.mean(axis=0))
         found = []
         borders = np.flatnonzero(np.diff(self.span_of_token)) + 1
-        for start, end in zip(borders, [*borders[1:], self.n], strict=True):
+        for start, end in pairwise([*borders, self.n]):
             new = self.spans[self.span_of_token[start]].domain
             if new == self.spans[self.span_of_token[start - 1]].domain or new not in self.experts:
                 continue

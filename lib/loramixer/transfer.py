@@ -152,14 +152,14 @@ def _sites(config: LoraMixerConfig) -> Shapes:
 
 
 def _layers(model: Any) -> int:
-    return model.config.num_hidden_layers
+    return model.config.get_text_config().num_hidden_layers
 
 
 def _layers_of(backbone: str | None, sites: Shapes) -> int:
     """Layers of a backbone that is not loaded; where it cannot be found, as many as the sites reach."""
     with suppress(BackboneError):
         if backbone:
-            return read_config(backbone).num_hidden_layers
+            return read_config(backbone).get_text_config().num_hidden_layers
     return 1 + max(layer for layer, *_ in split_sites(list(sites)))
 
 

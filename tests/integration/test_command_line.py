@@ -16,8 +16,9 @@ import torch
 import loramixer.evaluation.matrix
 import loramixer.mixers
 from loramixer import RoutingTrace, RunLog, cli, load_backbone, load_mixer, trace
-from loramixer.data import GeneratedSource
+from loramixer.data import Example, GeneratedSource, find_source
 from loramixer.errors import ExpertError
+from loramixer.mixers import ZOO
 from loramixer.training.routers import find_experts, mixture_examples
 from tests import tiny
 
@@ -166,6 +167,17 @@ def test_folders_named_like_models_become_names_of_experts(experts, tmp_path):
         find_experts(str(tmp_path))
 
 
+def test_rows_that_are_given_lose_those_of_the_evaluation_too(tmp_path):
+    row = {"id": "1", "task": "sums", "domain": "math", "prompt": "one and one", "target": "two"}
+    (tmp_path / "sums").mkdir()
+    with gzip.open(tmp_path / "sums/test.jsonl.gz", "wt") as file:
+        file.write(json.dumps(row) + "\n")
+    given = [Example("7", "t", "math", "one and one", "two"), Example("8", "t", "math", "two and two", "four")]
+    source = find_source(tmp_path)
+    assert mixture_examples(given, ["math"], 0, source) == given
+    assert mixture_examples(given, ["math"], 0, source, dedupe=True) == given[1:]
+
+
 def test_routers_say_of_which_experts_there_are_no_rows(capsys):
     assert {row.domain for row in mixture_examples(4, ["math", "law"], 0, GeneratedSource())} == {"math"}
     assert "There are no rows of law; rows of math are mixed." in capsys.readouterr().out
@@ -220,7 +232,8 @@ def test_evaluate_reads_a_file(trained, tmp_path):
 
 def test_evaluate_scores_as_many_tokens_of_an_answer_as_it_is_told(trained, tmp_path):
     rows = tmp_path / "rows.jsonl"
-    rows.write_text(json.dumps({"id": "1", "task": "t", "domain": "math", "prompt": "the dose", "target": "two " * 9}) + "\n")
+    row = {"id": "1", "task": "t", "domain": "math", "prompt": "the dose", "target": "two " * 9}
+    rows.write_text(json.dumps(row) + "\n")
     whole, first = (
         json.loads(run_command("evaluate", "--mixer", trained["mixture"], "--data", rows, "--json", *more)[1])[
             "domains"
@@ -322,6 +335,12 @@ def test_what_measures_runs_on_the_device_that_is_given(workshop, trained, tmp_p
         (["train-router", "--mixer", ".", "--output", "x"], "holds no LoRA folders"),
         (["train-experts", "--output", "x", "--preset", "huge"], "There is no preset 'huge'"),
         (["train-router", "--mixer", ".", "--output", "x", "--field", "gates=soft"], "--field is 'gates=soft'"),
+        (["train-router", "--mixer", ".", "--output", "x", "--field", "title=mine"], "give --title instead"),
+        (["train-router", "--mixer", ".", "--output", "x", "--field", "top_k=2"], "give --top-k instead"),
+        (
+            ["train-router", "--mixer", str(ZOO / "smollm2-135m/experts/math"), "--output", "x"],
+            "is a plain LORA and no mixture; give a mixture, or the folder that holds your LoRAs",
+        ),
         (["evaluate", "--mixer", "smollm2-135m/rsl", "--data", "none.jsonl"], "There is no data file"),
     ],
 )

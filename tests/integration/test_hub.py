@@ -331,6 +331,15 @@ def test_a_download_that_was_ended_is_completed(hub, sharded):
     assert [request for request in hub.requests if request.startswith("GET") and "safetensors" in request]
 
 
+def test_weights_without_a_tokenizer_are_completed(hub, sharded):
+    """Whoever has loaded the model alone has no more than these in the cache."""
+    folder = quietly(sharded)
+    for part in folder.glob("tokenizer*"):
+        part.unlink()
+    assert quietly(sharded) == folder
+    assert (folder / "tokenizer.json").is_file()
+
+
 def test_a_repository_that_is_no_backbone_is_refused_unfetched(hub, published):
     with pytest.raises(BackboneError, match=r"org/a at \w+ holds no config.json with safetensors weights; give"):
         quietly("org/a")

@@ -117,6 +117,29 @@ def test_statistics_of_an_encoder_decoder_are_means_over_all_its_routers(trainin
     torch.testing.assert_close(model.base_model.routing_statistics["token_entropy"], expected)
 
 
+@pytest.mark.parametrize("gate", ["off", "uniform"])
+def test_routers_without_a_choice_have_no_part_in_the_loss(training, gate):
+    """And so get no gradient, while the others get what they would get in a mixture without them."""
+    given = batch(ARCHITECTURES["llama"])
+    model = training("llama", training_gate="soft", site_gates=[{"sites": ".*k_proj", "gate": gate}])
+    model(**given).loss.backward()
+    statistics = model.base_model.routing_statistics
+    layers = [module for module in model.modules() if isinstance(module, LoraMixerLayer)]
+    runtime = active_runtime(model)
+    gradients = {runtime.sites[m.sites["default"]]: m.lora_mixer_router["default"].weight.grad for m in layers}
+    moved = {site.split(".")[-1] for site, found in gradients.items() if found is not None and found.any()}
+    assert moved >= {"q_proj", "v_proj"}
+    assert "k_proj" not in moved
+    model.eval()
+    runtime.inference = runtime.training
+    with torch.no_grad(), capture_routing(model) as capture:
+        model(**given)
+        p = capture.take_streams()["tokens"].gates
+    routed = [index for index, site in enumerate(runtime.sites) if not site.endswith("k_proj")]
+    entropies = -(p[routed] * p[routed].clamp_min(1e-9).log()).sum(-1)
+    torch.testing.assert_close(statistics["token_entropy"], entropies.mean())
+
+
 TASKS = ["llama", "gpt2", "t5", "llama-sequence", "bert-sequence", "bert-token"]
 
 

@@ -11,7 +11,8 @@ import torch
 from loramixer.data import Example
 from loramixer.errors import DataError
 from loramixer.evaluation import harness, lines
-from loramixer.evaluation.harness import score_rows
+from loramixer.evaluation.harness import evaluate, score_rows
+from loramixer.tuner.intervening import Intervention, intervene
 from loramixer.tuner.runtime import set_gate
 from tests import architectures, tiny
 
@@ -58,6 +59,33 @@ def test_a_row_scores_the_same_in_a_line_and_alone(mixture, monkeypatch, gate, l
     for ours, theirs in zip(routed, alone_routed, strict=True):
         torch.testing.assert_close(ours, theirs)
     assert [score.correct is None for score in found] == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        Intervention("force", "a", tokens=(0, 4)),
+        Intervention("mask", "a", tokens=(3, None)),
+        Intervention("random_mask", "a", seed=1),
+    ],
+)
+def test_an_intervention_acts_on_the_tokens_of_each_row(mixture, monkeypatch, change):
+    """And not on those of a line of several rows, where the same positions are other tokens."""
+    with intervene(mixture, [change]):
+        alone, _ = scored(mixture, monkeypatch, together=False)
+        found, _ = scored(mixture, monkeypatch, together=True)
+    usual, _ = scored(mixture, monkeypatch, together=False)
+    losses = [score.loss for score in alone]
+    assert [score.loss for score in found] == pytest.approx(losses, rel=1e-5)
+    assert [score.loss for score in usual] != pytest.approx(losses, rel=1e-3)
+
+
+def test_the_own_expert_of_a_data_set_is_the_one_it_belongs_to(tmp_path):
+    sources = tiny.save_experts(tmp_path)  # none of them has the name of the rows' domain
+    (without,) = evaluate(tiny.mixture(sources), tiny.tokenizer(), ROWS)
+    (found,) = evaluate(tiny.mixture(sources, tasks={"a": ["t"]}), tiny.tokenizer(), ROWS)
+    assert without.own_expert_share is None
+    assert found.own_expert_share == pytest.approx(found.shares["a"])
 
 
 def test_every_choice_scores_what_it_scores_behind_its_prompt(mixture, monkeypatch):

@@ -189,6 +189,13 @@ def test_a_finished_router_of_other_settings_is_not_taken_for_the_one_asked_for(
     ):
         with pytest.raises(LoraMixerError, match=said):
             again(**settings)
+    log = RunLog.load(kept)
+    monkeypatch.setitem(log.settings, "rows_content", "0" * 12)  # as of rows that were corrected since
+    log.save(kept)
+    with pytest.raises(LoraMixerError, match="other training rows"):
+        again()
+    monkeypatch.undo()
+    log.save(kept)
     first, *others = experts
     swapped = {first: experts[others[0]], **{name: experts[name] for name in others}}
     with pytest.raises(LoraMixerError, match="expert weights"):

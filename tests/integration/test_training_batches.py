@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -168,6 +170,10 @@ def test_backbones_that_mix_rows_are_padded():
     config = MistralConfig(**sizes, num_key_value_heads=2, vocab_size=tiny.VOCABULARY, sliding_window=16)
     sliding = MistralForCausalLM(config).eval()
     assert rows_fit_in_line(sliding, rows(), longest=16)
+    assert not rows_fit_in_line(sliding, rows(), longest=17)
+    # Gemma 3 has the window in the configuration of its text model.
+    nested = copy.deepcopy(config)
+    config.sliding_window, config.get_text_config = None, lambda *_, **__: nested
     assert not rows_fit_in_line(sliding, rows(), longest=17)
 
 

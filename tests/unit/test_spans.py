@@ -196,3 +196,9 @@ def test_spans_that_do_not_fit_are_one_sentence(spans):
 def test_spans_without_a_token_are_refused():
     with pytest.raises(TraceError, match="No token of this trace lies in a span"):
         span_routing(make_trace(PARTS, [[MATH] * 6]), [])
+
+
+def test_tokens_that_all_lie_in_one_span_have_no_border():
+    found = span_routing(make_trace(PARTS, [[MATH] * 6]), [Span(0, 23, "math")])
+    assert list(found.lags) == []
+    assert "lag" not in found.null(draws=3)

@@ -37,7 +37,7 @@ from loramixer.data.recipes import (
     domain_of_task,
     recipe_has,
 )
-from loramixer.data.schema import Example, Span, fingerprint, read_examples, rows_per_task
+from loramixer.data.schema import Example, Span, content_fingerprint, fingerprint, read_examples, rows_per_task
 from loramixer.data.sources import (
     AnySource,
     GeneratedSource,
@@ -78,6 +78,7 @@ __all__ = [
     "batches",
     "chat_prompt",
     "check_answer",
+    "content_fingerprint",
     "data_folder",
     "data_origin",
     "data_revisions",

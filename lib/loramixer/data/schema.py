@@ -139,6 +139,15 @@ def fingerprint(examples: Iterable[Example]) -> str:
     return digest.hexdigest()[:12]
 
 
+def content_fingerprint(examples: Iterable[Example]) -> str:
+    """The same of what the rows hold, prompt, answer and choices: rows that were corrected keep their ids."""
+    digest = hashlib.sha256()
+    for example in examples:
+        held = (example.domain, example.prompt, example.target, example.choices, example.label)
+        digest.update(json.dumps([example.task, example.id, *held]).encode())
+    return digest.hexdigest()[:12]
+
+
 def rows_per_task(examples: Sequence[Example]) -> dict[str, int]:
     """Number of rows of each task, sorted by task."""
     return dict(sorted(Counter(example.task for example in examples).items()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,7 +14,7 @@ import torch
 from loramixer.data import Example
 from loramixer.evaluation.lines import ScoredRow, encode_row, in_lines, score_alone, score_line, shared_prompts
 from loramixer.metrics import mean_interval, ratio_interval
-from loramixer.tuner.runtime import active_runtime, capture_routing
+from loramixer.tuner.runtime import active_runtime, capture_routing, mixture_layers
 
 Progress = Callable[[int, int], None]
 
@@ -54,8 +54,8 @@ class DomainResult:
         loss: nats per answer token, with ``loss_low`` and ``loss_high``.
         accuracy: share of rows with choices that are right, with interval; None where no row has choices.
         n_choices: number of rows with choices.
-        own_expert_share: mean gate weight of the expert named like the domain, with interval; None without one. Sites
-            without any gate are left out.
+        own_expert_share: mean gate weight of the expert named like the domain, or to which the rows' data set belongs
+            (``tasks`` of the mixture), with interval; None without one. Sites without any gate are left out.
         shares: mean gate weight of every expert, likewise.
     """
 
@@ -99,7 +99,8 @@ def evaluate(
         progress=progress,
     )
     domains = dict.fromkeys(score.domain for score in scores)
-    return [summarise(domain, [score for score in scores if score.domain == domain]) for domain in domains]
+    tasks = active_runtime(model).config.tasks if routing else {}
+    return [summarise(domain, [score for score in scores if score.domain == domain], tasks) for domain in domains]
 
 
 def score_rows(
@@ -132,7 +133,8 @@ def score_rows(
     model.eval()
     encoded = [encode_row(example, tokenizer, max_length, max_answer) for example in examples]
     watch: AbstractContextManager[Any] = capture_routing(model) if routing else nullcontext()
-    with torch.inference_mode(), shared_prompts(model, encoded) as together, watch as capture:
+    with torch.inference_mode(), shared_prompts(model, encoded) as can, watch as capture:
+        together = can and not _intervenes_by_position(model)
         for line in in_lines(encoded) if together else ([row] for row in encoded):
             losses, routed = (_score_together if together else _score_apart)(model, line, capture)
             for row, of_answers, found in zip(line, losses, routed, strict=True):
@@ -142,6 +144,13 @@ def score_rows(
             if progress is not None:
                 progress(len(scores), len(examples))
     return scores
+
+
+def _intervenes_by_position(model: Any) -> bool:
+    """Whether an intervention acts on tokens by their place in a row, which is another one in a line of several."""
+    layer, adapter = next(mixture_layers(model), (None, ""))
+    acting = None if layer is None else layer.runtimes[adapter].intervening
+    return acting is not None and acting.by_position
 
 
 Routed = tuple[torch.Tensor, torch.Tensor] | None
@@ -200,15 +209,30 @@ def _expert_shares(
     return dict(zip(active_runtime(model).experts, mean.tolist(), strict=True))
 
 
-def summarise(domain: str, scores: Sequence[RowScore]) -> DomainResult:
-    """Summary of the rows of one domain."""
+def summarise(
+    domain: str, scores: Sequence[RowScore], tasks: Mapping[str, Sequence[str]] | None = None
+) -> DomainResult:
+    """Summary of the rows of one domain.
+
+    Args:
+        domain: their domain; the expert of this name is their own.
+        scores: of the rows.
+        tasks: expert → data sets that belong to it, which makes it the own expert of their rows where no expert has
+            the domain's name.
+    """
     loss = ratio_interval(
         np.array([score.loss for score in scores]), np.array([score.tokens for score in scores], dtype=float)
     )
     judged = np.array([score.correct for score in scores if score.correct is not None], dtype=float)
     accuracy = mean_interval(judged) if judged.size else (None, None, None)
     routed = [score.shares for score in scores if score.shares is not None]
-    own = np.array([shares[domain] for shares in routed if domain in shares])
+    expert_of = {task: expert for expert, names in (tasks or {}).items() for task in names}
+    own_of = [
+        score.shares.get(domain, score.shares.get(expert_of.get(score.task, "")))
+        for score in scores
+        if score.shares is not None
+    ]
+    own = np.array([share for share in own_of if share is not None])
     own_share = mean_interval(own) if own.size else (None, None, None)
     return DomainResult(
         domain=domain,

@@ -19,6 +19,7 @@ from loramixer.cards import write_backbone_card
 from loramixer.data import (
     Example,
     chat_prompt,
+    content_fingerprint,
     data_origin,
     data_revisions,
     draw_mixture,
@@ -153,6 +154,7 @@ def train_backbone(
             "rows": rows_per_task(examples),
             "licenses": task_licenses(list(rows_per_task(examples))),
             "rows_fingerprint": fingerprint(examples),
+            "rows_content": content_fingerprint(examples),
             "dtype": "float32, products in bfloat16" if settings.autocast else "float32",
             "versions": library_versions(),
         }

@@ -267,7 +267,7 @@ def rows_fit_in_line(model: Any, rows: Sequence[dict[str, Any]], longest: int, s
         longest: tokens of the longest row that will come; a sliding window must not be shorter.
         share_beginning: whether the line holds the common beginning of the rows once.
     """
-    window = getattr(model.config, "sliding_window", None)
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
     if len(rows) < 2 or (window is not None and window < longest):
         return False
     device = model.device

@@ -19,6 +19,7 @@ from loramixer.data import (
     Example,
     OverlapReport,
     Source,
+    content_fingerprint,
     evaluation_examples,
     expert_examples,
     find_source,
@@ -241,7 +242,12 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
 
     def own_settings(name: str) -> dict[str, Any]:
         mine = [row for row in found.examples if row.domain == name]
-        return log.settings | {"domain": name, "rows": rows_per_task(mine), "rows_fingerprint": fingerprint(mine)}
+        return log.settings | {
+            "domain": name,
+            "rows": rows_per_task(mine),
+            "rows_fingerprint": fingerprint(mine),
+            "rows_content": content_fingerprint(mine),
+        }
 
     if all_finished:
         for name, folder in zip(domains, folders, strict=True):
@@ -300,6 +306,7 @@ def _run_log(run: _Run, found: EncodedRows, files: BackboneFiles, of: dict[str, 
             "dedupe": run.dedupe,
             "rows": rows_per_task(found.examples),
             "rows_fingerprint": fingerprint(found.examples),
+            "rows_content": content_fingerprint(found.examples),
             **found.facts,
             **asdict(run.lora),
             "targets": list(run.lora.targets),

@@ -20,12 +20,14 @@ from loramixer.data import (
     Example,
     FileSource,
     Source,
+    content_fingerprint,
     draw_mixture,
     evaluation_examples,
     find_source,
     fingerprint,
     rows_per_task,
     task_licenses,
+    without_overlap,
 )
 from loramixer.distributed import say
 from loramixer.errors import ExpertError
@@ -158,11 +160,7 @@ def train_router(
     torch.manual_seed(seed)
     model, tokenizer = load_backbone(backbone, dtype=dtype)
     files = model.backbone_files
-    rows = (
-        examples
-        if isinstance(examples, Sequence)
-        else mixture_examples(examples, list(experts), seed, rows_from, dedupe)
-    )
+    rows = mixture_examples(examples, list(experts), seed, rows_from, dedupe)
     found = encode_rows(rows, tokenizer, settings, experts=list(experts))
     log = RunLog(
         settings={
@@ -182,6 +180,7 @@ def train_router(
             "rows": rows_per_task(found.examples),
             "licenses": task_licenses(list(rows_per_task(found.examples)), rows_from),
             "rows_fingerprint": fingerprint(found.examples),
+            "rows_content": content_fingerprint(found.examples),
             **found.facts,
             "dtype": str(dtype).removeprefix("torch."),
             **asdict(settings),
@@ -293,28 +292,38 @@ def _mixture_settings(config: LoraMixerConfig) -> dict[str, Any]:
 
 
 def mixture_examples(
-    count: int | None, experts: Sequence[str], seed: int, source: Source, dedupe: bool = False
+    examples: Sequence[Example] | int | None,
+    experts: Sequence[str],
+    seed: int,
+    source: Source,
+    dedupe: bool = False,
 ) -> Sequence[Example]:
-    """Mixed rows of the experts' domains, as far as there are any; says where they are not.
+    """Rows that are given, or mixed rows of the experts' domains, as far as there are any; says where they are not.
 
     Args:
-        count: how many; None for all rows of files, else for :data:`USUAL_ROWS`.
+        examples: the rows; or how many to draw; None for all rows of files, else for :data:`USUAL_ROWS`.
         experts: their names.
         seed: of the draw.
         source: where rows come from.
         dedupe: whether rows are left out that evaluation rows have.
     """
-    if count is None and isinstance(source, FileSource):
-        return source.examples
     known = [name for name in experts if source.has(name)]
+    evaluation = evaluation_examples(known or None, source) if dedupe else None
+    if examples is None and isinstance(source, FileSource):
+        examples = source.examples
+    if isinstance(examples, Sequence):
+        if evaluation is None:
+            return examples
+        kept, overlap = without_overlap(examples, evaluation)
+        say(f"Before training: {overlap}")
+        return kept
     others = ", ".join(name for name in experts if name not in known)
     if not known:
         domains = ", ".join(source.domains())
         say(f"No domain has the name of an expert ({others}), so rows of all domains are mixed: {domains}.")
     elif others:
         say(f"There are no rows of {others}; rows of {', '.join(known)} are mixed.")
-    evaluation = evaluation_examples(known or None, source) if dedupe else None
-    mixture = draw_mixture(count or USUAL_ROWS, seed, known or None, evaluation=evaluation, source=source)
+    mixture = draw_mixture(examples or USUAL_ROWS, seed, known or None, evaluation=evaluation, source=source)
     if mixture.overlap is not None:
         say(f"Before drawing: {mixture.overlap}")
     return mixture.rows

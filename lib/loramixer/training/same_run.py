@@ -22,7 +22,8 @@ MAY_DIFFER = frozenset(
 )  # fmt: skip
 """Settings in a run log that two parts of one run need not share."""
 
-FINGERPRINT = "rows_fingerprint"
+ROWS = ("rows_fingerprint", "rows_content")
+"""Settings that say which rows, and what they held."""
 
 
 def refuse_other_run(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -43,7 +44,7 @@ def refuse_other_run(folder: Path, settings: Mapping[str, Any]) -> None:
     odd = [name for name in asked if name in former and name not in MAY_DIFFER and former[name] != asked[name]]
     if not odd:
         return
-    named = [f"{name.replace('_', ' ')} {former[name]}, now {asked[name]}" for name in odd if name != FINGERPRINT]
+    named = [f"{name.replace('_', ' ')} {former[name]}, now {asked[name]}" for name in odd if name not in ROWS]
     raise LoraMixerError(
         f"{folder} holds a training with other settings ({'; '.join(named[:3]) or 'other training rows'}); give "
         "another output, the former settings, or delete the folder."

@@ -271,8 +271,18 @@ class LoraMixerConfig(PeftConfig):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> LoraMixerConfig:
-        """Load; relative sources of experts are resolved against the folder that the configuration came from."""
+        """Load; relative sources of experts are resolved against the folder that the configuration came from.
+
+        Raises:
+            MixerError: another kind of adapter lies there.
+        """
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        if not isinstance(config, cls):  # PEFT takes the class that the file names
+            kind = getattr(config.peft_type, "value", config.peft_type)
+            raise MixerError(
+                f"{pretrained_model_name_or_path} is a plain {kind} and no mixture; give a mixture, or the folder "
+                "that holds your LoRAs."
+            )
         folder = Path(pretrained_model_name_or_path, subfolder or "")
         if folder.is_dir():
             for value in config.experts.values():

@@ -94,6 +94,11 @@ class ActingInterventions:
         for each in self.interventions:
             _check(each, runtime, prompt_tokens)
 
+    @property
+    def by_position(self) -> bool:
+        """Whether it matters where in its text a token stands."""
+        return any(map(_depends_on_position, self.interventions))
+
     def begin(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Called before the backbone runs: note how many tokens it was given before these, and how many these are."""
         inputs = {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **kwargs}
@@ -268,12 +273,16 @@ def _check(intervention: Intervention, runtime: MixtureRuntime, prompt_tokens: i
         raise RoutingError(f"The part is '{intervention.part}'; it can be {', '.join(get_args(Part))}.")
     if intervention.part != "all" and prompt_tokens is None:
         raise RoutingError(f"part='{intervention.part}' needs the length of the prompt; give prompt_tokens.")
-    is_limited = intervention.tokens is not None or intervention.part != "all" or kind == "random_mask"
-    if is_limited and set(runtime.streams) != {"tokens"}:
+    if _depends_on_position(intervention) and set(runtime.streams) != {"tokens"}:
         raise RoutingError(
             "The encoder and the decoder of this backbone see different tokens, so an intervention cannot be limited "
             "to some; give layers or projections."
         )
+
+
+def _depends_on_position(intervention: Intervention) -> bool:
+    limited = intervention.tokens is not None or intervention.part != "all"
+    return limited or intervention.kind == "random_mask"
 
 
 @contextmanager

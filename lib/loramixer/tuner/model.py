@@ -366,6 +366,8 @@ class LoraMixerModel(BaseTuner):
         sites, config = runtime.sites, runtime.config
         refuse_passed_over(model, sites, ran, {sites[call.site] for call in calls})
         total = task_loss
+        # A router without a choice in training changes nothing, so no loss has anything to say about it.
+        calls = [call for call in calls if runtime.routes_in_training(call.site)] or calls
         if calls:
             groups = group_by_tokens(sites, runtime.streams, calls, recording.inputs)
             if recording.row_tokens is not None:

@@ -15,6 +15,7 @@ import torch
 from loramixer.distributed import stack_on_first
 from loramixer.errors import MixerError, RoutingError, TraceError
 from loramixer.routing import (
+    UNROUTED_MODES,
     GateMode,
     check_gate_mode,
     check_k,
@@ -304,6 +305,11 @@ class MixtureRuntime:
         """Gate settings of the sites that follow a rule of the configuration (None: no rule of their own)."""
         settings = self.training if training else self.inference
         return settings if rule is None else replace(settings, **self.rules[rule][training])
+
+    def routes_in_training(self, site: int) -> bool:
+        """Whether a site, by its index, has a choice in training; one that is off by rule has none."""
+        rule = self.config.rule_of(self.sites[site]) if self.config.site_gates else None
+        return self.settings(rule, training=True).mode not in UNROUTED_MODES
 
     def route(
         self,
