@@ -133,8 +133,8 @@ def score_rows(
     model.eval()
     encoded = [encode_row(example, tokenizer, max_length, max_answer) for example in examples]
     watch: AbstractContextManager[Any] = capture_routing(model) if routing else nullcontext()
-    with torch.inference_mode(), shared_prompts(model, encoded) as can, watch as capture:
-        together = can and not _intervenes_by_position(model)
+    sharing = nullcontext(False) if _intervenes_by_position(model) else shared_prompts(model, encoded)
+    with torch.inference_mode(), sharing as together, watch as capture:
         for line in in_lines(encoded) if together else ([row] for row in encoded):
             losses, routed = (_score_together if together else _score_apart)(model, line, capture)
             for row, of_answers, found in zip(line, losses, routed, strict=True):
