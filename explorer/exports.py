@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from explorer.provenance import check_loadable, router_text
+from explorer.provenance import check_loadable, short_router_name
 from loramixer import viz
 from loramixer.errors import FigureError
 from loramixer.trace import RoutingTrace
@@ -79,7 +79,7 @@ class Exports:
         """
         if name not in viz.TRACE_FIGURES:
             raise FigureError(f"'{name}' is no view that can be saved; known are {', '.join(viz.TRACE_FIGURES)}.")
-        router = router_text(str(trace.provenance.get("mixer") or "trace")).rpartition("/")[2]
+        router = short_router_name(trace.provenance)[:60] if trace.provenance.get("mixer") else "trace"
         stem = "-".join([router, name, *_words(arguments)])
 
         def draw() -> Any:

@@ -9,6 +9,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from explorer.files import read_drawable_trace
 from explorer.gold import gold_experts
 from explorer.link import parse
 from explorer.payload import Payload, PayloadEncoder, ViewState, encode_trace
+from explorer.provenance import OWN_PREFIX
 from explorer.recordings import Recordings
 from explorer.registry import ModelSource
 from explorer.running import NOT_BEGUN, begin_run, gate_control, run_buttons
@@ -137,7 +139,7 @@ class Handlers:
             return gr.skip(), gr.skip(), ""
         choices = gate_choices(len(mixer.experts))
         gate = gate_for(mixer, ALL_EXPERTS if values["gate"] == "all" else values["gate"])
-        return self.choose_wanted({"room": "explore", "mixer": mixer.name}), gr.Radio(choices, value=gate), gate
+        return self._router_control(mixer.name), gr.Radio(choices, value=gate), gate
 
     def open_file(self, file: str | None, request: gr.Request) -> tuple[Any, ...]:
         """A trace file of the visitor's: view, settings on screen, key, status; no model is needed."""
@@ -170,34 +172,55 @@ class Handlers:
     def poll(self, shown: Shown) -> tuple[Status, Any]:
         """One tick: the line about the model, and a timer that ends once there is nothing more to wait for."""
         line = self.model_status(bool(shown))
-        return line, gr.Timer(active=line["kind"] == "busy")
+        # A model that could not be loaded is tried again by the next run.
+        return line, gr.Timer(active=line["kind"] != "ready")
 
     # ------------------------------------------------------------------ choosing
 
-    def choose_backbone(self, backbone: str) -> Any:
-        """The routers of a backbone, for the router control."""
+    def choose_backbone(self, backbone: str, mixer: str | None, gate: str, shown: Shown, request: gr.Request) -> Any:
+        """The routers of a backbone, for the router control, and the note of :meth:`note_settings`.
+
+        Nothing where the router is of that backbone: Gradio calls it an input too when somebody leaves the control.
+        """
+        with suppress(LoraMixerError):
+            if self.source.find(mixer or "").backbone == backbone:
+                return gr.skip(), gr.skip()
         fitting = [mixer for mixer in self.source.mixers() if mixer.backbone == backbone]
         choices = [(mixer.title, mixer.name) for mixer in fitting]
-        return gr.Dropdown(choices=choices, value=choices[0][1] if choices else None)
+        first = choices[0][1] if choices else None
+        return gr.Dropdown(choices=choices, value=first), self.note_settings(first, gate, shown, request)
 
-    def choose_wanted(self, wanted: dict[str, Any]) -> Any:
-        """The router control after another room has asked for a router; one of no list joins the choices."""
+    def choose_wanted(self, wanted: dict[str, Any], gate: str, shown: Shown, request: gr.Request) -> tuple[Any, Any]:
+        """The router control after another room has asked for a router, and the note of :meth:`note_settings`."""
         if wanted.get("room") != "explore":
-            return gr.skip()
-        found = self.source.find(wanted["mixer"])
+            return gr.skip(), gr.skip()
+        return self._router_control(wanted["mixer"]), self.note_settings(wanted["mixer"], gate, shown, request)
+
+    def _router_control(self, name: str) -> Any:
+        """The router control with a router chosen; one of no list joins the choices."""
+        found = self.source.find(name)
         choices = [(mixer.title, mixer.name) for mixer in self.source.mixers() if mixer.backbone == found.backbone]
         if found.name not in [name for _, name in choices]:
             choices.append((found.title, found.name))
         return gr.Dropdown(choices=choices, value=found.name)
 
-    def choose_mixer(self, name: str | None, gate: str, shown: Shown) -> tuple[Any, Any, Status]:
-        """The sentence about the router, choices of the gate, and the note that the view shows other settings."""
+    def choose_mixer(self, name: str | None, gate: str) -> tuple[Any, Any]:
+        """The sentence about the router, and choices of the gate."""
+        try:
+            mixer = self._find_mixer(name)
+        except LoraMixerError:
+            return gr.skip(), gr.skip()
+        return gr.Dropdown(info=describe_mixer(mixer)), gate_control(mixer, gate)
+
+    def note_settings(self, name: str | None, gate: str, shown: Shown, request: gr.Request) -> Any:
+        """The note that the view shows other settings, after a visitor has chosen some; a run keeps its own line."""
+        if self.tickets.meets(session_of(request), ROOM):
+            return gr.skip()
         try:
             mixer = self._find_mixer(name)
         except LoraMixerError as error:
-            return gr.skip(), gr.skip(), status("error", str(error))
-        note = self.settings_note(name, gate_for(mixer, gate), shown)
-        return gr.Dropdown(info=describe_mixer(mixer)), gate_control(mixer, gate), note
+            return status("error", str(error))
+        return self.settings_note(name, gate_for(mixer, gate), shown)
 
     def backbone_of(self, mixer: str | None) -> Any:
         """The backbone control follows the router, whoever has chosen it."""
@@ -205,15 +228,20 @@ class Handlers:
             backbone = self.source.find(mixer or "").backbone
         except LoraMixerError:
             return gr.skip()
-        return gr.Dropdown(value=backbone, info=describe_backbone(backbone))
+        choices = list(dict.fromkeys([*self.source.backbones(), backbone]))  # it may be a visitor's own
+        return gr.Dropdown(choices=choices, value=backbone, info=describe_backbone(backbone))
 
     def settings_note(self, mixer: str | None, gate: str, shown: Shown) -> Status:
         """A quiet note while the view shows other settings than the controls."""
         if not shown or (mixer, gate) == (shown["mixer"], shown["gate"]):
             return status("quiet")
+        name = shown["mixer"]
+        if name.startswith(OWN_PREFIX):
+            with suppress(LoraMixerError):
+                name = self.source.find(name).title
         return status(
             "note",
-            f"The view still shows {shown['mixer']} with {describe_gate(shown['gate'])}; "
+            f"The view still shows {name} with {describe_gate(shown['gate'])}; "
             "press Generate to use the new settings.",
         )
 

@@ -74,13 +74,13 @@ class Recordings:
         return found.provenance if found else {}
 
     def _find(self, key: RecordingKey) -> tuple[Payload, RoutingTrace] | None:
+        if key not in self.files:  # keys come from addresses, and what is not there is not remembered
+            return None
         if key not in self._ready:
             self._ready[key] = self._read(key)
         return self._ready[key]
 
     def _read(self, key: RecordingKey) -> tuple[Payload, RoutingTrace] | None:
-        if key not in self.files:
-            return None
         try:
             trace = RoutingTrace.load(self.files[key])
         except TraceError as error:

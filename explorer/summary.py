@@ -85,17 +85,19 @@ def describe_change(before: RoutingTrace, after: RoutingTrace) -> dict[str, Any]
 
 
 def describe_comparison(found: Comparison) -> dict[str, Any]:
-    """How tokens were aligned, and how differently the pairs were routed."""
-    pairs = len(found.pairs)
-    decided = found.leader_changed[np.isfinite(found.jsd)]
-    means = found.difference.mean(axis=(0, 1)) if pairs else np.zeros(len(found.a.experts))
+    """How tokens were aligned, and how differently the pairs were routed that are no template."""
+    own = found.counted()
+    pairs = int(own.sum())
+    jsd = found.jsd[:, own]
+    decided = found.leader_changed[:, own][np.isfinite(jsd)]
+    means = found.difference[:, own].mean(axis=(0, 1)) if pairs else np.zeros(len(found.a.experts))
     return {
         "alignment": found.alignment,
         "sentence": found.sentence,
         "pairs": pairs,
         "gate_change": {name: _rounded(mean) for name, mean in zip(found.a.experts, means, strict=True)},
         "changed_decisions": _rounded(decided.mean()) if decided.size else 0.0,
-        "divergence": _rounded(np.nanmean(found.jsd)) if decided.size else 0.0,
+        "divergence": _rounded(np.nanmean(jsd)) if decided.size else 0.0,
     }
 
 

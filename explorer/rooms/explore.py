@@ -99,12 +99,23 @@ def build(page: Page) -> None:
             **at_once,
         )
     opened.upload(handlers.open_file, opened, [view, shown, page.current, run_status], **at_once)
-    backbone.input(handlers.choose_backbone, backbone, mixer, trigger_mode="always_last", **at_once)
-    mixer.change(handlers.choose_mixer, [mixer, gate, shown], [mixer, gate, run_status], **at_once)
+    settings_now = [mixer, gate, shown]
+    backbone.input(
+        handlers.choose_backbone, [backbone, *settings_now], [mixer, run_status], trigger_mode="always_last", **at_once
+    )
+    mixer.change(handlers.choose_mixer, [mixer, gate], [mixer, gate], **at_once)
     mixer.change(handlers.backbone_of, mixer, backbone, **at_once)
-    gate.input(handlers.settings_note, [mixer, gate, shown], run_status, trigger_mode="always_last", **at_once)
+    # Of what a visitor chooses only: a link changes the router too, and has a note of its own.
+    gr.on(
+        [mixer.input, gate.input],
+        handlers.note_settings,
+        settings_now,
+        run_status,
+        trigger_mode="always_last",
+        **at_once,
+    )
 
-    page.wanted.change(handlers.choose_wanted, page.wanted, mixer, **at_once)
+    page.wanted.change(handlers.choose_wanted, [page.wanted, gate, shown], [mixer, run_status], **at_once)
 
     timer = gr.Timer(1.0)
     timer.tick(handlers.poll, shown, [model_status, timer], **at_once)

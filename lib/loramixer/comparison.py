@@ -122,6 +122,15 @@ class Comparison:
         has_gates = (self.gates_a.max(axis=-1) > 0) & (self.gates_b.max(axis=-1) > 0)
         return has_gates & (self.gates_a.argmax(axis=-1) != self.gates_b.argmax(axis=-1))
 
+    def counted(self, template: bool = False) -> np.ndarray:
+        """Which pairs numbers are about, bool ``[P]``: without those of template and special tokens, unless asked."""
+        tokens = self.a.tokens
+        own = (
+            template or any(tokens.roles[place] != "template" and not tokens.special[place] for place in first)
+            for first, _ in self.pairs
+        )
+        return np.fromiter(own, bool, len(self.pairs))
+
     def change(self, projection: str | None = None, template: bool = False) -> Change:
         """How much B differs from A.
 
@@ -129,11 +138,7 @@ class Comparison:
             projection: routers of this projection only; None for all.
             template: whether pairs of template and special tokens count too.
         """
-        tokens = self.a.tokens
-        own = [
-            template or any(tokens.roles[place] != "template" and not tokens.special[place] for place in first)
-            for first, _ in self.pairs
-        ]
+        own = self.counted(template)
         sites = [projection in (None, site.projection) for site in self.a.sites]
         jsd, changed = (values[sites][:, own] for values in (self.jsd_share, self.leader_changed))
         known = jsd[np.isfinite(jsd)]

@@ -16,7 +16,9 @@ import pytest
 from explorer.api import PublicApi
 from explorer.examples import find_example
 from explorer.recordings import Recordings
+from explorer.settings import DEFAULT_MIXER
 from explorer.summary import describe_change, summarise
+from loramixer.comparison import compare
 from loramixer.whatif import NOTE
 from tests.app.synthetic import EXPERTS, FakeSource, make_trace
 
@@ -88,6 +90,12 @@ def test_compare_says_how_it_aligned(api: PublicApi) -> None:
     assert fewer["alignment"] == "token"
     assert fewer["divergence"] > 0
     assert sum(fewer["gate_change"].values()) == pytest.approx(0, abs=1e-3)
+    # Like the page, without the tokens of the chat template.
+    a, b = (api._run("How many mg?", DEFAULT_MIXER, k, 0) for k in (0, 1))
+    change = compare(a, b).change()
+    assert fewer["divergence"] == pytest.approx(change.jsd_share * np.log(2), abs=1e-4)
+    assert fewer["changed_decisions"] == pytest.approx(change.leader_changed, abs=1e-4)
+    assert fewer["pairs"] == api.route("How many mg?")["measured_tokens"]
     other = api.compare("How many mg?", "How many grams of it?")
     assert other["alignment"] == "word"
     assert other["pairs"] > 0

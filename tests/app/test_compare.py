@@ -177,6 +177,10 @@ def test_what_explore_shows_becomes_a_then_a_recording_b(room: CompareHandlers) 
     assert is_skip(shown[NEXT])
 
 
+def test_leaving_the_list_of_recordings_takes_none(room: CompareHandlers) -> None:
+    assert all(value == gr.skip() for value in room.take_recording("B", None, {}, session()))
+
+
 def test_the_room_opens_with_a_ready_made_comparison_once(room: CompareHandlers) -> None:
     shown = room.enter({}, False, session())
     assert head_of(shown[VIEW]) == head_of(room.choose_ready(0, session())[VIEW])
@@ -438,6 +442,18 @@ def test_an_address_of_a_run_at_a_training_step_opens_again(room: CompareHandler
 
 
 # ---------------------------------------------------------------------- addresses
+
+
+def test_the_prompt_of_an_address_is_that_of_the_first_run(room: CompareHandlers) -> None:
+    sides = room.choose_ready(0, session())[SIDES]
+    assert not room.swap(sides, session())[VIEW]["prompt"]  # recordings have theirs with them
+    for side, prompt in (("A", "How many?"), ("B", "How much?")):
+        number, *_ = room.announce(side, prompt, 8, sides, session())
+        *_, last = room.run(side, prompt, RSL, TRAINED, "3", 8, sides, number, session())
+        shown = room.take_run(last[WRITTEN], sides, session())
+        sides = shown[SIDES]
+        assert shown[VIEW]["prompt"] == "How many?"
+    assert shown[VIEW]["prompt_note"] == "The prompt of B is another one, and not in the link."
 
 
 def test_an_address_shows_two_recordings(room: CompareHandlers) -> None:

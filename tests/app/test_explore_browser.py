@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -105,6 +106,28 @@ def test_the_cell_of_a_link_is_shown_in_its_own_text_only(watched: Watched, synt
     page.click("#generate")
     page.wait_for_function(start, arg="layer 3, v projection, token ‘mg’")
     assert text_of(page, ".lock") == "Locked"
+
+
+def test_the_note_of_a_link_outlives_the_choice_of_its_router(watched: Watched, synthetic_page_url: str) -> None:
+    page = open_page(watched, synthetic_page_url, "v=1&room=explore&r=smollm2-135m/load-balance&k=3")
+    page.wait_for_function("document.querySelector('#mixer input').value === 'Load balance'")
+    page.wait_for_function("document.querySelector('#mixer').textContent.includes('load')")
+    page.wait_for_timeout(500)  # whatever follows from the choice
+    assert "does not hold" in text_of(page, "#run-status")
+    # Leaving a control is no choice either.
+    page.focus("#backbone input")
+    page.keyboard.press("Tab")
+    page.wait_for_timeout(500)
+    assert page.input_value("#mixer input") == "Load balance"
+
+
+def test_the_exported_token_is_the_one_of_the_card(watched: Watched, synthetic_page_url: str) -> None:
+    page = open_page(watched, synthetic_page_url)
+    number = int(re.search(r"token (\d+) of", text_of(page, ".card-where"))[1])
+    page.click("#explore-share button")
+    page.click(".copy-link")
+    page.wait_for_function("document.querySelector('.share-note').textContent !== ''")
+    assert parse_qs(urlsplit(page.input_value(".share-link")).query)["ct"] == [str(number - 1)]
 
 
 def test_a_broken_link_falls_back_and_says_so(watched: Watched, synthetic_page_url: str) -> None:

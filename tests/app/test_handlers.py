@@ -13,6 +13,7 @@ import pytest
 
 from explorer.examples import EXAMPLES
 from explorer.handlers import Handlers, describe_backbone
+from explorer.models import ModelStatus
 from explorer.page import want
 from explorer.payload import ROLES
 from explorer.recordings import INDEX, Recordings
@@ -245,13 +246,32 @@ def test_new_settings_leave_the_view_and_say_so(handlers: Handlers) -> None:
     assert "still shows smollm2-135m/rsl with top 3" in note["text"]
 
 
+def test_the_router_of_a_visitor_is_named_by_its_title_in_the_note(handlers: Handlers) -> None:
+    shown = {"mixer": handlers.source.add(Path("anywhere"), "Mine"), "gate": "3"}
+    assert "still shows Mine with top 3" in handlers.note_settings(RSL, "3", shown, session())["text"]
+
+
+def test_the_line_of_a_run_is_not_written_over_by_a_choice(handlers: Handlers) -> None:
+    shown = {"mixer": RSL, "gate": "3"}
+    assert handlers.note_settings(BALANCE, "3", shown, session())["kind"] == "note"
+    handlers.announce("How many mg?", 4, session())
+    assert is_skip(handlers.note_settings(BALANCE, "3", shown, session()))
+    assert not is_skip(handlers.note_settings(BALANCE, "3", shown, session("two")))
+
+
+def test_a_backbone_that_is_the_routers_own_leaves_the_router(handlers: Handlers) -> None:
+    backbone = handlers.source.find(BALANCE).backbone
+    assert all(map(is_skip, handlers.choose_backbone(backbone, BALANCE, "3", {}, session())))
+    assert handlers.choose_backbone(backbone, None, "3", {}, session())[0].value == RSL
+
+
 def test_a_router_that_nobody_has_trained_begins_with_all_experts(handlers: Handlers) -> None:
     source = handlers.source
     name = source.add(Path("anywhere"), "Mine")
-    assert handlers.choose_mixer(name, "2", {})[1].value is None  # left as it is, or as it is by now
-    assert handlers.choose_mixer(name, "17", {})[1].value == "3"
+    assert handlers.choose_mixer(name, "2")[1].value is None  # left as it is, or as it is by now
+    assert handlers.choose_mixer(name, "17")[1].value == "3"
     source.added[name] = replace(source.added[name], untrained=True)  # type: ignore[attr-defined]
-    assert handlers.choose_mixer(name, "2", {})[1].value == ALL_EXPERTS
+    assert handlers.choose_mixer(name, "2")[1].value == ALL_EXPERTS
 
 
 def test_the_soft_gate_reaches_the_model(handlers: Handlers) -> None:
@@ -289,6 +309,15 @@ def test_the_model_line_says_what_is_on_screen(tmp_path: Path) -> None:
     assert timer.active is False
 
 
+def test_the_model_line_follows_a_second_attempt(handlers: Handlers) -> None:
+    usual = handlers.source.status
+    handlers.source.status = lambda: ModelStatus("failed", "The model is not loaded.")  # type: ignore[method-assign]
+    line, timer = handlers.poll({})
+    assert (line["kind"], timer.active) == ("error", True)
+    handlers.source.status = usual  # type: ignore[method-assign]
+    assert handlers.poll({})[0]["text"] == "Model ready."
+
+
 def test_recorded_examples_can_be_shown(tmp_path: Path) -> None:
     from explorer.record import record
 
@@ -310,11 +339,11 @@ def test_a_full_queue_gives_the_buttons_back(handlers: Handlers) -> None:
 
 
 def test_another_room_can_ask_for_a_router(handlers: Handlers) -> None:
-    asked = handlers.choose_wanted(want("explore", BALANCE))
+    asked, _ = handlers.choose_wanted(want("explore", BALANCE), "3", {}, session())
     assert asked.value == BALANCE
     assert [name for _, name in asked.choices] == [RSL, BALANCE]
-    assert is_skip(handlers.choose_wanted(want("compare", BALANCE)))
-    assert is_skip(handlers.choose_wanted({}))
+    assert all(map(is_skip, handlers.choose_wanted(want("compare", BALANCE), "3", {}, session())))
+    assert all(map(is_skip, handlers.choose_wanted({}, "3", {}, session())))
     assert want("explore", BALANCE) != want("explore", BALANCE)
 
 
@@ -325,11 +354,14 @@ def test_the_backbone_control_follows_the_router(handlers: Handlers) -> None:
     assert "toy" in describe_backbone("falcon-mamba-tiny")
     assert describe_backbone("somebody/else") == "The frozen model that the experts adapt."
     assert is_skip(handlers.backbone_of(None))
+    own = handlers.source.add(Path("anywhere"), "Mine")
+    handlers.source.added[own] = replace(handlers.source.added[own], backbone="org/model")  # type: ignore[attr-defined]
+    assert "org/model" in [name for _, name in handlers.backbone_of(own).choices]
 
 
 def test_a_router_of_no_list_joins_the_choices_of_who_knows_its_name(handlers: Handlers) -> None:
     name = handlers.source.add(Path("anywhere"), "Mine")
-    asked = handlers.choose_wanted(want("explore", name))
+    asked, _ = handlers.choose_wanted(want("explore", name), "3", {}, session())
     assert asked.value == name
     assert asked.choices[-1] == ("Mine", name)
     assert name not in [mixer.name for mixer in handlers.source.mixers()]
@@ -424,3 +456,9 @@ def test_effects_are_recorded_only_when_asked_for(handlers: Handlers, effects: b
     number, *_ = handlers.announce("How many mg?", 4, session())
     list(handlers.run("How many mg?", RSL, "3", 4, number, session(), effects))
     assert handlers.source.requests[-1].contributions is effects
+
+
+def test_addresses_fill_no_memory(tmp_path: Path) -> None:
+    recordings = Recordings(tmp_path)
+    assert not any(recordings.trace(str(number), "nobody") for number in range(100))
+    assert len(recordings._ready) <= len(recordings.files)

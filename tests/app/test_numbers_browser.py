@@ -109,3 +109,28 @@ def test_numbers_of_joined_gates_are_of_their_shares(page: Any) -> None:
     # What the maps show is the largest itself.
     gates = ask(page, f"meanGates(model, {columns}[0], MEAN, [0, 1])")
     assert gates == pytest.approx(largest.mean(axis=0).tolist(), abs=1e-6)
+
+
+def test_a_character_is_corrected_once_all_its_tokens_are_there(page: Any) -> None:
+    for name in ("dom.js", "decode.js", "store.js"):
+        page.add_script_tag(content=NUMBERS.with_name(name).read_text(encoding="utf-8"))
+    found = page.evaluate(
+        """() => {
+          const column = () => ({ gates: Float32Array.of(0.9, 0.1), logits: null, shares: null, cache: new Map() });
+          const token = (text, part, parts) => (
+            { text, role: GENERATED, part, parts, special: false, word: 0, sentence: 0, gold: -1 });
+          const model = {
+            run: 'r', state: 'generating', experts: [{ name: 'a' }, { name: 'b' }], layers: [0], projections: ['q'],
+            sites: [[0, 0]], sitesBy: [[[0]], [[0]]], hasShares: false,
+            tokens: [token('\ufffd', 1, 1)], columns: [column()],
+          };
+          const store = createStore();
+          store.load(model);
+          const before = store.state.columns[0].text;
+          model.tokens = [token('🦊', 1, 2), token('🦊', 2, 2)];
+          model.columns.push(column());
+          store.load(model);
+          return [before, ...store.state.columns.map(({ text, part, parts }) => `${text} ${part}/${parts}`)];
+        }"""
+    )
+    assert found == ["\ufffd", "🦊 1/2", "🦊 2/2"]

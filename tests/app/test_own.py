@@ -177,9 +177,19 @@ def test_trained_routers_are_offered_for_their_own_experts(handlers: OwnHandlers
     for name in config["expert_order"]:
         view = handlers.add_shipped(folders[name], BACKBONE, chosen, session())
         chosen = view[2].value
+        if len(chosen) == 1:  # the first routers that fit are new in the list
+            assert view[3].value == UNTRAINED
     offered = [value for _, value in view[3].choices]
     assert own.name in offered
     assert offered[0] == UNTRAINED
+    # Leaving a control is an input too: it brings nothing, and the router that was chosen stays so.
+    for again in (
+        handlers.check(BACKBONE, chosen, session()),
+        handlers.add_shipped(None, BACKBONE, chosen, session()),
+    ):
+        assert again[1]["kind"] == "quiet"
+        assert again[2].value == chosen
+        assert again[3].value is None
 
 
 # ---------------------------------------------------------------------- using

@@ -302,7 +302,8 @@ def test_controls_follow_the_loss(handlers: TrainHandlers) -> None:
     assert (balance.visible, entropy.visible, sign.visible, scale.visible) == (True, False, False, False)
     # An address has its own α, and Gradio tells of a change that came from there too.
     assert "value" not in balance.constructor_args
-    assert handlers.usual_weight("supervised") == LOSSES["supervised"].balance_weight
+    assert handlers.usual_weight("supervised", "rsl") == LOSSES["supervised"].balance_weight
+    assert handlers.usual_weight("supervised", "supervised") == gr.skip()
     _, balance, entropy, sign, scale = handlers.show_loss("rsl")
     assert (balance.visible, entropy.visible, sign.visible, scale.visible) == (True, True, True, True)
     assert handlers.usual_domains("default", None, ["code"], ["math", "medical"]).value == ["math", "medical"]

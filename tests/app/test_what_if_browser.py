@@ -60,6 +60,14 @@ def test_gates_change_at_once_and_say_that_the_text_does_not(page: Any) -> None:
     if not page.locator("#what-if-view").is_visible():
         open_room(page)
     wait_for_text(page, "#what-if-view .lane-b .lane-head", "top 1, without medical")
+    # The button that takes a slider back is no input, and yet a change.
+    page.fill("#what-if-temperature input[type=number]", "2.5")
+    page.keyboard.press("Tab")
+    wait_for_text(page, "#what-if-view .lane-b .lane-head", "temperature 2.5")
+    page.click("#what-if-temperature [data-testid=reset-button]")
+    page.wait_for_function(
+        "!document.querySelector('#what-if-view .lane-b .lane-head').textContent.includes('temperature')"
+    )
     # What cannot be is a sentence, and the view stays.
     for name in ("math", "code", "language"):
         page.click(f"#what-if-mask label:has-text('{name}')")

@@ -63,6 +63,8 @@ function createCompareLink(root, store, room) {
 
   return function load(value) {
     if (value && value.query) query = value.query;
+    root.dataset.prompt = (value && value.prompt) || '';
+    root.dataset.promptNote = (value && value.prompt_note) || '';
     apply();
     writeSoon();
   };

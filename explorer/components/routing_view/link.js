@@ -31,7 +31,8 @@ function createLink(root, store, fields) {
   function valuesOf(state) {
     const { model, measure, projection, range, cell, locked } = state;
     const isWhole = range[0] === 0 && range[1] === model.layers.length - 1;
-    const isChosen = Boolean(cell) && !state.followsNewest;
+    // While it follows the newest token it is at another one a moment later.
+    const isChosen = Boolean(cell) && !(state.followsNewest && model.state === 'generating');
     return {
       measure: typeof measure === 'number' ? model.experts[measure].name : measure,
       effect: state.effect,

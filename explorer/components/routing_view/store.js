@@ -42,13 +42,15 @@ function createStore() {
 
   function makeColumn(tokens) {
     const key = [state.unit, state.how, tokens[0], tokens.length].join('/');
-    if (!made.has(key)) {
-      const { model } = state;
-      const texts = tokens.map((index) => model.tokens[index]);
+    const { model } = state;
+    const texts = tokens.map((index) => model.tokens[index]);
+    // A character of several tokens is corrected once it is whole.
+    const known = made.get(key);
+    if (!known || known.texts.some((token, place) => token !== texts[place])) {
       const whole = texts.filter((token) => token.part === token.parts).map((token) => token.text).join('');
       const text = tokens.length > 1 && whole.trim() ? whole : texts[0].text;
       const joined = joinColumns(tokens.map((index) => model.columns[index]), state.how);
-      made.set(key, { ...joined, ...texts[0], text, tokens, parts: tokens.length > 1 ? 1 : texts[0].parts });
+      made.set(key, { ...joined, ...texts[0], text, texts, tokens, parts: tokens.length > 1 ? 1 : texts[0].parts });
     }
     return made.get(key);
   }

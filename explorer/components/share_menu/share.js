@@ -6,9 +6,13 @@ const note = element.querySelector('.share-note');
 element.querySelector('.with-prompt').hidden = !props.prompt;
 element.querySelector('.with-prompt span').textContent = props.prompt ? props.prompt.label : '';
 
+function source() {
+  return props.prompt && document.querySelector(props.prompt.selector);
+}
+
 function prompt() {
-  const source = props.prompt && document.querySelector(props.prompt.selector);
-  return source ? source.dataset.prompt || source.value || '' : '';
+  const found = source();
+  return found ? found.dataset.prompt || found.value || '' : '';
 }
 
 function link() {
@@ -38,8 +42,9 @@ async function copy() {
       return;
     }
   }
-  note.textContent = tick.checked
-    ? 'Copied. Everybody who has the link can read the prompt in it.'
+  const withPrompt = tick.checked && prompt();
+  note.textContent = withPrompt
+    ? `Copied. Everybody who has the link can read the prompt in it. ${source().dataset.promptNote || ''}`.trim()
     : 'Copied. The link holds the view and the settings, not the prompt.';
 }
 

@@ -61,7 +61,7 @@ def build(page: Page) -> None:
                     make_file=file_maker(page.exports, handlers.traces_of),
                     make_code=code_maker(handlers.traces_of),
                     inputs=[sides],
-                    prompt=PromptInLink("#compare-prompt textarea"),
+                    prompt=PromptInLink("#compare-view .compare-view"),
                 )
         view = CompareView("compare", {"waiting": FIRST_STEPS}, elem_id="compare-view", elem_classes="view")
 
@@ -72,7 +72,10 @@ def build(page: Page) -> None:
     page.tabs.select(enter, [sides, entered], [*shown, entered], **AT_ONCE)
     take.click(handlers.take_current, [side, page.current, sides], shown, **AT_ONCE)
     page.pinned.change(handlers.take_pinned, [page.pinned, sides], shown, **AT_ONCE)
-    recording.input(handlers.take_recording, [side, recording, sides], shown, **AT_ONCE)
+    # Emptied at once: whoever leaves the control without a choice must not take the former one again.
+    recording.input(handlers.take_recording, [side, recording, sides], shown, **AT_ONCE).then(
+        lambda: None, None, recording, **AT_ONCE
+    )
     upload.upload(handlers.take_file, [side, upload, sides], shown, **AT_ONCE)
     swap.click(handlers.swap, sides, shown, **AT_ONCE)
     clear.click(handlers.clear, None, shown, **AT_ONCE)

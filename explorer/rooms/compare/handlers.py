@@ -119,8 +119,10 @@ class CompareHandlers:
         return self.take_current("A", pinned.get("key", ""), sides, request)
 
     def take_recording(self, side: SideName, spec: str | None, sides: Sides, request: gr.Request) -> Shown:
-        """A recording becomes A or B."""
-        found = parse_spec(spec or "")
+        """A recording becomes A or B; nothing where none is chosen."""
+        if not spec:
+            return (gr.skip(),) * 6
+        found = parse_spec(spec)
         if not isinstance(found, tuple):
             return self._refused(TraceError("Choose one of the recordings."))
         try:
@@ -379,6 +381,15 @@ class CompareHandlers:
         else:
             view = {"waiting": _next_step(found)}
         lines = [_line_of(side, found.get(side)) for side in ("A", "B")]
+        asked = {
+            side: prompt_text(found[side].trace)
+            for side, pinned in sorted(kept.items())
+            if isinstance(parse_spec(pinned["spec"]), RunSpec)
+        }
+        # A link has room for one prompt.
+        view = {**view, "prompt": next(iter(asked.values()), "")}
+        if len(set(asked.values())) > 1:
+            view["prompt_note"] = "The prompt of B is another one, and not in the link."
         return kept, {**view, "query": query}, *lines, "B" if "B" not in found and "A" in found else gr.skip(), line
 
     def _refused(self, error: LoraMixerError) -> Shown:

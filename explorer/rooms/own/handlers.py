@@ -97,10 +97,12 @@ class OwnHandlers:
     def add_shipped(
         self, wanted: str | None, backbone: str, chosen: Sequence[str], request: gr.Request
     ) -> tuple[Any, ...]:
-        """An expert that ships with this package; clears the choice."""
+        """An expert that ships with this package; clears the choice. Nothing is brought where none is chosen."""
 
         def bring(shelf: Shelf) -> list[str]:
-            folder = shipped_experts().get(wanted or "")
+            if wanted is None:
+                return []
+            folder = shipped_experts().get(wanted)
             if folder is None:
                 raise ExpertError("Choose one of the experts in the list.")
             return [shelf.add(folder.name, str(folder))]
@@ -224,7 +226,8 @@ class OwnHandlers:
     def _view(self, work: Callable[[Shelf], tuple[Checked, list[str]]], request: gr.Request) -> View:
         """What the components show after ``work``; an expected error leaves all but the status as it is."""
         try:
-            checked, chosen = work(self.shelves.of(session_of(request)))
+            shelf = self.shelves.of(session_of(request))
+            checked, chosen = work(shelf)
         except LoraMixerError as error:
             return (gr.skip(), status("error", str(error)), *(gr.skip() for _ in range(4)))
         except Exception:
@@ -241,19 +244,22 @@ class OwnHandlers:
             fit_table(checked.backbone, checked.fits, kept),
             line,
             gr.CheckboxGroup(choices=checked.usable, value=kept, visible=bool(checked.usable)),
-            self._router_control(checked, kept),
+            self._router_control(shelf, checked, kept),
             ready,
             ready,
         )
 
-    def _router_control(self, checked: Checked, chosen: Sequence[str]) -> Any:
+    def _router_control(self, shelf: Shelf, checked: Checked, chosen: Sequence[str]) -> Any:
+        """The routers that fit; the chosen one stays while these are the same."""
         experts = {fit.name: fit.expert for fit in checked.fits if fit.name in chosen and fit.expert is not None}
         fitting = [
             (f"{mixer.title} ({mixer.name}), trained for these experts", mixer.name)
             for mixer in self.source.mixers()
             if (ZOO / mixer.name).is_dir() and routers_fit(ZOO / mixer.name, experts)
         ]
-        return gr.Radio(choices=[(UNTRAINED_LABEL, UNTRAINED), *fitting], value=UNTRAINED)
+        former, shelf.routers = shelf.routers, tuple(name for _, name in fitting)
+        choices = [(UNTRAINED_LABEL, UNTRAINED), *fitting]
+        return gr.Radio(choices=choices) if former == shelf.routers else gr.Radio(choices=choices, value=UNTRAINED)
 
 
 _outline_once = lru_cache(maxsize=8)(outline_backbone)

@@ -31,6 +31,7 @@ class Shelf:
         sources: expert name → folder or Hub id, in the order of the gates.
         mixture: name of the mixture that the registry holds for it; empty when there is none.
         fetched: Hub ids that this session had fetched.
+        routers: trained routers that were offered for its experts.
         training: backbone, with the ``@revision`` that was checked, and experts that Train takes, name → folder or
             Hub id.
     """
@@ -39,6 +40,7 @@ class Shelf:
     sources: dict[str, str] = field(default_factory=dict)
     mixture: str = ""
     fetched: set[str] = field(default_factory=set)
+    routers: tuple[str, ...] = ()
     training: tuple[str, dict[str, str]] = ("", {})
 
     def new_folder(self, kind: str) -> Path:

@@ -104,7 +104,11 @@ def build(page: Page) -> None:
     gr.on([control.input for control in controls], handlers.query, controls, query, **typed)
     # What a choice brings along comes with a press only: an address has its own α and domains, and opening it is a
     # change too.
-    loss.input(handlers.usual_weight, loss, balance, **typed).then(handlers.query, controls, query, **typed)
+    former_loss = gr.Textbox(visible=False)
+    loss.focus(None, loss, former_loss, js="(name) => name", **AT_ONCE)
+    loss.input(handlers.usual_weight, [loss, former_loss], balance, **typed).then(
+        handlers.query, controls, query, **typed
+    )
     gr.on([experts.input, data.input], handlers.usual_domains, [*rows, experts], domains, **typed).then(
         handlers.query, controls, query, **typed
     )

@@ -163,9 +163,9 @@ class TrainHandlers:
         fewer = max(LEAST_EXAMPLES, rows.total()) if rows.total() < examples else gr.skip()
         return found, fewer, status("quiet", f"{rows.total()} rows: {counts}.")
 
-    def usual_weight(self, loss: str) -> float:
-        """The α that a loss begins with."""
-        return LOSSES[loss].balance_weight
+    def usual_weight(self, loss: str, former: str) -> Any:
+        """The α that a loss begins with; α stays where the control was left with the loss that it was entered with."""
+        return gr.skip() if loss == former else LOSSES[loss].balance_weight
 
     def show_loss(self, loss: str) -> tuple[Any, ...]:
         """Hint of a loss, and which of α, λ, sign and scale it has; their values stay as they are."""

@@ -64,7 +64,12 @@ def build(page: Page) -> None:
     take.click(handlers.take, page.current, opened, **AT_ONCE)
     page.tabs.select(entering(LABEL, handlers.enter, len(opened)), [page.current, base], opened, **AT_ONCE)
     gr.on(
-        [temperature.input, gate.input, mask.input, *(slider.input for slider in biases)],
+        [
+            gate.input,
+            mask.input,
+            # The button that takes a slider back to its beginning is a release and no input.
+            *(event for slider in (temperature, *biases) for event in (slider.input, slider.release)),
+        ],
         handlers.recompute,
         gates,
         [view, result, room_status],
