@@ -97,6 +97,13 @@ def test_no_loss_is_known_at_every_learning_rate_and_compared_at_the_same_one():
     assert "of 1 cells" in verdict.numbers
 
 
+def test_the_grid_says_at_which_weight_load_balance_collapses():
+    shares = {16: 0.97, 4: 0.9, 0.1: 0.8}
+    cells = [row(f"load balance {weight:g}", "token_entropy", math.log(4) * s, 0.01) for weight, s in shares.items()]
+    found = [(verdict.claim.split()[2], verdict.status) for verdict in grid_verdicts([*FOUR_LOADS, *cells])]
+    assert found == [("0.1", "not held"), ("4", "not held"), ("16", "held")]
+
+
 @pytest.mark.parametrize(
     ("value", "half", "status"),
     [

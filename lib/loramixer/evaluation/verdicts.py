@@ -115,13 +115,13 @@ def shipped_gate(rows: Sequence[Row]) -> str:
     return f"top_{max(counts)}"
 
 
-def losses_verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """Collapse of load balance, which sign specialises, and RSL's loss below that of every other loss."""
+def _collapse_verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """Whether each load balance that stands alone ends with the same gates for all experts."""
     verdicts = []
-    width = math.log(expert_count(rows))
     for row in rows:
         plain = row["against"] is None and row["quantity"] == "token_entropy"
         if plain and str(row["setting"]).startswith("load balance"):
+            width = math.log(expert_count(rows))
             share = {**row, **{name: row[name] / width for name in ("value", "low", "high")}}
             verdicts.append(
                 Verdict(
@@ -130,6 +130,12 @@ def losses_verdicts(rows: Sequence[Row]) -> list[Verdict]:
                     f"E[H] / log K = {printed(share)} ({sizes(row)})",
                 )
             )
+    return verdicts
+
+
+def losses_verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """Collapse of load balance, which sign specialises, and RSL's loss below that of every other loss."""
+    verdicts = _collapse_verdicts(rows)
     for row in rows:
         what = SPECIALISATION.get(row["quantity"])
         if what and str(row["setting"]).startswith("RSL") and _against_no_loss(row):
@@ -184,8 +190,9 @@ def chosen(rows: Sequence[Row]) -> tuple[Row, Row] | None:
 
 
 def grid_verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """Over all cells: what each sign does to token entropy and mutual information, against no loss and each other."""
-    verdicts = []
+    """Collapse of load balance by its weight, and over all cells what each sign does to token entropy, loss and mutual
+    information, against no loss and each other."""
+    verdicts = sorted(_collapse_verdicts(rows), key=lambda verdict: float(verdict.claim.split()[2]))
     checks: list[tuple[str, str, str, Callable[[Row], Status]]] = [
         ("sharpen lowers the token entropy against no routing loss", "sharpen", "token_entropy", below),
         ("flatten lowers the token entropy against no routing loss", "flatten", "token_entropy", below),
