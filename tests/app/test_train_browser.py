@@ -100,6 +100,13 @@ def test_a_training_moves_survives_a_reload_and_opens_in_explore(
 def test_settings_are_in_the_address_and_faults_are_sentences(training_page: tuple[Any, Trainings, str]) -> None:
     page, _, _ = training_page
     page.wait_for_function("document.querySelector('#train-estimate .text').textContent.includes('GB of memory')")
+    # Leaving the control of the loss as it was leaves α as it is.
+    page.fill("#train-balance input", "2.5")
+    page.focus("#train-loss input")
+    page.wait_for_timeout(300)
+    page.keyboard.press("Tab")
+    page.wait_for_timeout(500)
+    assert page.input_value("#train-balance input") == "2.5"
     page.click("#train-loss input")
     page.click("[role=option]:has-text('Supervised')")
     page.wait_for_selector("#train-sign", state="hidden")
