@@ -263,11 +263,18 @@ def test_gate_and_effect_stand_side_by_side(watched: Watched, synthetic_page_url
 
 def test_a_trace_file_opens_without_a_model(watched: Watched, synthetic_page_url: str, tmp_path: Path) -> None:
     page = open_page(watched, synthetic_page_url)
-    file = make_trace("Is 2 a prime?", layers=3, experts=("math", "law"), k=1).save(tmp_path / "mine.npz")
+    names = ("math", "an-adapter-that-is-named-like-its-repository")
+    file = make_trace("Is 2 a prime?", layers=3, experts=names, k=1).save(tmp_path / "mine.npz")
     page.set_input_files("#view-actions input[type=file]", str(file))
     page.wait_for_function("document.querySelector('.strip-item .strip-value').textContent === 'Opened file'")
     assert "prime" in text_of(page, ".lane-text")
     assert page.get_attribute(".map-frame", "aria-rowcount") == "3"
+    # A long name is cut and takes no other's room.
+    for width in (1440, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        for name in page.locator(".load-name:visible, .card th:first-child:visible").all():
+            assert name.evaluate("node => node.scrollWidth <= node.clientWidth")
     broken = tmp_path / "broken.npz"
     broken.write_bytes(b"this is no trace")
     drop = """(text) => {

@@ -38,7 +38,7 @@ function createCompareCard(root, store) {
       const line = make('tr');
       const name = make('th');
       name.scope = 'row';
-      name.append(badge(expert), make('span', 'expert-name', expert.name));
+      name.append(badge(expert), expertName(expert));
       const numbers = [make('td', 'number'), make('td', 'number'), make('td', 'number')];
       line.append(name, ...numbers);
       return { line, numbers };

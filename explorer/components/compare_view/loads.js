@@ -86,7 +86,7 @@ function createLoads(root) {
   function row(comparison, expert, index, loads, uniform) {
     const node = make('div', 'load-row');
     const name = make('span', 'load-name');
-    name.append(badge(expert), make('span', 'expert-name', expert.name));
+    name.append(badge(expert), expertName(expert));
     const tracks = make('div', 'load-tracks');
     tracks.style.setProperty('--uniform', `${uniform * 100}%`);
     ['a', 'b'].forEach((side, place) => {

@@ -38,7 +38,7 @@ function createCard(root, store) {
       const line = make('tr');
       const name = make('th');
       name.scope = 'row';
-      name.append(badge(expert), make('span', 'expert-name', expert.name));
+      name.append(badge(expert), expertName(expert));
       const gate = make('td', 'gate');
       const track = make('span', 'gate-track');
       const bar = make('span', 'bar');

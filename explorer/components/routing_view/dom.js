@@ -25,6 +25,13 @@ function badge(expert) {
   return node;
 }
 
+// A long name, such as that of a repository, is cut at its end and said in full on hover.
+function expertName(expert) {
+  const node = make('span', 'expert-name', expert.name);
+  node.dataset.tip = expert.name;
+  return node;
+}
+
 // A button that stays pressed. Its state is set by whoever made it.
 function toggle(label, hint, onClick) {
   const button = make('button', 'choice', label);

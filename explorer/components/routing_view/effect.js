@@ -53,7 +53,7 @@ function createEffect(root, store) {
     model.experts.forEach((expert, index) => {
       const { gate, effect, chosen, idle } = sums[index];
       const name = make('span', 'load-name');
-      name.append(badge(expert), make('span', 'expert-name', expert.name));
+      name.append(badge(expert), expertName(expert));
       const share = chosen > 0 ? idle / chosen : NaN;
       grid.append(name,
         ...barRow('gate, mean', expert, gate, cells, fixed(gate / cells), `${expert.name} got ${fixed(gate / cells, 3)} of the expert update on average over ${cells.toLocaleString('en')} router decisions.`),

@@ -15,7 +15,7 @@ function createExperts(root, store) {
       const figure = make('figure', 'small-map');
       const head = make('figcaption');
       const mean = explained('span', 'number', '', '');
-      head.append(badge(expert), make('span', 'expert-name', expert.name), mean);
+      head.append(badge(expert), expertName(expert), mean);
       const frame = make('div', 'small-frame');
       const canvas = make('canvas');
       canvas.setAttribute('role', 'img');

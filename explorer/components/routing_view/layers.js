@@ -16,7 +16,7 @@ function createLayers(root, store) {
     grid.style.setProperty('--experts', String(model.experts.length));
     grid.append(make('span', 'layer-name', 'layer'), ...model.experts.map((expert) => {
       const head = make('span', 'layer-head');
-      head.append(badge(expert), make('span', 'expert-name', expert.name));
+      head.append(badge(expert), expertName(expert));
       return head;
     }));
     rows = model.layers.map((layer, index) => {

@@ -19,7 +19,7 @@ function createLoad(root) {
   function buildRow(expert, uniform) {
     const line = make('div', 'load-row');
     const name = make('span', 'load-name');
-    name.append(badge(expert), make('span', 'expert-name', expert.name));
+    name.append(badge(expert), expertName(expert));
     const tracks = make('div', 'load-tracks');
     tracks.style.setProperty('--uniform', `${uniform * 100}%`);
     const bars = PARTS.map(([key]) => {
