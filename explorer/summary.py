@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from loramixer.comparison import Comparison
+from loramixer.comparison import Comparison, compare
 from loramixer.errors import TraceError
-from loramixer.metrics import jensen_shannon, load, margin, plane_point, routers_that_are_on
+from loramixer.metrics import load, margin, plane_point, routers_that_are_on
 from loramixer.trace import Role, RoutingTrace
 
 MEASURED_ROLES: tuple[Role, ...] = ("prompt", "generated")
@@ -73,15 +73,8 @@ def describe_change(before: RoutingTrace, after: RoutingTrace) -> dict[str, Any]
 
     A router that is off in one of them decides nothing there and is left out.
     """
-    kept = _measured(before)
-    former, latter = before.gates[:, kept], after.gates[:, kept]
-    on = former.any(axis=-1) & latter.any(axis=-1)
-    if not on.any():
-        return {"changed_decisions": 0.0, "divergence": 0.0}
-    return {
-        "changed_decisions": _rounded((former.argmax(axis=-1) != latter.argmax(axis=-1))[on].mean()),
-        "divergence": _rounded(jensen_shannon(former, latter)[on].mean()),
-    }
+    found = describe_comparison(compare(before, after))
+    return {name: found[name] for name in ("changed_decisions", "divergence")}
 
 
 def describe_comparison(found: Comparison) -> dict[str, Any]:

@@ -130,10 +130,15 @@ class BackboneFiles:
     name: str
     revision: str | None
 
+    @property
+    def commit(self) -> str | None:
+        """The commit on the Hub that the files are of; None where they are not from there."""
+        return self.revision if self.origin == "hub" else None
+
     def name_in(self, config: Any) -> None:
         """Name the backbone in a PEFT configuration as others know it, and not by where it lies here."""
         config.base_model_name_or_path = self.name
-        config.revision = self.revision if self.origin == "hub" else None
+        config.revision = self.commit
 
 
 def cache_folder() -> Path:

@@ -202,7 +202,7 @@ def add_mixer(model: Any, name: str | Path, *, revision: str | None = None) -> s
 def _loaded_commit(model: Any) -> str | None:
     """The commit on the Hub that the weights of a backbone came from; None where they did not, or nobody knows."""
     files = getattr(model.get_base_model(), "backbone_files", None)
-    return files.revision if files and files.origin == "hub" else None
+    return files.commit if files else None
 
 
 def _free_adapter_name(model: Any, name: str) -> str:
@@ -276,7 +276,7 @@ def _published(model: Any, config: Any, places: Mapping[str, str]) -> Iterator[N
         experts[name] = {**description, "source": source}
     files = getattr(model.get_base_model(), "backbone_files", None)
     backbone = files.name if files else config.base_model_name_or_path or ""
-    revision = files.revision if files and files.origin == "hub" else config.revision
+    revision = (files and files.commit) or config.revision
     if split_hub_id(backbone) is None or Path(backbone).exists():
         backbone = UNPUBLISHED + Path(backbone.removeprefix(UNPUBLISHED)).name
     former = config.experts, config.base_model_name_or_path, config.revision

@@ -48,12 +48,16 @@ function siteEntropies(model, column) {
   });
 }
 
-// Those of some sites whose router gives somebody something; all of them where none is on, as
-// loramixer.metrics.routers_that_are_on has it: a router that is off has no part in means of gates and entropies.
-function sitesThatAreOn(model, column, sites) {
+// Whether the router of a site gives somebody something.
+function isOn(model, column, site) {
   const count = model.experts.length;
-  const isOn = remember(column, 'on', () => model.sites.map((_, site) => sumOf(column.gates, site * count, count) > 0));
-  const on = sites.filter((site) => isOn[site]);
+  return remember(column, 'on', () => model.sites.map((_, index) => sumOf(column.gates, index * count, count) > 0))[site];
+}
+
+// Those of some sites that are on; all of them where none is, as loramixer.metrics.routers_that_are_on has it: a router
+// that is off has no part in means of gates and entropies.
+function sitesThatAreOn(model, column, sites) {
+  const on = sites.filter((site) => isOn(model, column, site));
   return on.length > 0 ? on : sites;
 }
 
@@ -80,10 +84,14 @@ function meanOfEachLayer(model, values, projection, pick = (sites) => sites) {
   return result;
 }
 
+// The same for the sites of each layer that are on.
+function meanOfRouters(model, column, values, projection) {
+  return meanOfEachLayer(model, values, projection, (sites) => sitesThatAreOn(model, column, sites));
+}
+
 // Gates of all layers, [L, E].
 function layerGates(model, column, projection) {
-  const on = (sites) => sitesThatAreOn(model, column, sites);
-  return remember(column, `gates${projection}`, () => meanOfEachLayer(model, column.gates, projection, on));
+  return remember(column, `gates${projection}`, () => meanOfRouters(model, column, column.gates, projection));
 }
 
 // What each expert added over what the frozen projection gave, [L, E]; null where it was not recorded.
@@ -193,7 +201,7 @@ function loadOf(model, columns, projection, range) {
   let undecided = 0;
   let balanced = 0;
   const share = new Float64Array(count);
-  const routed = sites.filter((site) => columns.some((column) => sumOf(column.gates, site * count, count) > 0));
+  const routed = sites.filter((site) => columns.some((column) => isOn(model, column, site)));
   routed.forEach((site) => {
     share.fill(0);
     columns.forEach((column) => {
@@ -221,8 +229,7 @@ function loadOf(model, columns, projection, range) {
 function layerLoads(model, columns, projection) {
   const total = new Float64Array(model.layers.length * model.experts.length);
   columns.forEach((column) => {
-    const on = (sites) => sitesThatAreOn(model, column, sites);
-    const weights = remember(column, `weights${projection}`, () => meanOfEachLayer(model, weightsOf(model, column), projection, on));
+    const weights = remember(column, `weights${projection}`, () => meanOfRouters(model, column, weightsOf(model, column), projection));
     for (let index = 0; index < total.length; index += 1) total[index] += weights[index];
   });
   return total.map((value) => value / Math.max(columns.length, 1));

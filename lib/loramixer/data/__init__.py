@@ -37,7 +37,15 @@ from loramixer.data.recipes import (
     domain_of_task,
     recipe_has,
 )
-from loramixer.data.schema import Example, Span, content_fingerprint, fingerprint, read_examples, rows_per_task
+from loramixer.data.schema import (
+    Example,
+    Span,
+    content_fingerprint,
+    fingerprint,
+    read_examples,
+    rows_per_task,
+    rows_used,
+)
 from loramixer.data.sources import (
     AnySource,
     GeneratedSource,
@@ -99,6 +107,7 @@ __all__ = [
     "read_examples",
     "recipe_has",
     "rows_per_task",
+    "rows_used",
     "task_examples",
     "task_licenses",
     "token_counter",

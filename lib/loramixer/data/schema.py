@@ -148,6 +148,15 @@ def content_fingerprint(examples: Iterable[Example]) -> str:
     return digest.hexdigest()[:12]
 
 
+def rows_used(examples: Sequence[Example]) -> dict[str, Any]:
+    """What a run log says of the rows of a training: how many of each task, which, and what they held."""
+    return {
+        "rows": rows_per_task(examples),
+        "rows_fingerprint": fingerprint(examples),
+        "rows_content": content_fingerprint(examples),
+    }
+
+
 def rows_per_task(examples: Sequence[Example]) -> dict[str, int]:
     """Number of rows of each task, sorted by task."""
     return dict(sorted(Counter(example.task for example in examples).items()))

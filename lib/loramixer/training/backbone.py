@@ -19,14 +19,13 @@ from loramixer.cards import write_backbone_card
 from loramixer.data import (
     Example,
     chat_prompt,
-    content_fingerprint,
     data_origin,
     data_revisions,
     draw_mixture,
     evaluation_examples,
-    fingerprint,
     held_out_examples,
     rows_per_task,
+    rows_used,
     task_licenses,
     token_counter,
 )
@@ -151,10 +150,8 @@ def train_backbone(
             "parameters": model.num_parameters(),
             "data": data_origin(),
             "data_revisions": data_revisions(),
-            "rows": rows_per_task(examples),
+            **rows_used(examples),
             "licenses": task_licenses(list(rows_per_task(examples))),
-            "rows_fingerprint": fingerprint(examples),
-            "rows_content": content_fingerprint(examples),
             "dtype": "float32, products in bfloat16" if settings.autocast else "float32",
             "versions": library_versions(),
         }

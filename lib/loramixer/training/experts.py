@@ -19,13 +19,11 @@ from loramixer.data import (
     Example,
     OverlapReport,
     Source,
-    content_fingerprint,
     evaluation_examples,
     expert_examples,
     find_source,
-    fingerprint,
     recipe_has,
-    rows_per_task,
+    rows_used,
     task_licenses,
 )
 from loramixer.distributed import say
@@ -242,12 +240,7 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
 
     def own_settings(name: str) -> dict[str, Any]:
         mine = [row for row in found.examples if row.domain == name]
-        return log.settings | {
-            "domain": name,
-            "rows": rows_per_task(mine),
-            "rows_fingerprint": fingerprint(mine),
-            "rows_content": content_fingerprint(mine),
-        }
+        return log.settings | {"domain": name, **rows_used(mine)}
 
     if all_finished:
         for name, folder in zip(domains, folders, strict=True):
@@ -304,9 +297,7 @@ def _run_log(run: _Run, found: EncodedRows, files: BackboneFiles, of: dict[str, 
             "data_revisions": run.source.revisions(),
             "limit": run.limit,
             "dedupe": run.dedupe,
-            "rows": rows_per_task(found.examples),
-            "rows_fingerprint": fingerprint(found.examples),
-            "rows_content": content_fingerprint(found.examples),
+            **rows_used(found.examples),
             **found.facts,
             **asdict(run.lora),
             "targets": list(run.lora.targets),
