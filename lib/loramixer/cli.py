@@ -319,12 +319,14 @@ def evaluate(
             row.domain,
             str(row.n),
             _with_interval(row.loss, row.loss_low, row.loss_high),
-            _with_interval(row.accuracy, row.accuracy_low, row.accuracy_high),
+            _with_interval(row.accuracy, row.accuracy_low, row.accuracy_high)
+            + (f" ({row.n_choices} rows)" if 0 < row.n_choices < row.n else ""),
             _with_interval(row.own_expert_share, row.own_expert_share_low, row.own_expert_share_high),
             " ".join(f"{name} {share:.2f}" for name, share in (row.shares or {}).items()),
         )
     console.print(table)
-    console.print("Square brackets: 95 % bootstrap interval over rows. Losses in nats.", markup=False)
+    words = "Square brackets: 95 % interval over rows, of accuracy Wilson's, of all else bootstrap. Losses in nats."
+    console.print(words, markup=False)
     console.print("Own-expert share and load: mean gates as they act in inference, over prompt and answer.")
 
 

@@ -7,8 +7,9 @@ Entropy is concave, so y ≥ x, and y − x is the mutual information between to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -233,6 +234,10 @@ class Estimate:
     seeds: int
     covers: str
 
+    def within(self, smallest: float, largest: float) -> Estimate:
+        """The same with an interval that leaves out what cannot be."""
+        return replace(self, low=max(self.low, smallest), high=min(self.high, largest))
+
 
 def combine_seeds(values: Sequence[float], draws: np.ndarray | None = None) -> Estimate:
     """Mean over training seeds with a 95 % interval for another seed and other rows at once.
@@ -274,6 +279,27 @@ def mean_interval(values: np.ndarray, seed: int = 0, draws: int = 1000) -> tuple
     samples = np.random.default_rng(seed).choice(values, size=(draws, values.size)).mean(axis=1)
     low, high = np.quantile(samples, [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
+
+
+def share_interval(hits: int, of: int) -> tuple[float, float, float]:
+    """A share with its 95 % Wilson interval, which is honest for few rows and for none or all right.
+
+    A bootstrap of rows that are all wrong would call 0 % certain.
+
+    Args:
+        hits: rows that are right.
+        of: rows.
+
+    Returns:
+        ``(share, low, high)``; all NaN without rows.
+    """
+    if of < 1:
+        return (math.nan,) * 3
+    z = 1.959964
+    share = hits / of
+    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
+    half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
+    return share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
 def ratio_interval(

@@ -27,11 +27,11 @@ from loramixer.evaluation.csv_files import read_csv
 from loramixer.evaluation.evidence import EVIDENCE, FEWER_EXPERTS
 from loramixer.evaluation.experiments import EXPERIMENTS, runner, workshop
 from loramixer.evaluation.experiments.losses import replayed
-from loramixer.evaluation.experiments.measure import Measurement, domain_information, measure
+from loramixer.evaluation.experiments.measure import Measurement, _resamples, domain_information, measure
 from loramixer.evaluation.experiments.plan import Options
 from loramixer.evaluation.experiments.runner import describe, kept_steps, measure_finished, perform
 from loramixer.evaluation.experiments.workshop import Workshop
-from loramixer.evaluation.harness import evaluate
+from loramixer.evaluation.harness import RowScore, evaluate
 from loramixer.mixers import load_mixer
 from loramixer.training.run_log import RunLog
 from loramixer.tuner.runtime import set_gate
@@ -261,11 +261,91 @@ def test_without_the_weights_the_archive_is_enough_and_one_run_is_added(output, 
     rows = read_csv(tmp_path / "results" / "top-k.csv")
     assert rows[:2] == read_csv(output / "top-k.csv")
     assert [row["seed"] for row in rows] == [0, 1, 2]
-    # A gate that nobody has measured needs the routers again.
+    # A gate that nobody has measured stays blank: other routers of the same name would fill half of a row.
     (clone.records / clone.key(clone.test_rows()) / rows[0]["run"] / "top_1.npz").unlink()
-    assert describe(experiment, OPTIONS, clone)[0].endswith(": train, top_1")
-    perform(experiment, OPTIONS, clone, tmp_path / "results", say=str, stored_only=True)
+    first = describe(experiment, OPTIONS, clone)[0]
+    assert ": finished: top_1 not measured, since its routers are not in" in first
+    assert f"delete {clone.log_file(experiment.plan(OPTIONS).runs[0])}" in first
+    for stored_only in (True, False):
+        perform(experiment, OPTIONS, clone, tmp_path / "results", say=str, stored_only=stored_only)
     assert len(trained) == 1
+    assert read_csv(tmp_path / "results" / "top-k.csv")[0]["loss_top_1"] is None
+
+
+def test_routers_of_other_rows_are_not_measured_into_a_run_of_the_archive(output, shop, tmp_path):
+    """Rows were divided in another way when the archive was made: two routers of one name."""
+    shutil.copytree(shop.records, tmp_path / "runs")
+    mixed = replace(shop, archive=tmp_path / "runs")
+    experiment = EXPERIMENTS["top-k"]
+    run = experiment.plan(OPTIONS).runs[0]
+    mixed.measurement_file(mixed.key(mixed.test_rows()), run, "top_1").unlink()
+    log = RunLog.load(mixed.log_file(run))
+    log.settings["rows_fingerprint"] = "0123456789ab"
+    log.save_small(mixed.log_file(run))
+    with pytest.raises(DataError, match="was trained on other rows than the run of"):
+        perform(experiment, OPTIONS, mixed, tmp_path / "results", say=str)
+
+
+def test_test_rows_that_were_corrected_are_other_test_rows(output, shop, tmp_path, monkeypatch):
+    shutil.copytree(shop.records, tmp_path / "runs")
+    later = replace(shop, archive=tmp_path / "runs")
+    rows = shop.test_rows()
+    corrected = [replace(rows[0], target=rows[0].target + "!"), *rows[1:]]
+    assert later.key(corrected) == later.key(rows)
+    monkeypatch.setattr(type(shop), "test_rows", lambda self: corrected)
+    with pytest.raises(DataError, match="with the same ids and other words or answers"):
+        perform(EXPERIMENTS["top-k"], OPTIONS, later, tmp_path / "results", say=str)
+
+
+def test_two_processes_with_other_seeds_keep_each_others_rows(output, shop, tmp_path):
+    """Each has read the file before the other has written; the last one to write drops nothing."""
+    experiment = EXPERIMENTS["top-k"]
+    first, second = (replace(OPTIONS, seeds=(seed,)) for seed in (0, 1))
+    told = []
+
+    def say(line):
+        if not told:  # the other process runs while this one is at its first run
+            told.append(line)
+            perform(experiment, second, shop, tmp_path, say=str)
+
+    perform(experiment, first, shop, tmp_path, say=say)
+    assert {row["seed"] for row in read_csv(tmp_path / "top-k.csv")} == {0, 1}
+
+
+def test_points_and_curves_never_become_fewer(output, shop, tmp_path):
+    shutil.copytree(output, tmp_path / "results")
+    for name in ("plane", "balance-curve"):
+        perform(EXPERIMENTS[name], replace(options_of(name), seeds=(0,)), shop, tmp_path / "results", say=str)
+        assert read_csv(tmp_path / f"results/{name}.csv") == read_csv(output / f"{name}.csv")
+
+
+def test_what_another_kind_of_device_measured_never_meets_it(shop, tmp_path):
+    rows = shop.test_rows()
+    there = replace(shop, device="cuda", archive=tmp_path)
+    assert there.key(rows) == f"{shop.key(rows)}-cuda"
+    assert replace(shop, device="cpu:0").key(rows) == shop.key(rows)
+    (tmp_path / there.key(rows)).mkdir()
+    here = replace(shop, archive=tmp_path)
+    assert here.stored_key() == there.key(rows)  # nothing else was measured
+    (tmp_path / here.key(rows)).mkdir()
+    assert (here.stored_key(), there.stored_key()) == (here.key(rows), there.key(rows))
+
+
+def test_numbers_say_how_many_rows_they_stand_on(output, shop):
+    rows = {(row["quantity"], row["gate"]): row["rows"] for row in read_csv(output / "losses-summary.csv")}
+    assert rows["loss", "soft"] == rows["load_math", "soft"] == 6
+    assert rows["loss_math", "soft"] == rows["own_share_language", "soft"] == 3
+    found = Measurement.load(next(shop.records.rglob("soft.npz")))
+    judged = [replace(score, correct=index < 2 or None) for index, score in enumerate(found.scores)]
+    assert replace(found, scores=judged).rows_of("accuracy") == 2
+
+
+def test_tasks_of_one_row_vary_with_their_domain():
+    scores = [RowScore("own", f"task {i}", float(i), 10, None, None) for i in range(8)]
+    scores += [RowScore("other", "large", float(i), 10, None, None) for i in range(8)]
+    drawn = _resamples(scores, 50)
+    assert (drawn[:, :8].sum(axis=1) == 8).all()
+    assert drawn[:, :8].std() > 0
 
 
 def test_an_archive_is_small(output, shop):

@@ -16,7 +16,7 @@ from loramixer.evaluation.evidence import EVIDENCE
 from loramixer.evaluation.experiments import grid, losses, top_k
 from loramixer.evaluation.experiments.measure import Measurement
 from loramixer.evaluation.experiments.plan import Options, Run
-from loramixer.evaluation.experiments.results import Results
+from loramixer.evaluation.experiments.results import Results, limits
 
 OPTIONS = Options(experts=("math", "code"), seeds=(0,), examples=64)
 COUNTS = ("top_1", "top_2")
@@ -85,6 +85,55 @@ def test_top_k_of_several_settings_is_drawn_listed_and_judged_by_setting(tmp_pat
     assert [line[: len(head)] for line, head in zip(lines, heads, strict=True)] == heads
     claims = EVIDENCE["top-k-verdicts"](tmp_path).splitlines()
     assert [f"– {name}: k = 2 has" in line for name, line in zip(names, claims, strict=True)] == [True, True]
+
+
+def test_losses_of_two_sizes_have_a_line_each(tmp_path: Path) -> None:
+    none = OPTIONS.other("none", 64)
+    losses.write(results_of({none: 0.25, replace(none, examples=8): 0.75}), tmp_path)
+    lines = EVIDENCE["losses"](tmp_path).splitlines()[2:]
+    heads = [line.split("|")[1].strip() for line in lines]
+    assert heads == ["none, 64 training rows", "none, 8 training rows"]
+    heights = {trace.y[0] for trace in losses.dots(tmp_path).data}
+    assert len(heights) == 2
+
+
+def test_runs_on_other_rows_are_no_pair() -> None:
+    """Seeds of two divisions of the data lie in one archive; their difference is not one of equals."""
+    ours, other = OPTIONS.rsl(64), OPTIONS.other("none", 64)
+    found = results_of({ours: 0.5, other: 0.25})
+    assert found.difference([ours], [other], "loss") is not None
+    found.logs[ours].settings["rows_fingerprint"] = "a"
+    assert found.difference([ours], [other], "loss") is not None  # an older log does not say
+    found.logs[other].settings["rows_fingerprint"] = "b"
+    assert found.difference([ours], [other], "loss") is None
+    half = replace(other, examples=32)
+    found = results_of({ours: 0.5, half: 0.25})
+    found.logs[ours].settings["rows_fingerprint"], found.logs[half].settings["rows_fingerprint"] = "a", "b"
+    assert found.difference([ours], [half], "loss") is not None
+
+
+def test_the_grid_at_another_rate_has_its_verdict_of_collapse(tmp_path: Path) -> None:
+    run = replace(OPTIONS.load_balance(64), learning_rate=1e-3)
+    grid.write(results_of({run: 0.5}), tmp_path)
+    assert "load balance 4, learning rate 0.001 (K Σ p̄ f̄)" in EVIDENCE["grid-verdicts"](tmp_path)
+
+
+def test_intervals_of_bounded_numbers_stay_in_their_bounds() -> None:
+    ours = OPTIONS.rsl(64)
+    found = results_of({ours: 0.99, replace(ours, seed=1): 0.5})
+    runs = list(found.measured)
+    share = found.estimate(runs, "own_share", "soft")
+    loss = found.estimate(runs, "loss", "soft")
+    assert share is not None
+    assert loss is not None
+    assert (share.low, share.high) == (0, 1)  # t of one degree of freedom reaches far
+    assert loss.high > 1
+    assert loss.low == 0
+    apart = found.difference(runs, runs, "loss", "soft")
+    assert apart is not None
+    assert apart.low <= 0
+    assert limits("load_variance", 6) == (0, float("inf"))
+    assert limits("mutual_information", 2)[1] == pytest.approx(0.693, abs=1e-3)
 
 
 def test_top_k_of_one_setting_needs_no_name(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from loramixer.metrics import (
     plane_point,
     ratio_interval,
     row_resamples,
+    share_interval,
     shuffled_token_band,
     token_awareness,
 )
@@ -137,6 +138,13 @@ def test_resamples_keep_the_size_of_every_group_and_pair_by_themselves():
     assert (counts[:, 3] == 1).all()
     assert len(np.unique(counts[:, :3], axis=0)) > 3
     assert (counts == row_resamples(["a", "a", "a", "b"], draws=50)).all()
+
+
+def test_a_share_of_few_rows_is_never_certain():
+    share, low, high = share_interval(5, 5)
+    assert (share, high) == (1, 1)
+    assert low == pytest.approx(0.566, abs=1e-3)  # Wilson's interval of five out of five
+    assert np.isnan(share_interval(0, 0)).all()
 
 
 def test_seeds_and_rows_add_in_quadrature():

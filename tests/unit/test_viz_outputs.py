@@ -70,8 +70,8 @@ def test_intervals_are_in_the_table():
     from loramixer.viz.figures import losses_figure
 
     row = {"quantity": "loss", "setting": "rsl", "gate": "soft", "value": 1.5, "low": 1.25, "high": 2.0, "against": "",
-           "rows": 4, "seeds": 1, "covers": "rows"}  # fmt: skip
-    (table,) = viz.figure_tables(losses_figure([row]))
+           "rows": 4, "seeds": 1, "covers": "rows", "examples": 64}  # fmt: skip
+    (table,) = viz.figure_tables(losses_figure([row], "soft"))
     assert table.rows[0][-2:] == ["1.25", "2"]
 
 

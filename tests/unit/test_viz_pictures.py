@@ -12,9 +12,9 @@ from PIL import Image
 
 from loramixer import viz
 from loramixer.errors import FigureError
-from loramixer.viz import figures
+from loramixer.viz import figures, raster
 from loramixer.viz.canvas import axes, canvas
-from loramixer.viz.drawing import Area, Cells, Disc, Label, Line, draw
+from loramixer.viz.drawing import DASHES, Area, Cells, Disc, Label, Line, draw
 from loramixer.viz.palette import NEUTRAL, PAGES, contrast, difference_scale, expert_scale, expert_styles, expert_value
 from loramixer.viz.raster import LARGEST_SIDE
 from tests.routing_traces import awkward_trace
@@ -36,11 +36,13 @@ def gates_as(rows, gate):
 
 
 EXPERIMENTS = {
-    "losses": lambda: figures.losses_figure(summary_rows("loss", "own_share", "mutual_information")),
+    "losses": lambda: figures.losses_figure(
+        summary_rows("loss", "own_share", "mutual_information"), "top_2"
+    ),
     "loads": lambda: figures.loads_figure(summary_rows("load_math", "load_code")),
     "oracle": lambda: figures.oracle_figure(gates_as(summary_rows("loss", "loss_math"), "soft")),
     "top_k": lambda: figures.top_k_figure(gates_as(summary_rows("loss", "loss_math"), "top"), {("rsl", 500): "rsl"}),
-    "data_size": lambda: figures.data_size_figure(summary_rows("loss")),
+    "data_size": lambda: figures.data_size_figure(summary_rows("loss"), "top_2"),
     "balance": lambda: figures.balance_curve_figure(
         [{"setting": "rsl", "seed": seed, "share": i / 4, "balance": i / 9} for seed in (0, 1) for i in range(5)]
     ),
@@ -75,6 +77,34 @@ def test_figures_of_experiments_are_drawn_by_both_writers(name):
     picture = Image.open(io.BytesIO(viz.to_png(figure, scale=1)))
     assert picture.size == (drawing.width, drawing.height)
     assert np.asarray(picture.convert("L")).std() > 1
+
+
+def test_a_figure_of_losses_names_its_gate_and_what_single_seeds_cover():
+    rows = summary_rows("loss")
+    rows[-1] |= {"seeds": 1, "covers": "rows", "value": 7.0, "low": 6.0, "high": 8.0}  # of none under top-2
+    for draw_figure in (figures.losses_figure, figures.data_size_figure):
+        figure = draw_figure(rows, "top_2")
+        text = figure.to_json()
+        assert "test loss, top-2, nats per token" in text
+        assert "95 % over seeds and rows, of single seeds over rows" in text
+        assert 7.0 in [value for trace in figure.data for value in (*trace.x, *trace.y)]
+        assert "test loss, soft gates" in draw_figure(rows, "soft").to_json()
+
+
+def test_lines_beyond_the_palette_differ_in_their_dashes():
+    steps = [{"setting": f"s{i}", "seed": 0, "share": j, "balance": 1 + i + j} for i in range(10) for j in (0, 1)]
+    figure = figures.balance_curve_figure(steps)
+    grey = [trace.line.dash for trace in figure.data if trace.line.color == NEUTRAL]
+    assert grey == [None, "dash", "dot", "longdash"]
+    svg = viz.to_svg(figure)
+    for pattern in ("5 4", "2 3", "10 4"):
+        assert svg.count(f'stroke-dasharray="{pattern}"') == 2  # the line, and its mark in the legend
+    lengths = {
+        len(_cut)
+        for dash in ("dash", "dot", "longdash")
+        if (_cut := raster._dashes([(0, 0), (100, 0)], *DASHES[dash]))
+    }
+    assert len(lengths) == 3
 
 
 def grid_rows(loss, **fields):

@@ -13,7 +13,7 @@ import numpy as np
 from loramixer.data import Example, check_answer
 from loramixer.errors import DataError
 from loramixer.evaluation.harness import RowScore, score_rows
-from loramixer.metrics import mean_interval, ratio_interval
+from loramixer.metrics import mean_interval, ratio_interval, share_interval
 from loramixer.spans import SpanRouting, span_routing, spans_in_trace
 from loramixer.trace import RoutingTrace, trace
 from loramixer.tuner.intervening import Intervention, intervene
@@ -94,20 +94,6 @@ def written_text(trace: RoutingTrace) -> str:
         if role == "generated" and not special
     ]
     return trace.tokens.text[spans[0][0] : spans[-1][1]] if spans else ""
-
-
-def share_interval(hits: int, of: int) -> Interval:
-    """A share with its 95 % Wilson interval, which is honest for few rows and for none or all right.
-
-    A bootstrap of rows that are all wrong would call 0 % certain.
-    """
-    if of < 1:
-        return (math.nan,) * 3
-    z = 1.959964
-    share = hits / of
-    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
-    half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    return share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
 @dataclass(frozen=True)

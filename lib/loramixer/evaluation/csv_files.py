@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from loramixer.whole_files import write_whole
 
 Row = dict[str, Any]
 
@@ -20,10 +21,7 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _printed(value) for name, value in row.items()} for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(scratch, path)
+    write_whole(path, text.getvalue())
 
 
 def read_csv(path: Path) -> list[Row]:

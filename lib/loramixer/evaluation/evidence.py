@@ -218,7 +218,7 @@ def _value(row: Row | None) -> float:
 
 def _settings(rows: Sequence[Row], columns: Sequence[tuple[str, str, str]]) -> str:
     """One line per setting; columns are ``(quantity, gate, head)``, and those that nobody has are left out."""
-    plain = [row for row in rows if row["against"] is None]
+    plain = verdicts.named([row for row in rows if row["against"] is None])
     columns = [column for column in columns if find(plain, quantity=column[0], gate=column[1])]
     lines = []
     for setting in dict.fromkeys(row["setting"] for row in plain):

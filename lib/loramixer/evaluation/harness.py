@@ -13,7 +13,7 @@ import torch
 
 from loramixer.data import Example
 from loramixer.evaluation.lines import ScoredRow, encode_row, in_lines, score_alone, score_line, shared_prompts
-from loramixer.metrics import mean_interval, ratio_interval
+from loramixer.metrics import mean_interval, ratio_interval, share_interval
 from loramixer.tuner.runtime import active_runtime, capture_routing, mixture_layers
 
 Progress = Callable[[int, int], None]
@@ -46,7 +46,7 @@ class RowScore:
 
 @dataclass(frozen=True)
 class DomainResult:
-    """Summary of one domain; every interval is a 95 % bootstrap over rows.
+    """Summary of one domain; every interval is a 95 % bootstrap over rows, but for accuracy, where it is Wilson's.
 
     Attributes:
         domain: its name.
@@ -224,7 +224,7 @@ def summarise(
         np.array([score.loss for score in scores]), np.array([score.tokens for score in scores], dtype=float)
     )
     judged = np.array([score.correct for score in scores if score.correct is not None], dtype=float)
-    accuracy = mean_interval(judged) if judged.size else (None, None, None)
+    accuracy = share_interval(int(judged.sum()), judged.size) if judged.size else (None, None, None)
     routed = [score.shares for score in scores if score.shares is not None]
     expert_of = {task: expert for expert, names in (tasks or {}).items() for task in names}
     own_of = [

@@ -99,8 +99,17 @@ def find(rows: Sequence[Row], **wanted: Any) -> Row | None:
 def setting_names(rows: Sequence[Row]) -> dict[tuple[str, float], str]:
     """``(setting, examples)`` → its name, in order of appearance; with the examples where these differ."""
     groups = dict.fromkeys((row["setting"], row["examples"]) for row in rows)
-    several = len({examples for _, examples in groups}) > 1
-    return {group: f"{group[0]}, {group[1]:,.0f} training rows" if several else group[0] for group in groups}
+    several = len({examples for _, examples in groups if examples is not None}) > 1
+    return {
+        (setting, examples): f"{setting}, {examples:,.0f} training rows" if several and examples else setting
+        for setting, examples in groups
+    }
+
+
+def named(rows: Sequence[Row]) -> list[Row]:
+    """The rows with settings by the names of :func:`setting_names`, for tables and figures with one line for each."""
+    names = setting_names(rows)
+    return [{**row, "setting": names[row["setting"], row["examples"]]} for row in rows]
 
 
 def expert_count(rows: Sequence[Row]) -> int:
@@ -192,7 +201,7 @@ def chosen(rows: Sequence[Row]) -> tuple[Row, Row] | None:
 def grid_verdicts(rows: Sequence[Row]) -> list[Verdict]:
     """Collapse of load balance by its weight, and over all cells what each sign does to token entropy, loss and mutual
     information, against no loss and each other."""
-    verdicts = sorted(_collapse_verdicts(rows), key=lambda verdict: float(verdict.claim.split()[2]))
+    verdicts = sorted(_collapse_verdicts(rows), key=lambda verdict: float(verdict.claim.split()[2].rstrip(",")))
     checks: list[tuple[str, str, str, Callable[[Row], Status]]] = [
         ("sharpen lowers the token entropy against no routing loss", "sharpen", "token_entropy", below),
         ("flatten lowers the token entropy against no routing loss", "flatten", "token_entropy", below),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from loramixer.whole_files import write_whole
 
 
 @dataclass
@@ -48,12 +49,8 @@ class RunLog:
     def save(self, folder: str | Path) -> Path:
         """Write ``run_log.json`` into a folder; a crash while writing leaves the former file whole."""
         path = Path(folder) / self.FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text(
-            json.dumps({"settings": self.settings, "summary": self.summary, "steps": self.steps}, indent=1) + "\n"
-        )
-        os.replace(scratch, path)
+        data = {"settings": self.settings, "summary": self.summary, "steps": self.steps}
+        write_whole(path, json.dumps(data, indent=1) + "\n")
         return path
 
     def save_small(self, path: str | Path) -> Path:
@@ -62,10 +59,7 @@ class RunLog:
         columns = list(dict.fromkeys(name for row in self.steps for name in row))
         rows = [[row.get(name) for name in columns] for row in self.steps]
         data = {"settings": self.settings, "summary": self.summary, "columns": columns, "rows": rows}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.tmp")
-        scratch.write_text(json.dumps(data, separators=(",", ":"), ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(scratch, path)
+        write_whole(path, json.dumps(data, separators=(",", ":"), ensure_ascii=False) + "\n")
         return path
 
     @classmethod

@@ -26,19 +26,22 @@ INK = "ink"
 SHADES = 128
 """Steps of a colour scale that are told apart."""
 
+DASHES = {"dash": (5, 4), "dot": (2, 3), "longdash": (10, 4)}
+"""Plotly's names of dashed lines → length of a mark and of a gap, pixels."""
+
 Anchor = Literal["start", "middle", "end"]
 Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points; ``dashed`` or whole."""
+    """A line through points, whole or ``dashed`` as in :data:`DASHES`."""
 
     points: Points
     colour: str = INK
     width: float = 1.0
     opacity: float = 1.0
-    dashed: bool = False
+    dashed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -329,7 +332,7 @@ class _Page:
             yield Area(points, colour, 0.18)
         elif "lines" in mode:
             for part in _parts(pairs):
-                yield Line(part, colour, line.get("width") or 2, opacity, bool(line.get("dash")))
+                yield Line(part, colour, line.get("width") or 2, opacity, line.get("dash"))
         for axis, name in ((x, "error_x"), (y, "error_y")):
             bars = trace.get(name) or {}
             if bars.get("array") is None:
@@ -396,7 +399,7 @@ class _Page:
             line, marker = trace.get("line") or {}, trace.get("marker") or {}
             colour = self._ink(line.get("color") or marker.get("color"))
             if "lines" in (trace.get("mode") or "") and line.get("dash"):
-                yield Line([(left, top - 4), (left + 12, top - 4)], colour, 2, dashed=True)
+                yield Line([(left, top - 4), (left + 12, top - 4)], colour, 2, dashed=line["dash"])
             elif marker.get("symbol") == "x":
                 yield Line([(left + 1, top - 8), (left + 9, top)], colour, 1.8)
                 yield Line([(left + 1, top), (left + 9, top - 8)], colour, 1.8)

@@ -19,30 +19,31 @@ from loramixer.viz.planes import add_band, add_path, add_point, empty_plane
 
 Row = dict[str, Any]
 
+DASHES = (None, "dash", "dot", "longdash")
+"""Of lines beyond the palette, which share one grey."""
+
 SCALE = ("#E8F1F8", "#0072B2")
 """Ends of heat maps; texts on them are black or white."""
 
 
-def losses_figure(summary: Sequence[Row]) -> go.Figure:
-    """Dots with intervals per setting: test loss, own-expert share, mutual information (soft gates)."""
+def losses_figure(summary: Sequence[Row], gate: str) -> go.Figure:
+    """Dots with intervals per setting: test loss under a gate; own-expert share, mutual information (soft gates)."""
     panels = [
-        ("loss", "test loss, nats per token"),
+        ("loss", f"test loss, {_words(gate)}, nats per token"),
         ("own_share", "own-expert share"),
         ("mutual_information", "I(token; expert), nats"),
     ]
-    return _dots(_plain(summary, "soft"), panels, f"Routing losses on the same rows ({_sizes(summary)})")
+    return _dots(_loss_and_routing(summary, gate), panels, f"Routing losses on the same rows ({_sizes(summary)})")
 
 
 def choice_figure(summary: Sequence[Row], gate: str) -> go.Figure:
     """Dots with intervals per candidate: test loss under the shipped gate, mutual information, load entropy."""
-    rows = [row for row in _plain(summary, gate) if row["quantity"] == "loss"]
-    routing = [row for row in _plain(summary, "soft") if row["quantity"] != "loss"]
     panels = [
-        ("loss", "test loss under the shipped gate"),
+        ("loss", f"test loss, {_words(gate)}, nats per token"),
         ("mutual_information", "I(token; expert), nats"),
         ("load_entropy", "H(p̄), nats"),
     ]
-    return _dots([*rows, *routing], panels, f"Candidates for RSL ({_sizes(summary)})")
+    return _dots(_loss_and_routing(summary, gate), panels, f"Candidates for RSL ({_sizes(summary)})")
 
 
 def loads_figure(summary: Sequence[Row]) -> go.Figure:
@@ -94,9 +95,9 @@ def _by_count(rows: Sequence[Row]) -> list[tuple[float, float, float | None, flo
     return sorted(points, key=lambda point: point[0])
 
 
-def data_size_figure(summary: Sequence[Row]) -> go.Figure:
-    """Loss by number of training rows, one line per setting (soft gates)."""
-    rows = [row for row in _plain(summary, "soft") if row["quantity"] == "loss"]
+def data_size_figure(summary: Sequence[Row], gate: str) -> go.Figure:
+    """Loss by number of training rows under a gate, one line per setting."""
+    rows = [row for row in _plain(summary, gate) if row["quantity"] == "loss"]
     lines = []
     for style in expert_styles(_names(rows, "setting")):
         points = sorted(
@@ -107,7 +108,7 @@ def data_size_figure(summary: Sequence[Row]) -> go.Figure:
         lines.append((f"{style.letter} {style.name}", style.colour, points))
     ticks = [(math.log2(size), f"{size:,.0f}") for size in sorted(set(row["examples"] for row in rows))]
     title = f"Rows that a router needs ({_sizes(summary)})"
-    return _lines(lines, ticks, "training rows", "test loss, nats per token", title)
+    return _lines(lines, ticks, "training rows", f"test loss, {_words(gate)}, nats per token", title)
 
 
 def balance_curve_figure(steps: Sequence[Row]) -> go.Figure:
@@ -256,11 +257,13 @@ def plane_figure(points: Sequence[Row], paths: Sequence[Row]) -> go.Figure:
         ends = (row["band_undecided_low"], row["band_undecided_high"])
         heights = (row["band_balanced_low"], row["band_balanced_high"])
         add_band(figure, ends, heights, styles[row["setting"]], row["band_tokens"])
+    neutral = iter(DASHES)
     for setting, style in styles.items():
+        dash = next(neutral, DASHES[-1]) if style.colour == NEUTRAL else None
         for seed in _names([row for row in paths if row["setting"] == setting], "seed"):
             steps = [row for row in paths if (row["setting"], row["seed"]) == (setting, seed)]
             places = [(row["undecided"], row["balanced"]) for row in steps]
-            add_path(figure, places, style, f"{setting}, seed {seed:.0f}, while training")
+            add_path(figure, places, style, f"{setting}, seed {seed:.0f}, while training", dash=dash)
     for row in points:
         across = row["undecided"], row["undecided_low"], row["undecided_high"]
         add_point(figure, styles[row["setting"]], across, (row["balanced"], row["balanced_low"], row["balanced_high"]))
@@ -306,14 +309,17 @@ def _lines(
     """Lines of ``(x, value, low, high)`` with their names in a legend; without ends there are no bars or dots."""
     figure = canvas(title, 820, 420, left=70, right=240)
     seen = []
+    neutral = iter(DASHES)
     for name, colour, points in lines:
+        dash = next(neutral, DASHES[-1]) if colour == NEUTRAL else None
         barred = any(low is not None for _, _, low, _ in points)
         seen += [value for point in points for value in point[1:] if value is not None]
         figure.add_trace(
             go.Scatter(
                 x=[point[0] for point in points], y=[point[1] for point in points],
                 mode="lines+markers" if barred and len(points) < 20 else "lines", name=name or None,
-                showlegend=bool(name), line={"color": colour, "width": 2}, marker={"color": colour, "size": 7},
+                showlegend=bool(name), line={"color": colour, "width": 2, "dash": dash},
+                marker={"color": colour, "size": 7},
                 error_y=error_bars([point[1:] for point in points]) if barred else None,
             )
         )  # fmt: skip
@@ -344,6 +350,17 @@ def _heat_map(
     )  # fmt: skip
 
 
+def _loss_and_routing(summary: Sequence[Row], gate: str) -> list[Row]:
+    """Losses under one gate, and everything else under soft gates."""
+    losses = [row for row in _plain(summary, gate) if row["quantity"] == "loss"]
+    return [*losses, *(row for row in _plain(summary, "soft") if row["quantity"] != "loss")]
+
+
+def _words(gate: str) -> str:
+    """``top-3`` or ``soft gates``."""
+    return "soft gates" if gate == "soft" else gate.replace("_", "-")
+
+
 def _plain(summary: Sequence[Row], gate: str) -> list[Row]:
     """The numbers of one gate that are not differences."""
     return [row for row in summary if not row["against"] and row["gate"] == gate]
@@ -353,7 +370,9 @@ def _sizes(summary: Sequence[Row]) -> str:
     """What every title says: rows, seeds, and what the intervals cover."""
     first = max(summary, key=lambda row: row["seeds"])
     seeds = f"up to {first['seeds']:.0f} seeds" if first["seeds"] > 1 else "1 seed"
-    return f"n = {first['rows']:.0f} rows, {seeds}; 95 % over {first['covers']}"
+    single = next((row["covers"] for row in summary if row["seeds"] == 1 and row["covers"] != first["covers"]), None)
+    apart = f", of single seeds over {single}" if single else ""
+    return f"n = {first['rows']:.0f} rows, {seeds}; 95 % over {first['covers']}{apart}"
 
 
 def _names(rows: Sequence[Row], field: str) -> list[Any]:

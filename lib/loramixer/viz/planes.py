@@ -129,13 +129,14 @@ def add_band(
 
 
 def add_path(
-    figure: go.Figure, places: Sequence[tuple[float, float]], style: ExpertStyle, words: str, named: bool = False
-) -> None:
+    figure: go.Figure, places: Sequence[tuple[float, float]], style: ExpertStyle, words: str, named: bool = False,
+    dash: str | None = None,
+) -> None:  # fmt: skip
     """The way of a router through its training; its first point is an open circle."""
     figure.add_trace(
         go.Scatter(
             x=[x for x, _ in places], y=[y for _, y in places], mode="lines", showlegend=named,
-            line={"color": style.colour, "width": 1.4}, opacity=0.6, hovertext=words, name=words,
+            line={"color": style.colour, "width": 1.4, "dash": dash}, opacity=0.6, hovertext=words, name=words,
         )
     )  # fmt: skip
     figure.add_trace(

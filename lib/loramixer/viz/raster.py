@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from loramixer.errors import FigureError
-from loramixer.viz.drawing import INK, Area, Cells, Disc, Drawing, Label, Line, Points, Shape, draw
+from loramixer.viz.drawing import DASHES, INK, Area, Cells, Disc, Drawing, Label, Line, Points, Shape, draw
 from loramixer.viz.palette import NEUTRAL, PAGES, channels
 
 Theme = Literal["light", "dark", "transparent"]
@@ -119,7 +119,7 @@ class _Painter:
                 self._label(shape)
 
     def _line(self, line: Line) -> None:
-        pieces = _dashes(line.points) if line.dashed else [line.points]
+        pieces = _dashes(line.points, *DASHES[line.dashed]) if line.dashed else [line.points]
         xs, ys = {x for x, _ in line.points}, {y for _, y in line.points}
         if len(line.points) == 2 and (len(xs) == 1 or len(ys) == 1):
             for piece in pieces:
@@ -219,7 +219,7 @@ def _ellipse(pen: ImageDraw.ImageDraw, points: Points) -> None:
     pen.ellipse([*points[0], *points[1]], fill=255)
 
 
-def _dashes(points: Points, mark: float = 5, gap: float = 4) -> list[Points]:
+def _dashes(points: Points, mark: float, gap: float) -> list[Points]:
     """A line cut into dashes."""
     pieces: list[Points] = []
     for (x1, y1), (x2, y2) in pairwise(points):

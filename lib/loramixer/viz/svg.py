@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loramixer.viz.drawing import INK, Area, Cells, Disc, Drawing, Label, Line, Points, Shape, draw
+from loramixer.viz.drawing import DASHES, INK, Area, Cells, Disc, Drawing, Label, Line, Points, Shape, draw
 from loramixer.viz.palette import NEUTRAL, PAGES
 
 FONT = "system-ui, sans-serif"
@@ -47,7 +47,7 @@ def svg_text(drawing: Drawing, theme: Theme = "auto") -> str:
 def _shape(shape: Shape, ink: str) -> str:
     match shape:
         case Line():
-            dash = ' stroke-dasharray="5 4"' if shape.dashed else ""
+            dash = ' stroke-dasharray="{} {}"'.format(*DASHES[shape.dashed]) if shape.dashed else ""
             return (
                 f'<polyline points="{_points(shape.points)}" fill="none" stroke="{_colour(shape.colour, ink)}" '
                 f'stroke-width="{shape.width:g}" opacity="{shape.opacity:g}"{dash}/>'

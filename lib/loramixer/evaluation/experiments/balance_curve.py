@@ -87,4 +87,5 @@ def lines(folder: Path) -> Any:
     return balance_curve_figure(read_csv(folder / f"{NAME}.csv"))
 
 
-EXPERIMENT = Experiment(NAME, "The balance term while training", "Figure 6", plan, write, {NAME: lines})
+EXPERIMENT = Experiment(NAME, "The balance term while training", "Figure 6", plan, write, {NAME: lines},
+                        file=losses.NAME)  # fmt: skip

@@ -14,7 +14,7 @@ from loramixer.evaluation.experiments import losses
 from loramixer.evaluation.experiments.measure import ROUTING_GATE
 from loramixer.evaluation.experiments.plan import Experiment, Options, Plan, Run
 from loramixer.evaluation.experiments.results import Results
-from loramixer.evaluation.verdicts import shipped_gate
+from loramixer.evaluation.verdicts import named, shipped_gate
 
 NAME = "choice"
 
@@ -43,7 +43,7 @@ def dots(folder: Path) -> Any:
     """Loss, own-expert share and mutual information of the candidates."""
     from loramixer.viz.figures import choice_figure
 
-    rows = read_csv(folder / f"{NAME}-summary.csv")
+    rows = named(read_csv(folder / f"{NAME}-summary.csv"))
     return choice_figure(rows, shipped_gate(rows))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from loramixer.evaluation.csv_files import read_csv
 from loramixer.evaluation.experiments.plan import Experiment, Options, Plan, Run
 from loramixer.evaluation.experiments.results import Results
+from loramixer.evaluation.verdicts import shipped_gate
 
 NAME = "data-size"
 EXAMPLES = 4000
@@ -52,7 +53,8 @@ def lines(folder: Path) -> Any:
     """Loss by number of rows."""
     from loramixer.viz.figures import data_size_figure
 
-    return data_size_figure(read_csv(folder / f"{NAME}-summary.csv"))
+    rows = read_csv(folder / f"{NAME}-summary.csv")
+    return data_size_figure(rows, shipped_gate(rows))
 
 
 EXPERIMENT = Experiment(NAME, "Rows that a router needs", "Table 9", plan, write, {NAME: lines})

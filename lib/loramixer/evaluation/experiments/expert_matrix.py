@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from loramixer.evaluation.experiments.plan import Experiment
 from loramixer.evaluation.experiments.results import Results
 from loramixer.evaluation.harness import DomainResult
 from loramixer.evaluation.matrix import expert_matrix
+from loramixer.whole_files import write_whole
 
 NAME = "expert-matrix"
 
@@ -28,10 +28,7 @@ def write(results: Results, folder: Path) -> None:
         finished = {name: [DomainResult(**row) for row in rows] for name, rows in stored.items()}
 
     def keep(found: dict[str, list[DomainResult]]) -> None:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        scratch = store.with_suffix(".tmp")
-        scratch.write_text(json.dumps({name: [row.to_dict() for row in rows] for name, rows in found.items()}))
-        os.replace(scratch, store)
+        write_whole(store, json.dumps({name: [row.to_dict() for row in rows] for name, rows in found.items()}))
 
     workshop = results.workshop
     if results.stored_only and not {"backbone", *workshop.sources} <= set(finished):

@@ -8,6 +8,7 @@ from typing import Any
 from loramixer.evaluation.csv_files import read_csv
 from loramixer.evaluation.experiments.plan import Experiment, Options, Plan, Run
 from loramixer.evaluation.experiments.results import Results
+from loramixer.evaluation.verdicts import named, shipped_gate
 
 NAME = "losses"
 EXAMPLES = 2000
@@ -72,14 +73,15 @@ def dots(folder: Path) -> Any:
     """Loss, own-expert share and mutual information with intervals."""
     from loramixer.viz.figures import losses_figure
 
-    return losses_figure(read_csv(folder / f"{NAME}-summary.csv"))
+    rows = named(read_csv(folder / f"{NAME}-summary.csv"))
+    return losses_figure(rows, shipped_gate(rows))
 
 
 def loads(folder: Path) -> Any:
     """Load of each expert under each loss."""
     from loramixer.viz.figures import loads_figure
 
-    return loads_figure(read_csv(folder / f"{NAME}-summary.csv"))
+    return loads_figure(named(read_csv(folder / f"{NAME}-summary.csv")))
 
 
 EXPERIMENT = Experiment(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,6 +54,16 @@ class Measurement:
         """95 % bootstrap interval over rows."""
         low, high = np.quantile(self.draws[quantity], [0.025, 0.975])
         return float(low), float(high)
+
+    def rows_of(self, quantity: str) -> int:
+        """The number of rows that a quantity stands on: of a domain its own, of an accuracy those with choices."""
+        domain = next((name for name in _domains(self.scores) if quantity.endswith(f"_{name}")), None)
+        if domain is None or quantity == f"load_{domain}":  # all rows load every expert
+            domain = None
+        return sum(
+            domain in (None, score.domain) and (score.correct is not None or not quantity.startswith("accuracy"))
+            for score in self.scores
+        )
 
     def save(self, path: Path) -> None:
         """Write one ``.npz`` of some 4 to 30 kB; a kill leaves either nothing or the whole file.
@@ -103,7 +114,9 @@ class Measurement:
         """The numbers of the task from the rows, beside those of the routing."""
         statistic = _task_statistic(scores)
         values = {name: float(found[0]) for name, found in statistic(_once(scores)).items()}
-        task_draws = {name: found.astype(np.float32) for name, found in statistic(_resamples(scores)).items()}
+        task_draws = {
+            name: found.astype(np.float32) for name, found in statistic(_resamples(scores, TASK_DRAWS)).items()
+        }
         return cls(values | routing, task_draws | draws, facts, scores)
 
 
@@ -116,8 +129,20 @@ def _once(scores: Sequence[RowScore]) -> np.ndarray:
     return np.ones((1, len(scores)))
 
 
-def _resamples(scores: Sequence[RowScore]) -> np.ndarray:
-    return row_resamples([(score.domain, score.task) for score in scores])
+FEW_ROWS = 5
+"""A task with fewer rows is drawn together with the rest of its domain: one row drawn from one never varies."""
+
+TASK_DRAWS = 5000
+"""Bootstrap samples of loss and accuracy, which are drawn again whenever a file is read."""
+
+ROUTING_DRAWS = 500
+"""Of the routing, which are stored."""
+
+
+def _resamples(scores: Sequence[RowScore], draws: int) -> np.ndarray:
+    sizes = Counter((score.domain, score.task) for score in scores)
+    few = {domain for (domain, _), size in sizes.items() if size < FEW_ROWS}
+    return row_resamples([(s.domain, "" if s.domain in few else s.task) for s in scores], draws=draws)
 
 
 def _distance(draws: np.ndarray, value: float) -> np.ndarray:
@@ -169,7 +194,7 @@ def measure(
         # Rounded as in the file, so that a number is the same before and after.
         draws = {
             name: _from_distance(_distance(found, values[name]), values[name])
-            for name, found in statistic(_resamples(ordered)).items()
+            for name, found in statistic(_resamples(ordered, ROUTING_DRAWS)).items()
         }
         facts |= routing.facts(domains)
     facts["seconds"] = round(time.monotonic() - started, 1)

@@ -9,6 +9,7 @@ from loramixer.evaluation.csv_files import read_csv
 from loramixer.evaluation.experiments import losses
 from loramixer.evaluation.experiments.plan import BASE_GATES, Experiment, Options, Plan
 from loramixer.evaluation.experiments.results import Results
+from loramixer.evaluation.verdicts import named
 
 NAME = "oracle"
 LABELS = {"off": "backbone alone", "uniform": "mean of all experts", "domain": "oracle: the domain's own expert"}
@@ -40,7 +41,7 @@ def dots(folder: Path) -> Any:
     """Loss of every domain for the four."""
     from loramixer.viz.figures import oracle_figure
 
-    return oracle_figure(read_csv(folder / f"{NAME}-summary.csv"))
+    return oracle_figure(named(read_csv(folder / f"{NAME}-summary.csv")))
 
 
 EXPERIMENT = Experiment(NAME, "The gap to the oracle", "no table of the paper", plan, write, {NAME: dots})

@@ -155,6 +155,7 @@ class Experiment:
         write: writes the CSV files from what is measured so far; may be called after every run.
         figures: file stem → function that draws it from the rows of the CSV files in a folder.
         needs_rows: whether anything is measured on test rows, which must then be those of the archive.
+        file: the experiment whose file names the runs that are there already, where that is another one.
     """
 
     name: str
@@ -164,3 +165,9 @@ class Experiment:
     write: Callable[[Results, Path], None]
     figures: dict[str, Callable[[Path], Any]]
     needs_rows: bool = True
+    file: str | None = None
+
+    @property
+    def runs_file(self) -> str:
+        """Name of the CSV file with one row for every run."""
+        return f"{self.file or self.name}.csv"

@@ -67,7 +67,9 @@ def picture(folder: Path) -> Any:
     from loramixer.viz.figures import plane_figure
 
     paths = folder / f"{NAME}-paths.csv"
-    return plane_figure(read_csv(folder / f"{NAME}.csv"), read_csv(paths) if paths.is_file() else [])
+    points = read_csv(folder / f"{NAME}.csv")
+    return plane_figure(points, read_csv(paths) if paths.is_file() else [])
 
 
-EXPERIMENT = Experiment(NAME, "The entropy–balance plane", "no figure of the paper", plan, write, {NAME: picture})
+EXPERIMENT = Experiment(NAME, "The entropy–balance plane", "no figure of the paper", plan, write, {NAME: picture},
+                        file=losses.NAME)  # fmt: skip

@@ -18,6 +18,14 @@ from loramixer.metrics import Estimate, combine_seeds
 from loramixer.training.run_log import RunLog
 
 
+def limits(quantity: str, experts: int) -> tuple[float, float]:
+    """The smallest and the largest value that a quantity can have; differences have others."""
+    if quantity in ("token_entropy", "load_entropy", "mutual_information", "domain_information"):
+        return 0.0, float(np.log(experts))
+    shares = ("accuracy", "own_share", "load_")
+    return 0.0, 1.0 if quantity.startswith(shares) and quantity != "load_variance" else float("inf")
+
+
 @dataclass
 class Results:
     """Everything that an experiment writes from.
@@ -62,7 +70,8 @@ class Results:
             return None
         if gate in BASE_GATES:
             found = found[:1]  # the same number for every seed
-        return combine_seeds([m.values[quantity] for m in found], np.stack([m.draws[quantity] for m in found]))
+        mean = combine_seeds([m.values[quantity] for m in found], np.stack([m.draws[quantity] for m in found]))
+        return mean.within(*limits(quantity, len(self.options.experts)))
 
     def difference(
         self,
@@ -72,10 +81,13 @@ class Results:
         gate: str = ROUTING_GATE,
         against_gate: str | None = None,
     ) -> Estimate | None:
-        """``runs`` − ``against``, paired by seed and by test row; None where no seed has both."""
+        """``runs`` − ``against``, paired by seed and by test row; None where no seed has both.
+
+        Runs with equally many training rows are paired only where these are the same rows.
+        """
         pairs = []
         for run in runs:
-            other = next((found for found in against if found.seed == run.seed), None)
+            other = next((found for found in against if self._belong_together(run, found)), None)
             if other is None:
                 continue
             first, second = self.measurement(run, gate), self.measurement(other, against_gate or gate)
@@ -87,6 +99,19 @@ class Results:
             [first.values[quantity] - second.values[quantity] for first, second in pairs],
             np.stack([first.draws[quantity] - second.draws[quantity] for first, second in pairs]),
         )
+
+    def _belong_together(self, run: Run, other: Run) -> bool:
+        """Whether two runs are a pair: of one seed and, with equally many training rows, on the same."""
+        if run.seed != other.seed or run.examples != other.examples:
+            return run.seed == other.seed
+        settings = [self.logs[found].settings for found in (run, other) if found in self.logs]
+        return len({str(found["rows_fingerprint"]) for found in settings if "rows_fingerprint" in found}) <= 1
+
+    def rows_of(self, quantity: str) -> int:
+        """The number of test rows that a quantity stands on, see :meth:`Measurement.rows_of`."""
+        measured = (*self.base.values(), *(found for gates in self.measured.values() for found in gates.values()))
+        first = next(iter(measured), None)
+        return self.rows if first is None else first.rows_of(quantity)
 
     def summary_row(
         self, setting: str, examples: int | None, quantity: str, gate: str, against: str, found: Estimate
@@ -102,7 +127,7 @@ class Results:
             "low": found.low,
             "high": found.high,
             "seeds": found.seeds,
-            "rows": self.rows,
+            "rows": self.rows_of(quantity),
             "covers": found.covers,
             "data": self.data,
         }

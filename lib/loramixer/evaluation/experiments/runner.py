@@ -6,9 +6,10 @@ A kill at any time costs at most what was done since the last checkpoint or the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -24,6 +25,7 @@ from loramixer.mixers import load_mixer
 from loramixer.training.presets import find_preset
 from loramixer.training.routers import train_router
 from loramixer.viz.svg import to_svg
+from loramixer.whole_files import write_whole
 
 Say = Callable[[str], None]
 
@@ -68,20 +70,35 @@ def perform(
     results = Results(options, workshop, key_rows(key), key, stored_only=stored_only)
     if stored_only:
         results.data = workshop.stored_data() or results.data
-    if experiment.plan is None:
+    plan = experiment.plan(options) if experiment.plan is not None else None
+    former = _runs_there(experiment, plan, output, workshop, key) if plan is not None else []
+    if rows:
+        workshop.check_test_rows(key, rows)  # when nothing is refused any more, since it begins a folder
+    if plan is None:
         experiment.write(results, output)
         return draw(experiment, output, say)
-    plan = experiment.plan(options)
-    former = stored_runs(output / f"{experiment.name}.csv", workshop, results.key)
     runs = list(dict.fromkeys([*former, *plan.runs]))
     if stored_only:
         runs = [run for run in runs if workshop.log(run) is not None]
     for number, run in enumerate(runs, start=1):
         say(f"run {number} of {len(runs)}: {run.name}")
         _finish(run, plan, rows, results, stored_only, say)
-        if number >= len(former):  # a file that is there already never becomes shorter
+        if number < len(former):
+            continue  # a file that is there already never becomes shorter
+        with nullcontext() if stored_only else _alone(workshop, f"{experiment.name}.csv"):
+            for other in _runs_there(experiment, plan, output, workshop, key):
+                if other not in runs:  # of a process that was started with other seeds
+                    _finish(other, plan, rows, results, True, say)
             experiment.write(results, output)
     return draw(experiment, output, say)
+
+
+def _runs_there(experiment: Experiment, plan: Plan, output: Path, workshop: Workshop, key: str) -> list[Run]:
+    """What the files hold already: of an experiment that draws another one's runs, those of its size."""
+    runs = stored_runs(output / experiment.runs_file, workshop, key)
+    if experiment.file is None:
+        return runs
+    return [run for run in runs if run.examples in {planned.examples for planned in plan.runs}]
 
 
 def measure_finished(
@@ -108,7 +125,9 @@ def measure_finished(
 
     workshop.check_origin()
     rows = workshop.test_rows()
-    results = Results(options, workshop, len(rows), workshop.key(rows))
+    key = workshop.key(rows)
+    workshop.check_test_rows(key, rows)
+    results = Results(options, workshop, len(rows), key)
     plans = [experiment.plan(options) for experiment in EXPERIMENTS.values() if experiment.plan is not None]
     gates: dict[Run, dict[str, None]] = {}
     for plan in plans:
@@ -144,8 +163,7 @@ def draw(experiment: Experiment, output: Path, say: Say = print) -> list[Path]:
             say(f"Figures are not drawn, since {error.name} is not installed; pip install 'loramixer[notebooks]'.")
             break
         path = output / "figures" / f"{stem}.svg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(to_svg(made), encoding="utf-8")
+        write_whole(path, to_svg(made))
         drawn.append(path)
     return drawn
 
@@ -167,9 +185,13 @@ def describe(experiment: Experiment, options: Options, workshop: Workshop) -> li
             if workshop.measurement_file(key, run, gate) not in gates_left
         ]
         gates_left |= {workshop.measurement_file(key, run, gate) for gate in gates}
-        training = workshop.needs_training(key, run, gates)
+        training, here = workshop.needs_training(run), workshop.is_trained(run)
         examples += run.examples if training else 0
-        lines.append(f"{run.name}: {', '.join([*(['train'] if training else []), *gates]) or 'finished'}")
+        to_do = [*(["train"] if training else []), *(gates if training or here else [])]
+        lines.append(f"{run.name}: {', '.join(to_do) or 'finished'}")
+        if gates and not to_do:
+            lines[-1] += without_routers(workshop, run, gates)
+            gates_left -= {workshop.measurement_file(key, run, gate) for gate in gates}
     if (examples and per_example is None) or (gates_left and per_gate is None):
         lines.append("Time: not known, since the work folder holds no timed run of this kind yet.")
     else:
@@ -205,10 +227,8 @@ def stored_runs(path: Path, workshop: Workshop, key: str) -> list[Run]:
 def _finish(run: Run, plan: Plan, rows: Sequence[Example], results: Results, stored_only: bool, say: Say) -> None:
     """Train and measure a run as far as that has not been done, and put it into the results."""
     workshop = results.workshop
-    lock = workshop.work / "routers" / f"{run.name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):  # two experiments may share a run and a work folder
-        if not stored_only and workshop.needs_training(results.key, run, plan.gates):
+    with nullcontext() if stored_only else _alone(workshop, run.name):
+        if not stored_only and workshop.needs_training(run):
             train_router(
                 workshop.router_folder(run),
                 workshop.sources,
@@ -240,22 +260,40 @@ def _measured(
     run: Run, plan: Plan, rows: Sequence[Example], results: Results, stored_only: bool, say: Say
 ) -> dict[str, Measurement]:
     workshop = results.workshop
-    loaded: tuple[Any, Any] | None = None
     found: dict[str, Measurement] = {}
+    missing = [] if stored_only else workshop.missing(results.key, run, plan.gates)
+    if missing and not workshop.is_trained(run):
+        say(f"  {run.name}{without_routers(workshop, run, missing)}")
+        missing = []
+    if missing:
+        workshop.check_same_rows(run)
+        mixer = cache(partial(load_mixer, workshop.router_folder(run), backbone=workshop.backbone,
+                              dtype=workshop.dtype, device=workshop.device))  # fmt: skip
     for gate in plan.gates:
         path = workshop.measurement_file(results.key, run, gate)
-        if not path.is_file():
-            if stored_only:
-                continue
-            say(f"  measuring {gate} on {len(rows)} rows")
-            loaded = loaded or load_mixer(
-                workshop.router_folder(run),
-                backbone=workshop.backbone,
-                dtype=workshop.dtype,
-                device=workshop.device,
-            )
-            measured = measure(*loaded, rows, gate)
-            measured.save(path)
-            say(f"  {gate}: loss {measured.values['loss']:.4f}, {measured.facts['seconds']:.0f} s")
-        (results.base if gate in BASE_GATES else found)[gate] = Measurement.load(path)
+        if gate in missing:
+            # Gates that ask no router have one file for all runs, which another process may be at.
+            with _alone(workshop, gate) if gate in BASE_GATES else nullcontext():
+                if not path.is_file():
+                    say(f"  measuring {gate} on {len(rows)} rows")
+                    measured = measure(*mixer(), rows, gate)
+                    measured.save(path)
+                    say(f"  {gate}: loss {measured.values['loss']:.4f}, {measured.facts['seconds']:.0f} s")
+        if path.is_file():
+            (results.base if gate in BASE_GATES else found)[gate] = Measurement.load(path)
     return found
+
+
+def without_routers(workshop: Workshop, run: Run, gates: Sequence[str]) -> str:
+    """What is said of a run of the archive that lacks gates, and whose routers are not here."""
+    return (
+        f": {', '.join(gates)} not measured, since its routers are not in {workshop.work}; to train them again, "
+        f"delete {workshop.log_file(run)} and what was measured of it"
+    )
+
+
+def _alone(workshop: Workshop, name: str) -> FileLock:
+    """Held while one of several processes with the same work folder does something that is done once."""
+    folder = workshop.work / "routers"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{name}.lock")

