@@ -61,7 +61,7 @@ FIGURES = [
         "plane",
         "viz.plane(points, bands=bands, paths=paths)",
         "How decided single tokens are against how even the load is: two routers on this prompt, the box where half "
-        "as many shuffled tokens fall, and the way of each router through its training.",
+        "as many tokens of the prompt fall, drawn at random, and the way of each router through its training.",
     ),
     (
         "training_curves",

@@ -110,11 +110,13 @@ viz.show(viz.expert_maps(trace), alt="One layer × token map for each expert, on
 # ## Load: is everybody working?
 #
 # The mean gate of each expert in each layer, against the even load. One prompt of two domains has no reason to load
-# all experts alike: an even load is wanted over many texts, not over this one.
+# all experts alike: an even load is wanted over many texts, not over this one. Numbers and pictures leave out the
+# tokens of the chat template, which are the same in every prompt.
 
 # %%
 viz.show(viz.load_bars(trace), alt="Mean gate of every expert in every layer beside the even load.")
-shares = dict(zip(trace.experts, load(trace.gates), strict=True))
+own = np.array(trace.tokens.roles) != "template"
+shares = dict(zip(trace.experts, load(trace.gates[:, own]), strict=True))
 print({name: round(float(share), 3) for name, share in shares.items()})
 assert abs(sum(shares.values()) - 1) < 1e-3
 
@@ -176,12 +178,13 @@ assert np.allclose(only_one.gates.max(axis=-1), 1, atol=1e-6)
 # ## Where this prompt stands
 #
 # The entropy–balance plane (notebook 4 is about it) puts the whole prompt at one point: how undecided single tokens
-# were, against how even the load was. The height above the diagonal is what the tokens say about their experts.
+# were, against how even the load was; with soft gates, before the choice of three. The height above the diagonal is
+# what the tokens say about their experts.
 
 # %%
-point = plane_point(soft_gates(trace.logits))
+point = plane_point(soft_gates(trace.logits)[:, own])
 viz.show(viz.plane({"this prompt": point}, title="This prompt, all routers"), alt="One point above the diagonal.")
-print(f"undecided {point.undecided:.2f}, balanced {point.balanced:.2f}, n = {len(trace.tokens)} tokens")
+print(f"undecided {point.undecided:.2f}, balanced {point.balanced:.2f}, n = {own.sum()} tokens")
 assert point.balanced >= point.undecided
 
 # %% [markdown]
@@ -205,7 +208,8 @@ trace.to_frame().head()
 #
 # - Routing is per token **and** per projection **and** per layer; the token card and the table show it as it is, every
 #   other view is a way of averaging.
-# - The largest gate is not the largest effect; contributions say what was really added.
+# - The largest gate need not be the largest effect, though with these experts it mostly is; contributions say what was
+#   really added.
 # - Gates can be recomputed from stored logits; texts cannot.
 #
 # ## Exercise

@@ -220,3 +220,5 @@ workplace.cleanup()
 #
 # 1. Train with `entropy="flatten"` and compare the two paths on the plane.
 # 2. Take half of the rows. How much worse is the loss on held-out rows, and is the interval of the difference above 0?
+#    (Give `folder` a place that stays. `loramixer.evaluation.harness.score_rows` gives the loss and the tokens of
+#    every row, and `loramixer.metrics.ratio_interval` a mean with its interval: of the differences, row by row.)

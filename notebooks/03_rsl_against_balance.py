@@ -143,13 +143,17 @@ viz.show(
 
 # %% tags=["results"]
 from loramixer.evaluation.csv_files import read_csv
+from loramixer.evaluation.verdicts import shipped_gate
 from loramixer.viz.figures import losses_figure
 
 results = Path("..") / "docs" / "results"
 path = results / "losses-summary.csv"
 if path.is_file():
     summary = read_csv(path)
-    viz.show(losses_figure(summary), alt="Test loss, own-expert share and mutual information of every loss.")
+    viz.show(
+        losses_figure(summary, shipped_gate(summary)),
+        alt="Test loss, own-expert share and mutual information of every loss.",
+    )
     wanted = {"token_entropy", "load_entropy", "mutual_information"}
     plain = [row for row in summary if row["quantity"] in wanted and not row.get("against")]
     display_columns = ["setting", "quantity", "value", "low", "high", "seeds"]
@@ -173,13 +177,16 @@ for verdict in losses_verdicts(read_csv(path)) if path.is_file() else []:
 # %% [markdown]
 # ## What was learnt
 #
-# - The sign of λ does what its name says: `sharpen` lowers the entropy of single tokens, `flatten` raises it. The
-#   formula that the paper prints is the latter.
-# - Whether balance alone flattens the gates is a question of its strength and of the task, not a law; the verdicts
-#   above say what was found here, with how many seeds.
+# - The sign of λ does what its name says beside balance alone with the same α: `sharpen` lowers the entropy of single
+#   tokens, `flatten` raises it. The formula that the paper prints is the latter. Against no routing loss `sharpen`
+#   need not lower it, since the balance term raises it; [docs/results.md](../docs/results.md) says for which weights.
+# - Balance alone flattens the gates at both strengths (the table above: E[H] of `load balance` and of `none`), but not
+#   to uniform ones. The weak one costs no mutual information, the strong one does; the verdicts say what was found,
+#   with how many seeds.
 # - DS-MoE's loss asks for the same two things as `sharpen` with one weight instead of two.
 #
 # ## Exercise
 #
 # 1. Add "balance 16" to the settings. Does the load become more even, and what happens to the task loss?
-# 2. Replace `sharpen` by `supervised`, which is told the domain of every row. Why is that an upper bound and no rival?
+# 2. Add `"supervised": {"loss": "supervised"}` to the settings: it is told the domain of every row. Of which number is
+#    it an upper bound, and of which not?

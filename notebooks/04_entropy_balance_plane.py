@@ -90,8 +90,8 @@ assert points["specialists"].balanced > 0.999
 
 # %% [markdown]
 # Three of the four are perfectly balanced, and they could not be more different: *uniform gates* treats every token
-# alike, *specialists* knows an expert for each token, *half sure* lies between them. A loss that looks at the load
-# alone cannot tell them apart. That is what "balanced is not good" means.
+# alike, *specialists* is sure of one expert for each token, *half sure* lies between them. A loss that looks at the
+# load alone cannot tell them apart. That is what "balanced is not good" means.
 #
 # ## Why nothing lies below the diagonal
 #
@@ -109,11 +109,17 @@ print(f"{ROUTERS} random routers: the smallest height above the diagonal is {sma
 assert smallest_gap >= 0
 
 # %% [markdown]
-# ## Why the height above the diagonal is knowledge
+# ## What the height above the diagonal is
 #
 # H(p̄) − E[H(p)] is the mutual information between the token and its expert: how many nats you learn about the token
 # by hearing which expert was drawn for it. The library computes it as that difference; here is the definition,
 # written out as a sum over the joint distribution of token and expert, for comparison.
+#
+# It does not say that the choice is a good one. *Specialists* above was dealt out in turn, as cards are: its height is
+# the largest there is, and it has not looked at a single token. Specialisation needs height, and height does not prove
+# it: the own expert's share, I(domain; expert) and the test loss say whether the experts were the right ones. DS-MoE
+# in
+# [docs/results.md](../docs/results.md) has the greatest height and not the lowest loss.
 
 # %%
 p = random.dirichlet(np.full(experts, 0.3), size=(1, 64))
@@ -126,13 +132,18 @@ assert abs(by_definition - as_height) < 1e-9
 assert abs(float(np.mean(mutual_information(p))) - as_height) < 1e-9
 
 # %% [markdown]
-# ## A trained router on one prompt, and what chance would do
+# ## A trained router on one prompt, beside texts of the same length
 #
 # Now a real one: the shipped RSL routers on a prompt that crosses two domains. Every one of its routers (one for
 # each projection of each layer) is placed by itself, and the point is their mean. One prompt has few tokens, and few
 # tokens cannot be spread as evenly as many, so the box says where a text of as many tokens would fall if its tokens
 # were drawn at random from all tokens of some prompts. A point is to be read against its own box, never against that
-# of a longer text.
+# of a longer text. Tokens of the chat template are left out: they are the same in every prompt.
+#
+# The box is no router without knowledge: its tokens keep the gates that this router gave them, so it lies high above
+# the diagonal itself. It says how far one text differs from a random handful of tokens. A point below it: this text
+# loads the experts less evenly, as a text of few topics does. A point to its right: its tokens are less decided than
+# others. A router that knows nothing lies on the diagonal.
 
 # %%
 OTHERS = [
@@ -142,7 +153,9 @@ OTHERS = [
 ]
 model, tokenizer = loramixer.load_mixer("smollm2-135m/rsl")
 traces = [loramixer.trace(model, tokenizer, prompt) for prompt in (PROMPT, *OTHERS)]
-soft = [soft_gates(trace.logits) for trace in traces]  # of the router itself: softmax of its logits, before top-k
+words = [np.array(trace.tokens.roles) != "template" for trace in traces]
+# of the router itself: softmax of its logits, before top-k
+soft = [soft_gates(trace.logits)[:, own] for trace, own in zip(traces, words, strict=True)]
 everything = np.concatenate(soft, axis=1)
 trained = plane_point(soft[0])
 band = shuffled_token_band(everything, tokens=soft[0].shape[1], seed=SEED, draws=50 if FAST else 200)
@@ -188,8 +201,8 @@ assert ends["sharpen"].undecided < 0.5 < ends["sharpen"].balanced
 
 # %% [markdown]
 # The printed sign, with no task to hold against it, converges to *uniform gates*: the corner that the paper sets out
-# to avoid. The sign that the text describes goes to the corner of balanced specialists. Both have an even load all
-# along.
+# to avoid. The sign that the text describes goes to the corner of balanced specialists; of which expert a token
+# becomes one, the random start decides here, for there is no task. Both have an even load all along.
 #
 # And the theorem? It holds for the objective that it is about:
 
@@ -203,7 +216,9 @@ viz.show(convergence_figure(rows), alt="KL to the minimum falls as a straight li
 # %% [markdown]
 # ## The α × λ grid
 #
-# How far do both weights move a router? First without a model: the same descent for several α and λ, both signs.
+# How far do both weights move a router? First without a model: the same descent for several α and λ, both signs. α
+# weighs Σ p̄² here, without K; the grid of trained routers below has α of K Σ p̄ f̄. In this descent α hardly matters,
+# since random gates have an even load to begin with.
 
 # %%
 alphas, lambdas = ((0.1,), (0.05, 0.2)) if FAST else ((0.1, 1.0), (0.05, 0.2))

@@ -139,7 +139,8 @@ for found in summaries:
     print(f"  span's expert is ahead {sooner} among shuffled tokens.")
 
 # %% [markdown]
-# These sentences are made from the numbers: whether the whole interval lies on one side. With `FAST=1` there are two
+# These sentences are made from the numbers: whether the whole interval lies on one side. *Rows above their null* are
+# prompts whose purity is above 97.5 % of their own shufflings. With `FAST=1` there are two
 # rows of each set, and neither intervals nor sentences mean anything. With a backbone of this size
 # a wrong answer is the usual one, and then the share of right answers cannot tell routers apart. The loss of the
 # *gold* answer can: it moves by degrees.
@@ -149,8 +150,9 @@ for found in summaries:
 # The same rows again, while the routing is changed for every token, layer and projection:
 #
 # - **without X**: an expert is masked, and its weight goes to the others;
-# - **a random one masked**: the control. As many experts are masked, drawn anew for each token and router. An expert
-#   matters if its mask costs more than this one;
+# - **a random one masked**: the control for the number of masked experts, drawn anew for each token and router. Where
+#   it is below 0, these rows are better off with less of their routing, and to be above it proves nothing: an expert
+#   matters if its mask raises the loss, and by more than that of an expert of neither domain;
 # - **X alone**: all weight to one expert, as if the prompt were of one domain;
 # - **uniform**: the same weight for all, no routing at all.
 #

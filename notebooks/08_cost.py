@@ -80,8 +80,9 @@ assert found["loramixer"]["trainable"] < 0.5 * found["mixlora"]["trainable"]
 
 # %% [markdown]
 # The router's share is exactly the paper's. The others depend on what one divides by and what one counts along; each
-# sentence says which way of counting comes nearest. In every way the mixture takes less than half of MixLoRA's
-# parameters, because its experts sit in the attention projections and not in the three, wider ones of the FFN.
+# sentence says which way of counting comes nearest. With the real shapes of k and v the mixture takes less than half
+# of MixLoRA's parameters (with those of Table 17 it would be more), because its experts sit in the attention
+# projections and not in the three, wider ones of the FFN.
 #
 # ## What makes parameters grow
 #
@@ -132,9 +133,10 @@ assert (table["ratio"] > 0.5).all()
 table.round(3)
 
 # %% [markdown]
-# A ratio of 1.10 means that a token costs ten per cent more than with the backbone alone. Read the intervals: with
-# few rounds, or with something else running, they are wide, and then the medians say little. So here is the same
-# table of a long run, from the repository, with the machine that it ran on:
+# A ratio of 1.10 means that a token costs ten per cent more than with the backbone alone. Read the intervals: with few
+# rounds, or with something else running, they are wide, and then the medians say little. The goals that the command
+# prints are this project's own; [docs/cost.md](../docs/cost.md) says why a dense sum of experts cannot meet them all.
+# So here is the same table of a long run, from the repository, with the machine that it ran on:
 
 # %%
 RESULTS = Path("..", "docs", "results")

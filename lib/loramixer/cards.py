@@ -388,16 +388,13 @@ def _run_facts(log: RunLog) -> list[str]:
     cut = (
         [f"- rows left out as too long: {left_out}; answers cut: {run['answers_cut']}"] if left_out is not None else []
     )
-    share = summary.get("backbone_share")
-    backbone = f"; the backbone alone takes {share:.0%} of a step" if share is not None else ""
     return [
         f"- steps: {log.step_count} of {run['batch_size']} × {run['accumulation']} rows, "
         f"{preset}{run['epochs']} epoch(s), learning rate {run['learning_rate']} (cosine), frozen backbone in "
         f"{run['dtype']}",
         *cut,
         f"- backbone: {run['backbone']}, weights from {run['backbone_revision']}",
-        f"- time: {summary.get('seconds')} s for {summary.get('tokens')} tokens, whatever else the machine was "
-        f"doing{backbone}",
+        f"- time: {summary.get('seconds')} s for {summary.get('tokens')} tokens, whatever else the machine was doing",
         *([note] if note else []),
         f"- versions: {versions}",
         "- training curve: `run_log.json`",

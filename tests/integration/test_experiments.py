@@ -173,7 +173,7 @@ def test_tables_verdicts_and_figures_of_the_page_come_from_the_files(output):
         assert text.strip(), name
         assert "nan" not in text
     found = EVIDENCE["losses-verdicts"](output)
-    assert found.count("collapses to uniform gates") == 2
+    assert found.count("ends with uniform gates") == 2
     assert "RSL flatten 1 / 0.3 specialises" in found
     assert "2 seeds, 6 rows, interval over seeds and rows" in found
     assert "ships, out of RSL sharpen 1 / 0.3, RSL sharpen 4 / 0.3: loss" in EVIDENCE["chosen"](output)

@@ -85,7 +85,7 @@ RULES = [
         "tables and verdicts read result files without a model",
         paths=tuple(f"lib/loramixer/evaluation/{name}" for name in ("csv_files", "evidence", "markdown", "verdicts")),
         libraries=frozenset(),
-        modules=frozenset({"evaluation"}),
+        modules=frozenset({"evaluation", "whole_files"}),
     ),
     Rule(
         "the Hub is spoken with in one place, which knows no model",

@@ -19,6 +19,7 @@ ROUTING = {
     "token_entropy": "E[H]",
     "load_entropy": "H(p̄)",
     "mutual_information": "I(token; expert)",
+    "domain_information": "I(domain; expert)",
     "own_share": "own-expert share",
     "load_variance": "load variance",
 }
@@ -45,6 +46,26 @@ def losses_domains_table(folder: Path) -> str:
     columns += [(f"accuracy_{name}", gate, f"accuracy, {name}") for name in _parts(rows, "accuracy_")]
     columns += [(f"own_share_{name}", "soft", f"own share, {name}") for name in _parts(rows, "own_share_")]
     return _settings(rows, columns)
+
+
+def losses_differences_table(folder: Path) -> str:
+    """Paired differences of loss, RSL minus each other and each minus none; bold where the interval leaves 0 out."""
+    rows = read_csv(folder / "losses-summary.csv")
+    gate = shipped_gate(rows)
+    apart = [row for row in rows if row["against"] is not None and str(row["quantity"]).startswith("loss")]
+    columns = [("loss", "soft", "all, soft gates"), ("loss", gate, f"all, {gate.replace('_', '-')}")]
+    columns += [(f"loss_{name}", gate, f"{name}, {gate.replace('_', '-')}") for name in _parts(rows, "loss_")]
+    lines = []
+    for setting, against in dict.fromkeys((row["setting"], row["against"]) for row in apart):
+        own = [row for row in apart if (row["setting"], row["against"]) == (setting, against)]
+        found = [find(own, quantity=quantity, gate=name) for quantity, name, _ in columns]
+        head, *cells = table_line(f"{setting} − {against}", found)
+        lines.append([head, *(_decided(cell, row) for cell, row in zip(cells, found, strict=True))])
+    return table(["difference of loss", *(head for *_, head in columns)], lines)
+
+
+def _decided(cell: str, row: Row | None) -> str:
+    return f"**{cell}**" if row is not None and (row["low"] > 0 or row["high"] < 0) else cell
 
 
 def token_shares_table(folder: Path) -> str:
@@ -279,6 +300,7 @@ EVIDENCE: dict[str, Maker] = {
     "data-size-state": _state("data-size", data_size.halved()),
     "losses": losses_table,
     "losses-domains": losses_domains_table,
+    "losses-differences": losses_differences_table,
     "token-shares": token_shares_table,
     "losses-verdicts": _verdict_list("losses-summary.csv", verdicts.losses_verdicts),
     "losses-figure": _figure("losses", "Test loss, own-expert share and mutual information of every routing loss"),

@@ -134,7 +134,7 @@ def _collapse_verdicts(rows: Sequence[Row]) -> list[Verdict]:
             share = {**row, **{name: row[name] / width for name in ("value", "low", "high")}}
             verdicts.append(
                 Verdict(
-                    f"{row['setting']} (K Σ p̄ f̄) alone collapses to uniform gates, E[H] / log K above {UNIFORM:g}",
+                    f"{row['setting']} (K Σ p̄ f̄) alone ends with uniform gates, E[H] / log K above {UNIFORM:g}",
                     _uniform(share),
                     f"E[H] / log K = {printed(share)} ({sizes(row)})",
                 )
@@ -143,7 +143,8 @@ def _collapse_verdicts(rows: Sequence[Row]) -> list[Verdict]:
 
 
 def losses_verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """Collapse of load balance, which sign specialises, and RSL's loss below that of every other loss."""
+    """Collapse of load balance, which sign specialises, and RSL's loss below that of every other loss, under the
+    shipped gate and under soft ones."""
     verdicts = _collapse_verdicts(rows)
     for row in rows:
         what = SPECIALISATION.get(row["quantity"])
@@ -155,16 +156,17 @@ def losses_verdicts(rows: Sequence[Row]) -> list[Verdict]:
                     f"difference {printed(row)} ({sizes(row)})",
                 )
             )
-    gate = shipped_gate(rows)
-    for row in rows:
-        if row["against"] is not None and row["quantity"] == "loss" and row["gate"] == gate:
-            verdicts.append(
-                Verdict(
-                    f"{row['setting']} has a lower test loss than {row['against']} ({gate.replace('_', '-')})",
-                    below(row),
-                    f"difference {printed(row)} nats per token ({sizes(row)})",
+    for gate, words in ((shipped_gate(rows), shipped_gate(rows).replace("_", "-")), ("soft", "soft gates")):
+        for row in rows:
+            ours = str(row["setting"]).startswith("RSL sharpen") and row["against"] is not None
+            if ours and row["quantity"] == "loss" and row["gate"] == gate:
+                verdicts.append(
+                    Verdict(
+                        f"{row['setting']} has a lower test loss than {row['against']} ({words})",
+                        below(row),
+                        f"difference {printed(row)} nats per token ({sizes(row)})",
+                    )
                 )
-            )
     return verdicts
 
 

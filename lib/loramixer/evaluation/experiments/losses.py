@@ -41,27 +41,23 @@ def replayed(options: Options) -> list[Run]:
 
 
 def write(results: Results, folder: Path) -> None:
-    """Every number of every loss, and RSL minus each other loss on the same seeds and rows."""
+    """Every number of every loss; RSL minus each other loss, and each minus none, on the same seeds and rows."""
     options, summary = results.options, results.plain_rows()
-    groups = list(results.groups())
     ours = options.rsl(options.examples or EXAMPLES)
-    gates = options.gates
-    for group in groups:
-        summary += (
-            results.difference_rows(
-                (ours.setting, ours.examples),
-                group,
-                {"loss": gates, "accuracy": gates, **dict.fromkeys(ROUTING, ("soft",))},
-            )
-            if group != (ours.setting, ours.examples)
-            else []
-        )
     none = options.other("none", ours.examples)
+    gates, shipped = options.gates, f"top_{options.top_k}"
+    quantities = {
+        "loss": gates,
+        **{f"loss_{name}": ("soft", shipped) for name in options.experts},
+        "accuracy": gates,
+        **dict.fromkeys(ROUTING, ("soft",)),
+    }
+    for group in results.groups():
+        if group != (ours.setting, ours.examples):
+            summary += results.difference_rows((ours.setting, ours.examples), group, quantities)
     for run in settings(options):
         if run.setting not in (none.setting, ours.setting):
-            summary += results.difference_rows(
-                (run.setting, run.examples), (none.setting, none.examples), dict.fromkeys(ROUTING, ("soft",))
-            )
+            summary += results.difference_rows((run.setting, run.examples), (none.setting, none.examples), quantities)
     results.write(folder, NAME, summary)
 
 

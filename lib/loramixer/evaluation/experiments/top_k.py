@@ -21,14 +21,17 @@ def plan(options: Options) -> Plan:
 
 
 def write(results: Results, folder: Path) -> None:
-    """Every number under every k, and each k minus one expert less."""
+    """Every number under every k, each k minus one expert less, and the largest minus one expert."""
     summary = results.plain_rows()
     for (setting, examples), runs in results.groups().items():
-        for k in range(2, len(results.options.experts) + 1):
+        most = len(results.options.experts)
+        pairs = dict.fromkeys([*((k, k - 1) for k in range(2, most + 1)), (most, 1)])
+        for more, fewer in pairs:
             for quantity in ("loss", "accuracy"):
-                found = results.difference(runs, runs, quantity, f"top_{k}", f"top_{k - 1}")
+                gates = f"top_{more}", f"top_{fewer}"
+                found = results.difference(runs, runs, quantity, *gates)
                 if found is not None:
-                    summary.append(results.summary_row(setting, examples, quantity, f"top_{k}", f"top_{k - 1}", found))
+                    summary.append(results.summary_row(setting, examples, quantity, *gates, found))
     results.write(folder, NAME, summary)
 
 
