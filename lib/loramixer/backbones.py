@@ -210,7 +210,7 @@ def backbone_files(
     if (Path(text) / "config.json").is_file():
         if revision is not None:
             raise BackboneError(f"The revision is '{revision}', but {text} is a folder, which has none; leave it out.")
-        return BackboneFiles(Path(text).resolve(), "folder", text, None)
+        return BackboneFiles(Path(text).resolve(), "folder", str(Path(text).resolve()), None)
     if Path(text).exists():
         raise BackboneError(f"{text} exists but holds no config.json; give the folder of a Transformers model.")
     if named := split_hub_id(text):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loramixer.backbones import CATALOGUE
 from loramixer.hub import split_hub_id
 from loramixer.versions import library_versions
 
@@ -97,13 +98,20 @@ def _expert_command(run: dict[str, Any], domain: str) -> str:
         words += _other_than_preset(run)
     if tuple(run.get("targets", ATTENTION)) != ATTENTION:
         words += [f"--targets {name}" for name in run["targets"]]
-    if not _is_hub_id(run["backbone"]):
-        words.append(f"--backbone {Path(run['backbone']).name}")
+    words += _backbone_option(run["backbone"])
     if run.get("limit"):
         words.append(f"--limit {run['limit']}")
     if run.get("dedupe"):
         words.append("--dedupe")
     return " ".join([*words, "--output experts"])
+
+
+def _backbone_option(backbone: str) -> list[str]:
+    """The option for every backbone but the usual one; of a folder its name, since paths are those of a machine."""
+    usual = CATALOGUE["smollm2-135m"]
+    if backbone in (usual.name, usual.hub_id):
+        return []
+    return [f"--backbone {backbone if _is_hub_id(backbone) else Path(backbone).name}"]
 
 
 def _other_than_preset(run: dict[str, Any]) -> list[str]:

@@ -209,7 +209,10 @@ def train_router(
         Literal["sharpen", "flatten"], typer.Option(help="Sign of λ: sharpen (+) or flatten (−, Eq. 5 as printed).")
     ] = "sharpen",
     learning_rate: Annotated[float | None, typer.Option(help="Peak; the preset's by default.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Experts per token in inference; 3 by default.")] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(help="k, 3 by default: experts per token in inference, and those whose use the balance counts."),
+    ] = None,
     backbone: Backbone = "smollm2-135m",
     routers_only: Annotated[bool, typer.Option(help="Save routers alone and name the experts.")] = False,
     title: Annotated[str, typer.Option(help="A short name for people.")] = "",
@@ -297,7 +300,7 @@ def evaluate(
 
     place = choose_device(device)
     rows = _evaluation_rows(data, limit, seed, mixer)
-    model, tokenizer = load_mixer(mixer, dtype=_dtype(dtype) or _float32(), device=place)
+    model, tokenizer = load_mixer(mixer, dtype=_dtype(dtype, measuring=True), device=place)
     if k is not None:
         set_gate(model, "top_k", k)
     with _progress() as progress:
@@ -376,7 +379,7 @@ def expert_matrix(
             count=limit,
             seed=seed,
             source=source,
-            dtype=_dtype(dtype) or _float32(),
+            dtype=_dtype(dtype, measuring=True),
             device=place,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
@@ -570,13 +573,10 @@ def _progress() -> Progress:
     )
 
 
-def _dtype(name: str) -> Any:
+def _dtype(name: str, measuring: bool = False) -> Any:
+    """A type of torch; None leaves the choice of ``auto`` to the training."""
     import torch
 
-    return None if name == "auto" else getattr(torch, name)
+    from loramixer.training.loop import fast_training_dtype
 
-
-def _float32() -> Any:
-    import torch
-
-    return torch.float32
+    return getattr(torch, name) if name != "auto" else fast_training_dtype() if measuring else None

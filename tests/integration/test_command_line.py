@@ -294,6 +294,34 @@ def test_rows_that_evaluation_has_are_left_out_where_that_is_asked_for(workshop,
     assert " of 6 math rows are left out, since evaluation rows have them." in out
 
 
+def test_rows_without_evaluation_rows_are_no_reason_to_say_that_none_was_found(workshop, trained, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"id": "1", "task": "sums", "domain": "math", "prompt": "the dose", "target": "ten"}) + "\n"
+    )
+    status, out, err = run_command(
+        "train-router", "--mixer", trained["experts"], "--output", tmp_path / "mixture", "--data",
+        tmp_path / "rows.jsonl", "--dedupe", "--dtype", "float32", "--backbone", workshop / "backbone",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "Nothing is left out by dedupe: the files data have no evaluation rows" in out
+    assert "rows left out:" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dry-run", "--measure-only"], "Give one of --dry-run, --stored-only and --measure-only"),
+        (["--stored-only", "--measure-only"], "Give one of --dry-run"),
+        (["--run", "rsl"], "--run and --gate choose what --measure-only measures; give it too"),
+        (["--gate", "soft"], "--run and --gate choose"),
+    ],
+)
+def test_options_of_an_experiment_that_contradict_each_other_are_refused(tmp_path, words, said):
+    status, _, err = run_command("experiment", "losses", "--output", tmp_path, "--work", tmp_path, *words)
+    assert (status, said in err) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_expert_matrix(workshop, trained):
     status, out, _ = run_command(
         "expert-matrix", "--experts", trained["experts"], "--limit", 2, "--backbone", workshop / "backbone", "--json"

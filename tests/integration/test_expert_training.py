@@ -14,12 +14,15 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from loramixer import RunLog, train_experts
+from loramixer.cards import _backbone_option
 from loramixer.errors import DataError, ExpertError, LoraMixerError
 from loramixer.training.expert_optimizer import ExpertAdamW
-from loramixer.training.experts import NewLora, joint_config
+from loramixer.training.experts import NewLora, _check_targets, joint_config
+from loramixer.training.presets import find_preset
 from loramixer.training.rows import encode_rows
 from loramixer.tuner import LoraMixerLayer
 from tests import tiny
+from tests.architectures import ARCHITECTURES
 
 DOMAINS = ["a", "b", "c"]
 LORA = NewLora(rank=3, lora_alpha=6, dropout=0.0, targets=("q_proj", "v_proj"))
@@ -199,6 +202,41 @@ def test_targets_and_presets_that_do_not_exist_are_refused(backbone, tmp_path):
         trained(backbone, tmp_path, targets=["in_proj"])
     with pytest.raises(LoraMixerError, match="no preset 'large'; there are cpu-small, cpu-tiny, paper"):
         trained(backbone, tmp_path, preset="large")
+
+
+def test_numbers_below_one_are_refused_and_zero_is_a_learning_rate(backbone, tmp_path):
+    for name, value in (("rank", 0), ("rank", -1), ("limit", -5)):
+        with pytest.raises(LoraMixerError, match=f"{name} is {value}; give a whole number of at least 1"):
+            trained(backbone, tmp_path, **{name: value})
+    with pytest.raises(LoraMixerError, match=r"learning_rate is -0\.1"):
+        trained(backbone, tmp_path, learning_rate=-0.1)
+    log = RunLog.load(trained(backbone, tmp_path, learning_rate=0.0)[0])
+    assert log.settings["learning_rate"] == 0
+    weights = load_file(tmp_path / "math" / "adapter_model.safetensors")
+    assert not any(value.any() for name, value in weights.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("jointly", [False, True])
+def test_epochs_of_a_preset_count(backbone, tmp_path, jointly):
+    usual = find_preset("cpu-small")
+    twice = replace(usual, experts=replace(usual.experts, epochs=2))
+    folders = trained(backbone, tmp_path, jointly=jointly, preset=twice, limit=40)
+    steps = RunLog.load(folders[0]).step_count
+    once = RunLog.load(trained(backbone, tmp_path / "once", jointly=jointly, limit=40)[0]).step_count
+    assert steps == 2 * once
+
+
+def test_targets_may_be_any_linear_layer_that_a_mixture_takes(tmp_path):
+    gpt2 = ARCHITECTURES["gpt2"].build()
+    _check_targets(gpt2, ["c_attn"])
+    with pytest.raises(ExpertError, match="no linear layer lm_head; give targets from c_attn, c_fc, c_proj"):
+        _check_targets(gpt2, ["lm_head"])
+
+
+def test_the_card_names_the_backbone_whatever_it_is():
+    assert _backbone_option("HuggingFaceTB/SmolLM2-135M-Instruct") == []
+    assert _backbone_option("Qwen/Qwen2.5-0.5B") == ["--backbone Qwen/Qwen2.5-0.5B"]
+    assert _backbone_option("/home/me/models/llama") == ["--backbone llama"]
 
 
 def test_a_domain_whose_name_leads_elsewhere_is_refused(tmp_path):

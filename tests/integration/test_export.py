@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,12 @@ def test_experts_that_trained_with_a_mixture_are_not_the_ones_that_it_names(expe
     model.save_pretrained(tmp_path / "trained")
     with pytest.raises(ExpertError, match=r"experts of .*trained were trained with it.*write them with export_expert"):
         find_experts(str(tmp_path / "trained"))
+    config = json.loads((tmp_path / "frozen" / "adapter_config.json").read_text())
+    for gone in ("local:a", str(tmp_path / "of-another-machine")):
+        config["experts"]["a"]["source"] = gone
+        (tmp_path / "frozen" / "adapter_config.json").write_text(json.dumps(config))
+        with pytest.raises(ExpertError, match=r"holds its expert 'a' itself, .*write the experts with export_expert"):
+            find_experts(str(tmp_path / "frozen"))
     for name in ("a", "new"):
         export_expert(model, name, tmp_path / "exported" / name)
     assert find_experts(str(tmp_path / "exported")).keys() == {"a", "new"}

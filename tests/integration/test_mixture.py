@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,41 @@ def test_a_saved_configuration_alone_never_runs(experts, tmp_path):
     model = get_peft_model(tiny.llama(), LoraMixerConfig.from_pretrained(str(tmp_path / "saved")))
     with pytest.raises(MixerError, match="never loaded"):
         model(tiny.token_ids())
+
+
+def test_a_configuration_serves_one_model(experts):
+    """A search over settings calls for a new one each time; the second model says so."""
+    config = LoraMixerConfig(experts=experts)
+    get_peft_model(tiny.llama(), config)
+    with pytest.raises(MixerError, match=r"used for another model before.*make a new LoraMixerConfig"):
+        get_peft_model(tiny.llama(), config)(tiny.token_ids())
+
+
+def test_target_modules_beside_loras_are_refused_and_not_left_out(experts):
+    with pytest.raises(MixerError, match=r"target_modules is \['q_proj'\], .*leave it out.*site_gates"):
+        get_peft_model(tiny.llama(), LoraMixerConfig(experts=experts, target_modules=["q_proj"]))
+
+
+def test_an_expert_on_the_output_embedding_is_refused(tmp_path):
+    source = tiny.save_expert(tmp_path / "a", 1, r=2, target_modules=["q_proj", "lm_head"])
+    path = Path(source) / "adapter_model.safetensors"
+    kept = {name: value for name, value in load_file(path).items() if "base_layer" not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+    with pytest.raises(ExpertError, match="Expert 'a' changes lm_head, the output embedding, which cannot be routed"):
+        get_peft_model(tiny.llama(), LoraMixerConfig(experts={"a": source}))
+
+
+def test_sites_where_the_balance_term_is_idle_are_counted(experts, tmp_path):
+    further = {
+        name: tiny.save_expert(tmp_path / name, seed, r=2, target_modules=["q_proj"])
+        for seed, name in enumerate("de", start=7)
+    }
+    with pytest.warns(UserWarning, match=r"no effect at 2 of 8 sites: at most top_k=3"):  # v: a and b, in two layers
+        get_peft_model(tiny.llama(), LoraMixerConfig(experts={**experts, **further}, routing_loss="rsl"))
+    for quiet in ({"routing_loss": "ds_moe"}, {"routing_loss": "rsl", "usage": "top_1"}, {"inference_mode": True}):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="The balance term")
+            get_peft_model(tiny.llama(), LoraMixerConfig(experts={**experts, **further}, **quiet))
 
 
 def test_pefts_own_config_loader_returns_our_class(experts, tmp_path):

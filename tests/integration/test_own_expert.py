@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loramixer.errors import MixerError
+from loramixer.errors import MixerError, RoutingError
+from loramixer.tuner.runtime import set_gate
 from tests import tiny
 
 IDS = tiny.token_ids(2, 7)
@@ -27,6 +28,38 @@ def test_an_expert_that_there_is_not_is_refused(model, index):
 def test_another_number_than_that_of_the_rows_is_refused(model, count):
     with pytest.raises(MixerError, match=f"expert_index has {count} entries, but this batch has 2 rows"):
         model(input_ids=IDS, labels=IDS, expert_index=torch.zeros(count, dtype=torch.int64))
+
+
+def logits(model, *index: int, **more) -> torch.Tensor:
+    given = {"expert_index": torch.tensor(index)} if index else {}
+    with torch.no_grad():
+        return model(input_ids=IDS, **given, **more).logits
+
+
+def test_domains_of_a_batch_need_no_labels_and_never_outlive_it(model):
+    """Losses of one's own, label smoothing: then the model sees no labels."""
+    with torch.no_grad():
+        model(input_ids=IDS, labels=IDS, expert_index=torch.tensor([0, 1]))
+    first, second = logits(model, 0, 0), logits(model, 2, 2)
+    assert not torch.equal(first, second)
+    assert torch.equal(logits(model, 0, 0), first)
+    with pytest.raises(RoutingError, match="needs the domain of each row"):
+        logits(model)
+    with pytest.raises(MixerError, match="expert_index holds 3"):
+        logits(model, 0, 3)
+
+
+def test_in_evaluation_the_rows_domain_goes_before_that_of_the_gate(experts):
+    model = tiny.mixture(experts, gate="domain").eval()
+    with pytest.raises(RoutingError, match="needs the domain of each row"):
+        logits(model)
+    by_row = logits(model, 0, 2)
+    set_gate(model, domain="b")
+    assert torch.equal(logits(model, 0, 2), by_row)
+    of_b = logits(model)
+    assert not torch.equal(of_b, by_row)
+    set_gate(model, domain=["a", "c"])
+    assert torch.equal(logits(model), by_row)
 
 
 def test_rows_without_an_own_expert_are_allowed(experts):

@@ -22,7 +22,9 @@ from loramixer.training.checkpoints import KeepRouters, last_whole_checkpoint
 from loramixer.training.loop import REPORTERS, LoopSettings, run_training, training_arguments
 from loramixer.training.presets import CPU_SMALL, PAPER
 from loramixer.training.routers import RoutingStatistics, frozen_experts_in_backbone_dtype, router_config
+from loramixer.training.same_run import refuse_other_run
 from loramixer.tuner import LoraMixerLayer
+from loramixer.tuner.runtime import active_runtime
 from tests import tiny
 from tests.architectures import ARCHITECTURES
 from tests.integration.test_router_training import SETTINGS, complete, rows, start, training_mixture
@@ -203,6 +205,52 @@ def test_a_finished_router_of_other_settings_is_not_taken_for_the_one_asked_for(
     assert (kept / "adapter_model.safetensors").read_bytes() == before
 
 
+def test_what_a_router_cannot_be_trained_with_is_refused(kept, experts, tmp_path, monkeypatch):
+    monkeypatch.delenv("LORAMIXER_DATA", raising=False)
+
+    def train(**settings):
+        usual = {"examples": rows_as_examples(), "backbone": str(kept.parent / "backbone"), "dtype": torch.float32}
+        return train_router(tmp_path / "mixture", experts, **{**usual, **settings})
+
+    for settings, said in (
+        ({"examples": 0}, "examples is 0; give at least 1"),
+        ({"loss": "supervised"}, "loss 'supervised' needs rows of the experts' own domains, and the rows are of math"),
+        ({"training_gate": "domain"}, "training_gate 'domain' needs rows of the experts' own domains"),
+        ({"learning_rate": -1.0}, r"learning_rate is -1\.0"),
+    ):
+        with pytest.raises(LoraMixerError, match=said):
+            train(**settings)
+    assert not (tmp_path / "mixture").exists()
+
+
+def test_own_experts_are_those_of_the_gates_in_any_order(kept, experts, tmp_path, monkeypatch):
+    monkeypatch.delenv("LORAMIXER_DATA", raising=False)
+    rows = [Example(str(number), "t", "b", "the dose", "ten") for number in range(48)]
+    folder = train_router(
+        tmp_path / "mixture", experts, examples=rows, backbone=str(kept.parent / "backbone"), dtype=torch.float32,
+        loss="supervised", balance_weight=50.0, learning_rate=0.5, expert_order=["c", "b", "a"],
+    )  # fmt: skip
+    log = RunLog.load(folder)
+    assert log.settings["experts"] == ["c", "b", "a"]
+    assert list(log.steps[-1]["own_expert_share"]) == ["b"]
+    model, _ = load_mixer(folder, backbone=str(kept.parent / "backbone"))
+    assert active_runtime(model).experts == ("c", "b", "a")
+
+
+def test_a_run_of_one_process_is_not_gone_on_with_by_several_where_lengths_are_grouped(tmp_path):
+    """Each of the two ways orders rows by length in its own way; some would come twice and others never."""
+    asked = {"group_by_length": True, "rows_in_line": False, "processes": 2}
+    RunLog({**asked, "processes": 1}).save(tmp_path)
+    with pytest.raises(LoraMixerError, match="several group rows by length in another order than one"):
+        refuse_other_run(tmp_path, asked)
+    refuse_other_run(tmp_path, {**asked, "processes": 1})
+    for harmless in ({"rows_in_line": True}, {"group_by_length": False}):
+        RunLog({**asked, "processes": 1, **harmless}).save(tmp_path)
+        refuse_other_run(tmp_path, {**asked, **harmless})
+    RunLog({**asked, "processes": 3}).save(tmp_path)
+    refuse_other_run(tmp_path, asked)
+
+
 @pytest.fixture
 def rows_by_step(monkeypatch) -> list[tuple[int, list[int]]]:
     """Step and rows of every forward pass of the trainings that follow."""
@@ -350,7 +398,8 @@ def test_the_log_and_the_card_of_a_router_say_preset_and_speed(kept):
     assert log.settings["rows_in_line"] is True
     card = (kept / "README.md").read_text()
     assert "preset cpu-small" in card
-    assert "the backbone alone takes" in card
+    assert "whatever else the machine was doing" in card
+    assert "of a step" not in card  # two batches beside other work are no measurement
 
 
 def fill_disk(*args, **kwargs):

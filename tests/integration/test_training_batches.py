@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import MistralConfig, MistralForCausalLM, TrainerCallback
 
 import loramixer
@@ -175,6 +176,34 @@ def test_backbones_that_mix_rows_are_padded():
     nested = copy.deepcopy(config)
     config.sliding_window, config.get_text_config = None, lambda *_, **__: nested
     assert not rows_fit_in_line(sliding, rows(), longest=17)
+
+
+def leaky_backbones():
+    """Backbones that attend and carry something over from token to token besides."""
+    lfm2 = transformers.Lfm2Config(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=tiny.VOCABULARY, layer_types=["conv", "full_attention"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return {"lfm2": transformers.Lfm2ForCausalLM(lfm2).eval(), "jamba": ARCHITECTURES["jamba"].build()}
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("name", ["lfm2", "jamba"])
+def test_backbones_that_carry_a_little_over_to_the_next_row_are_padded(name, share):
+    """Most of a row hardly notices; what counts is the token that notices most."""
+    assert not rows_fit_in_line(leaky_backbones()[name], rows_with_a_template(), 17, share)
+
+
+def test_a_line_is_tried_where_its_rows_differ():
+    """Rows that share more than a trial takes leave it nothing but the beginning."""
+    beginning = tiny.token_ids(1, 90)[0].tolist()
+    alike = [{"input_ids": [*beginning, *row["input_ids"]]} for row in rows()[:2]]
+    assert rows_fit_in_line(tiny.llama(), alike, 110, share_beginning=True)
+    assert not rows_fit_in_line(leaky_backbones()["lfm2"], alike, 110, share_beginning=True)
+    single = [{"input_ids": [*beginning, 7]}, {"input_ids": [*beginning, 9]}]  # one query each, behind 90 keys
+    for dtype in (torch.float32, torch.bfloat16):
+        assert rows_fit_in_line(tiny.llama().to(dtype), single, 110, share_beginning=True)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -78,6 +78,25 @@ def test_schema_errors_name_file_line_and_field(tmp_path, row, message):
         read_examples(path)
 
 
+def test_labels_that_count_from_one_are_found(tmp_path):
+    """Training takes the target and accuracy the label; they must be one."""
+    row = {"id": "1", "task": "t", "domain": "law", "prompt": "p", "choices": ["no", "yes"], "label": 1}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({**row, "target": "yes"}) + "\n" + json.dumps({**row, "target": "no"}) + "\n")
+    with pytest.raises(DataError, match=r"line 2: field 'target' is 'no', and choice 1, .* is 'yes'"):
+        read_examples(path)
+
+
+@pytest.mark.parametrize("field", ["prompt", "target", "choices"])
+def test_half_an_emoji_is_no_text(tmp_path, field):
+    row = {"id": "1", "task": "t", "domain": "law", "prompt": "p", "target": "yes", "choices": ["yes", "no"]}
+    broken = ["yes", "\ud83d"] if field == "choices" else "\ud83d"
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({**row, field: broken}) + "\n")
+    with pytest.raises(DataError, match=f"line 1: field '{field}' is .* needed"):
+        read_examples(path)
+
+
 def test_missing_empty_and_damaged_files(tmp_path):
     with pytest.raises(DataError, match="There is no data file"):
         read_examples(tmp_path / "none.jsonl")

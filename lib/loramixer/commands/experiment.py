@@ -85,6 +85,10 @@ def experiment(
     from loramixer.evaluation.experiments.workshop import Workshop
     from loramixer.training.routers import find_experts
 
+    if sum((dry_run, stored_only, measure_only)) > 1:
+        raise DataError("Give one of --dry-run, --stored-only and --measure-only; they ask for different things.")
+    if (run or gate) and not measure_only:
+        raise DataError("--run and --gate choose what --measure-only measures; give it too, or leave them out.")
     found = _chosen(find_experts(experts), only)
     options = Options(
         experts=tuple(found),

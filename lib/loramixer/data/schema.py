@@ -93,15 +93,21 @@ def _example_from_line(line: str, where: str, domains: Sequence[str]) -> Example
     if not isinstance(row, dict):
         raise DataError(f"{where}: a JSON {type(row).__name__}; every line must hold one JSON object.")
     for field in ("id", "task", "domain", "prompt", "target"):
-        if not isinstance(row.get(field), str):
+        if not isinstance(row.get(field), str) or not _is_text(row[field]):
             raise DataError(f"{where}: field '{field}' is {row.get(field)!r}; a text is needed.")
     choices, label = row.get("choices"), row.get("label")
-    if choices is not None and not (isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)):
+    of_texts = isinstance(choices, list) and all(isinstance(choice, str) and _is_text(choice) for choice in choices)
+    if choices is not None and not of_texts:
         raise DataError(f"{where}: field 'choices' is {choices!r}; a list of texts or null is needed.")
     # A truth value is an int to Python; as a label it is somebody's mistake.
     is_index = isinstance(label, int) and not isinstance(label, bool)
     if label is not None and not (is_index and choices and 0 <= label < len(choices)):
         raise DataError(f"{where}: field 'label' is {label!r}; an index into 'choices' or null is needed.")
+    if choices and label is not None and choices[label] != row["target"]:
+        raise DataError(
+            f"{where}: field 'target' is {row['target']!r}, and choice {label}, which 'label' names, is "
+            f"{choices[label]!r}; both must be the gold answer (the first choice is 0)."
+        )
     return Example(
         id=row["id"],
         task=row["task"],
@@ -112,6 +118,11 @@ def _example_from_line(line: str, where: str, domains: Sequence[str]) -> Example
         label=label,
         spans=_spans(row.get("spans"), len(row["prompt"]), where),
     )
+
+
+def _is_text(words: str) -> bool:
+    """Half an emoji is a string to JSON and to Python, and no text that a tokenizer could read."""
+    return not any("\ud800" <= character <= "\udfff" for character in words)
 
 
 def _spans(given: Any, length: int, where: str) -> tuple[Span, ...] | None:

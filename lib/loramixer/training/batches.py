@@ -34,8 +34,18 @@ ROW_BY_ROW = "loramixer_row_by_row"
 """Name of :func:`attend_row_by_row` in Transformers' table of attention functions."""
 
 TRIAL_TOLERANCE = 0.05
-"""How far, in standard deviations, the outputs of a backbone may move when rows lie in one line; above rounding in
-bfloat16 and far below the effect of one row on another."""
+"""How far, in standard deviations, the outputs of a backbone may move when rows lie in one line: above rounding in
+bfloat16, and below what positions or a mask that the backbone does not heed would do."""
+
+LEAK_TOLERANCE = {torch.float32: 1e-4}
+"""How far, in standard deviations, any output of one row may move when the row before it changes, by data type. The
+products are of the same shapes then, so that nothing but the choice of a kernel could round otherwise."""
+
+HALF_LEAK_TOLERANCE = 1e-3
+"""The same of types with fewer digits."""
+
+TRIAL_TOKENS = 64
+"""Tokens of each row, behind what the rows have in common, that a trial takes."""
 
 
 PLAIN_ATTENTION = 1024
@@ -271,23 +281,33 @@ def rows_fit_in_line(model: Any, rows: Sequence[dict[str, Any]], longest: int, s
     if len(rows) < 2 or (window is not None and window < longest):
         return False
     device = model.device
-    starts = [row["input_ids"][:64] for row in rows]
-    lines = [{"input_ids": ids, "labels": [IGNORED_LABEL] * len(ids)} for ids in starts]
-    collate = RowCollator(0, in_line=True, answers_only=False, share_beginning=share_beginning)
+    whole = [torch.as_tensor(row["input_ids"]) for row in rows]
+    shared = _common_beginning(whole, [torch.full_like(ids, IGNORED_LABEL) for ids in whole]) if share_beginning else 0
+    ids = [row[: shared + TRIAL_TOKENS] for row in whole]
+    # The same line, but for what the first row has to itself.
+    others = [torch.cat([ids[0][:shared], ids[0][shared:].flip(0).roll(1)]), *ids[1:]]
     try:
         with evaluation_mode(model), torch.no_grad(), attention_row_by_row(model) as possible:
             if not possible:
                 return False
-            batch = {name: value.to(device) for name, value in collate(lines).items() if name != "labels"}
-            row_tokens = batch.pop("row_tokens", slice(None))
-            together = model(**batch, use_cache=False).logits[0, row_tokens].float()
+            together, changed = (_logits_of_line(model, rows_of_line, shared) for rows_of_line in (ids, others))
         with evaluation_mode(model), torch.no_grad():
-            alone = torch.cat(
-                [model(torch.tensor([row["input_ids"]], device=device), use_cache=False).logits[0] for row in lines]
-            ).float()
+            alone = torch.cat([model(row[None].to(device), use_cache=False).logits[0] for row in ids]).float()
     except (TypeError, ValueError, RuntimeError, KeyError):
         return False  # the forward of this backbone does not take what a line needs
-    return bool((together - alone).std() <= TRIAL_TOLERANCE * alone.std())
+    scale = alone.std()
+    leak = (together - changed)[len(ids[0]) :].abs().max()
+    most = LEAK_TOLERANCE.get(model.dtype, HALF_LEAK_TOLERANCE)
+    return bool((together - alone).std() <= TRIAL_TOLERANCE * scale and leak <= most * scale)
+
+
+def _logits_of_line(model: Any, ids: Sequence[torch.Tensor], shared: int) -> torch.Tensor:
+    """Logits ``[tokens of the rows, vocabulary]`` of all rows, float32, where the rows lie in one line."""
+    line = _line(ids, [torch.full_like(row, IGNORED_LABEL) for row in ids], shared)
+    batch = {name: value.to(model.device) for name, value in line.items() if name != "labels"}
+    row_tokens = batch.pop("row_tokens", slice(None))
+    logits: torch.Tensor = model(**batch, use_cache=False).logits[0, row_tokens]
+    return logits.float()
 
 
 _ORDINARY: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
@@ -369,7 +389,8 @@ def attend_row_by_row(
         if _plain_is_faster(query, count, kwargs):
             parts.append(_attend(row[0], row[1], row[2], kwargs.get("scaling")))
         else:
-            mask = ~_later(end - start, count, query.device) if before else None
+            # With four axes: Transformers asks for them where a row has a single query.
+            mask = ~_later(end - start, count, query.device)[None, None] if before else None
             parts.append(sdpa_attention_forward(module, *row, attention_mask=mask, **kwargs)[0])
     return torch.cat(parts, dim=1), None
 

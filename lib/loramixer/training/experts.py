@@ -19,7 +19,6 @@ from loramixer.data import (
     Example,
     OverlapReport,
     Source,
-    evaluation_examples,
     expert_examples,
     find_source,
     recipe_has,
@@ -27,19 +26,20 @@ from loramixer.data import (
     task_licenses,
 )
 from loramixer.distributed import say
-from loramixer.errors import DataError, ExpertError
+from loramixer.errors import DataError, ExpertError, LoraMixerError
 from loramixer.experts import WEIGHTS_FILE
 from loramixer.training.checkpoints import CHECKPOINTS, conclude, is_finished
 from loramixer.training.expert_optimizer import ExpertAdamW
 from loramixer.training.loop import fast_training_dtype, run_training
 from loramixer.training.presets import Preset, find_preset
-from loramixer.training.rows import EncodedRows, encode_rows
+from loramixer.training.rows import EncodedRows, encode_rows, rows_to_leave_out
 from loramixer.training.run_log import RunLog
 from loramixer.training.same_run import refuse_other_run
 from loramixer.training.settings import LoopSettings
 from loramixer.tuner import LoraMixerConfig
 from loramixer.tuner.config import check_expert_name
 from loramixer.tuner.export import export_expert
+from loramixer.tuner.sites import hidden_linear_layers
 from loramixer.versions import library_versions
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -77,10 +77,10 @@ class _Run:
 
     def examples(self, domain: str) -> list[Example]:
         """The training rows of one expert, in one pass."""
-        evaluation = evaluation_examples([domain], self.source) if self.dedupe else None
+        evaluation = rows_to_leave_out([domain], self.source) if self.dedupe else None
         reports: list[OverlapReport] = []
         rows = expert_examples(domain, self.settings.seed, self.source, evaluation, reports)
-        if self.dedupe:
+        if evaluation is not None:
             left_out = sum(report.left_out for report in reports)
             of_all = f"{left_out} of {len(rows) + left_out}"
             say(f"{of_all} {domain} rows are left out, since evaluation rows have them.")
@@ -155,14 +155,17 @@ def train_experts(
         check_expert_name(name)
         rows.tasks(name)  # an unknown one is said before anything is trained
     preset = find_preset(preset)
+    for what, number in (("rank", rank), ("limit", limit)):
+        if number is not None and number < 1:
+            raise LoraMixerError(f"{what} is {number}; give a whole number of at least 1.")
     lora = NewLora(
         rank=rank or preset.rank,
-        lora_alpha=lora_alpha or (2 * rank if rank else preset.lora_alpha),
+        lora_alpha=lora_alpha if lora_alpha is not None else 2 * rank if rank else preset.lora_alpha,
         dropout=preset.dropout if dropout is None else dropout,
         targets=tuple(targets),
     )
     settings = preset.experts.changed(
-        learning_rate=learning_rate or None,
+        learning_rate=learning_rate,
         batch_size=batch_size,
         max_length=max_length,
         max_answer=max_answer,
@@ -173,10 +176,11 @@ def train_experts(
     run = _Run(backbone, rows, settings, lora, limit, dtype, preset.name, dedupe)
     if jointly:
         return _train_jointly(Path(output), names, run)
-    return [
-        _train_one(Path(output) / name, name, replace(run, settings=replace(settings, epochs=_epochs(name, rows))))
-        for name in names
-    ]
+    folders = []
+    for name in names:
+        whole = replace(settings, epochs=settings.epochs * _epochs(name, rows))
+        folders.append(_train_one(Path(output) / name, name, replace(run, settings=whole)))
+    return folders
 
 
 def _train_one(folder: Path, domain: str, run: _Run) -> Path:
@@ -324,7 +328,7 @@ def _check_every_domain_has_rows(domains: Sequence[str], examples: Sequence[Exam
 
 
 def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = {name.rpartition(".")[2] for name in hidden_linear_layers(model, None)}
     missing = [target for target in targets if target.rpartition(".")[2] not in linear]
     if missing:
         raise ExpertError(

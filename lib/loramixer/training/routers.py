@@ -13,7 +13,7 @@ from peft import PeftConfig, get_peft_model
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loramixer.backbones import load_backbone
-from loramixer.cards import write_router_card
+from loramixer.cards import UNPUBLISHED, write_router_card
 from loramixer.data import (
     RECIPES,
     AnySource,
@@ -21,7 +21,6 @@ from loramixer.data import (
     FileSource,
     Source,
     draw_mixture,
-    evaluation_examples,
     find_source,
     rows_per_task,
     rows_used,
@@ -29,14 +28,14 @@ from loramixer.data import (
     without_overlap,
 )
 from loramixer.distributed import say
-from loramixer.errors import ExpertError
+from loramixer.errors import DataError, ExpertError
 from loramixer.experts import expert_identity
 from loramixer.mixers import mixer_folder
 from loramixer.routing import DEFAULT_TOP_K
 from loramixer.training.checkpoints import CHECKPOINTS, KeepRouters, conclude, is_finished
 from loramixer.training.loop import fast_training_dtype, run_training
 from loramixer.training.presets import Preset, find_preset
-from loramixer.training.rows import encode_rows
+from loramixer.training.rows import encode_rows, rows_to_leave_out
 from loramixer.training.run_log import RunLog
 from loramixer.training.same_run import refuse_other_run
 from loramixer.tuner import LoraMixerConfig
@@ -104,7 +103,8 @@ def train_router(
         backbone: what :func:`loramixer.load_backbone` takes.
         seed: rows, their order, and the routers' initial weights.
         learning_rate: peak learning rate of the routers; the preset's by default.
-        top_k: experts per token in inference; 3 by default.
+        top_k: k, 3 by default: experts per token in inference, and those whose use the balance term and the profiles
+            of GMoE and AESL count; gates of training that choose take as many.
         dtype: type of the frozen backbone while training; the fastest of this machine by default.
         routers_only: save the routers alone and name the experts (by relative path and hash).
         title: a short name for people.
@@ -127,7 +127,7 @@ def train_router(
         ``output``.
 
     Raises:
-        DataError: no rows, or none that is short enough.
+        DataError: no rows, or none that is short enough, or none of an own domain where the loss needs them.
         MixerError: fields that do not go together.
         LoraMixerError: an unknown preset, or a size below one; ``output`` holds a training with other settings; or the
             run had to stop, see :func:`loramixer.training.loop.run_training`.
@@ -135,7 +135,7 @@ def train_router(
     folder = Path(output)
     preset = find_preset(preset)
     settings = preset.routers.changed(
-        learning_rate=learning_rate or None,
+        learning_rate=learning_rate,
         batch_size=batch_size,
         max_length=max_length,
         max_answer=max_answer,
@@ -154,18 +154,26 @@ def train_router(
         **{name: value for name, value in given.items() if value is not None},
         **config_fields,
     )
-    rows_from = find_source(source, list(experts))
+    names = list(config.experts)  # in the order of the gates, which `expert_order` may have changed
+    rows_from = find_source(source, names)
     rows_are_given = isinstance(examples, Sequence)
     torch.manual_seed(seed)
     model, tokenizer = load_backbone(backbone, dtype=dtype)
     files = model.backbone_files
-    rows = mixture_examples(examples, list(experts), seed, rows_from, dedupe)
-    found = encode_rows(rows, tokenizer, settings, experts=list(experts))
+    rows = mixture_examples(examples, names, seed, rows_from, dedupe)
+    found = encode_rows(rows, tokenizer, settings, experts=names)
+    if (loss == "supervised" or config.training_gate == "domain") and all(r["expert_index"] < 0 for r in found.rows):
+        what = "loss 'supervised'" if loss == "supervised" else "training_gate 'domain'"
+        domains = ", ".join(dict.fromkeys(row.domain for row in found.examples))
+        raise DataError(
+            f"{what} needs rows of the experts' own domains, and the rows are of {domains}; give rows whose domain is "
+            f"one of {', '.join(names)}, or another loss."
+        )
     log = RunLog(
         settings={
             "stage": "router",
             "preset": preset.name,
-            "experts": list(experts),
+            "experts": names,
             "expert_weights": {name: expert_identity(source) for name, source in experts.items()},
             "loss": loss,
             "loss_text": config.loss_text,
@@ -198,7 +206,7 @@ def train_router(
     )
     if config.usage != LoraMixerConfig.usage and "usage" not in config_fields:
         say(f"Use is counted by the likeliest expert of a token, since top-{config.top_k} gates choose all of them.")
-    statistics = RoutingStatistics(peft_model.base_model, list(experts))
+    statistics = RoutingStatistics(peft_model.base_model, names)
     all_callbacks: list[TrainerCallback] = [
         _WarmUpRoutingLoss(peft_model.base_model),
         statistics,
@@ -221,7 +229,7 @@ def train_router(
 
     def write() -> None:
         save_mixture(peft_model, folder)
-        write_router_card(folder, config.title, command, log, list(experts))
+        write_router_card(folder, config.title, command, log, names)
 
     conclude(folder / CHECKPOINTS, write)
     return folder
@@ -305,7 +313,7 @@ def mixture_examples(
         dedupe: whether rows are left out that evaluation rows have.
     """
     known = [name for name in experts if source.has(name)]
-    evaluation = evaluation_examples(known or None, source) if dedupe else None
+    evaluation = rows_to_leave_out(known or None, source) if dedupe else None
     if examples is None and isinstance(source, FileSource):
         examples = source.examples
     if isinstance(examples, Sequence):
@@ -320,6 +328,8 @@ def mixture_examples(
         say(f"No domain has the name of an expert ({others}), so rows of all domains are mixed: {domains}.")
     elif others:
         say(f"There are no rows of {others}; rows of {', '.join(known)} are mixed.")
+    if examples is not None and examples < 1:
+        raise DataError(f"examples is {examples}; give at least 1, or leave it out for {USUAL_ROWS:,}.")
     mixture = draw_mixture(examples or USUAL_ROWS, seed, known or None, evaluation=evaluation, source=source)
     if mixture.overlap is not None:
         say(f"Before drawing: {mixture.overlap}")
@@ -362,7 +372,17 @@ def find_experts(source: str) -> dict[str, str]:
             f"The experts of {source} were trained with it, so they lie in no folder of their own; write them with "
             "export_expert first, and give the folder that holds them."
         )
+    if lost := next((name for name, value in config.experts.items() if _is_gone(value["source"])), None):
+        raise ExpertError(
+            f"{source} holds its expert '{lost}' itself, and the LoRA that it was made from is not here; write the "
+            "experts with export_expert first, and give the folder that holds them."
+        )
     return {name: value["source"] for name, value in config.experts.items()}
+
+
+def _is_gone(source: str) -> bool:
+    """Whether a source is a folder of another machine: named so by `push_mixer`, or a path that is not here."""
+    return source.startswith(UNPUBLISHED) or (Path(source).is_absolute() and not Path(source).exists())
 
 
 class _WarmUpRoutingLoss(TrainerCallback):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loramixer.data import Example, encode_all
+from loramixer.data import Example, Source, encode_all, evaluation_examples
+from loramixer.distributed import say
 from loramixer.errors import DataError
 from loramixer.training.settings import LoopSettings
 
@@ -33,6 +34,16 @@ class EncodedRows:
             f"{len(self.rows)} rows ({self.facts['rows_left_out']} left out as too long, answers of "
             f"{self.facts['answers_cut']} cut)"
         )
+
+
+def rows_to_leave_out(domains: Sequence[str] | None, source: Source) -> list[Example] | None:
+    """The evaluation rows, which ``dedupe`` keeps out of a training; where there are none it says so: None."""
+    rows = evaluation_examples(domains, source)
+    if rows:
+        return rows
+    of = f" of {', '.join(domains)}" if domains else ""
+    say(f"Nothing is left out by dedupe: the {source.origin} data have no evaluation rows{of} to compare with.")
+    return None
 
 
 def encode_rows(

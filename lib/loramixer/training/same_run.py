@@ -41,6 +41,12 @@ def refuse_other_run(folder: Path, settings: Mapping[str, Any]) -> None:
     except (OSError, ValueError, KeyError):
         return
     asked = json.loads(json.dumps(dict(settings)))  # as they come back from a file
+    ways = [found.get("processes", 1) > 1 for found in (former, asked)]
+    if asked.get("group_by_length") and not asked.get("rows_in_line") and ways[0] != ways[1]:
+        raise LoraMixerError(
+            f"{folder} holds a part of a training by {former.get('processes', 1)} process(es), and several group rows "
+            "by length in another order than one; go on with as many, or delete the folder."
+        )
     odd = [name for name in asked if name in former and name not in MAY_DIFFER and former[name] != asked[name]]
     if not odd:
         return

@@ -30,7 +30,7 @@ class LoopSettings:
         report_to: where metrics go besides the run log: ``none``, ``trackio`` or ``tensorboard``.
 
     Raises:
-        LoraMixerError: a batch or a length of less than one.
+        LoraMixerError: a batch or a length of less than one, or a learning rate below zero.
     """
 
     learning_rate: float
@@ -52,6 +52,8 @@ class LoopSettings:
         for name in ("batch_size", "max_length", "max_answer"):
             if getattr(self, name) < 1:
                 raise LoraMixerError(f"{name} is {getattr(self, name)}; give a whole number of at least 1.")
+        if self.learning_rate < 0:
+            raise LoraMixerError(f"learning_rate is {self.learning_rate}; give a number of at least 0.")
 
     def changed(self, **given: Any) -> LoopSettings:
         """These settings with other values for some of them; None leaves a setting as it is."""

@@ -201,8 +201,12 @@ class LoraMixerConfig(PeftConfig):
     @property
     def has_idle_balance(self) -> bool:
         """Whether the balance term is the same whatever the gates are, since every token counts for all experts."""
-        counts = self.usage == "top_k" and (self.top_k or DEFAULT_TOP_K) >= len(self.experts) > 1
-        return counts and self.routing_loss in BALANCED and self.balance_weight > 0
+        return self.balances_chosen and (self.top_k or DEFAULT_TOP_K) >= len(self.experts) > 1
+
+    @property
+    def balances_chosen(self) -> bool:
+        """Whether there is a balance term that counts for whom tokens choose, k experts each."""
+        return self.usage == "top_k" and self.routing_loss in BALANCED and self.balance_weight > 0
 
     @property
     def loss_text(self) -> str:

@@ -185,6 +185,10 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         modules: Any = self._modules
         return modules["lora_mixer_router"]._modules[adapter_name]._parameters["weight"]
 
+    def experts_here(self, adapter_name: str) -> int:
+        """How many experts of a mixture change this site."""
+        return sum(rank > 0 for rank in self.layouts[adapter_name].ranks) if adapter_name in self.layouts else 0
+
     def await_weights(self, adapter_name: str, experts: bool) -> None:
         """Make what is to be loaded recognisable, since Transformers sets parameters without telling anybody.
 
@@ -204,8 +208,9 @@ class LoraMixerLayer(nn.Module, BaseTunerLayer):
         """Raise a MixerError if weights of a saved mixture are still missing here; else never ask again."""
         if any(parameter.isnan().any() for parameter in self._weights(adapter_name)):
             raise MixerError(
-                "This mixture was created from a saved configuration but its experts were never loaded; use "
-                "load_mixer or PeftModel.from_pretrained instead of get_peft_model."
+                "The experts of this mixture were never loaded: its configuration was saved, or used for another "
+                "model before. Load a saved mixture with load_mixer or PeftModel.from_pretrained instead of "
+                "get_peft_model, and make a new LoraMixerConfig for every new model."
             )
         # Transformers makes whatever it loads trainable; this time frozen experts stay frozen.
         for name in self.frozen_peft_weight_names.get(adapter_name, ()):

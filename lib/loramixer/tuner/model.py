@@ -33,7 +33,7 @@ from loramixer.tuner.routing_loss import (
 )
 from loramixer.tuner.runtime import GateSettings, MixtureRuntime, mixture_layers
 from loramixer.tuner.sharing import InputGroup, input_of
-from loramixer.tuner.sites import hidden_linear_layers, is_all_linear, linear_shapes, token_streams
+from loramixer.tuner.sites import hidden_linear_layers, is_all_linear, linear_shapes, output_embedding, token_streams
 
 PATIENCE = 4
 """Forward passes in training whose routing loss may stay without a gradient before there is a warning."""
@@ -66,6 +66,7 @@ class LoraMixerModel(BaseTuner):
         read = self._read_experts(peft_config)
         saved = not read
         if read:
+            _refuse_unused_targets(peft_config, read)
             self._check_backbone(read, peft_config)
             peft_config.experts = {expert: describe(found) for expert, found in read.items()}
         elif not peft_config.save_experts:
@@ -216,6 +217,7 @@ class LoraMixerModel(BaseTuner):
                 "further mixtures beside a mixture with add_adapter or load_adapter."
             )
         modules = dict(self.model.named_modules())
+        head = output_embedding(self.model)
         problems = []
         for expert, description in descriptions.items():
             for site, (_, _, in_features, out_features) in description["sites"].items():
@@ -225,6 +227,11 @@ class LoraMixerModel(BaseTuner):
                 if module is None:
                     problems.append(f"{expert} changes {site}, which the backbone does not have")
                     continue
+                if module is head:
+                    raise ExpertError(
+                        f"Expert '{expert}' changes {site}, the output embedding, which cannot be routed: in training "
+                        "it sees other tokens than the projections do. Train the expert without it."
+                    )
                 if hasattr(self.model, "hf_device_map") and any(part.is_meta for part in module.parameters()):
                     raise MixerError(
                         f"The backbone's weights at {site} are offloaded by its device_map, where an adapter would "
@@ -243,6 +250,22 @@ class LoraMixerModel(BaseTuner):
         runtime = self.runtimes[adapter_name]
         runtime.streams = token_streams(self.model, runtime.sites)
         self._experts_to_inject.pop(adapter_name, None)
+        self._warn_of_idle_sites(adapter_name)
+
+    def _warn_of_idle_sites(self, adapter_name: str) -> None:
+        """Say where the balance term cannot act, since no more experts are present than are chosen."""
+        config = self.runtimes[adapter_name].config
+        if config.inference_mode or not config.balances_chosen or config.has_idle_balance:
+            return
+        counts = [layer.experts_here(adapter_name) for layer in layers_of(self.model, adapter_name).values()]
+        assert config.top_k is not None  # settled before
+        if idle := sum(1 < count <= config.top_k for count in counts):
+            warnings.warn(
+                f"The balance term has no effect at {idle} of {len(counts)} sites: at most top_k={config.top_k} of "
+                "the experts act there, so every token counts for all of them. Set usage='top_1' or 'soft', or a "
+                "smaller top_k.",
+                stacklevel=2,
+            )
 
     def _create_and_replace(
         self,
@@ -302,7 +325,7 @@ class LoraMixerModel(BaseTuner):
     def _before_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Start recording when the backbone runs in training with labels.
+        """Note the domains of the rows, and start recording when the backbone runs in training with labels.
 
         This is a hook on the backbone, since `PeftModel.forward` of a model without task type, and the backbone that
         Transformers' own `load_adapter` returns, do not pass through :meth:`forward`.
@@ -317,26 +340,25 @@ class LoraMixerModel(BaseTuner):
             if mixture.capture is not None:
                 mixture.capture.note_rows(named_inputs(model.forward, args, kwargs))
         self._recording = None
-        trains = model.training and torch.is_grad_enabled()
-        runtime = self._acting_runtime() if trains else None
-        if trains and runtime is None and any(True for _ in mixture_layers(model)):
+        runtime = self._acting_runtime()
+        if runtime is None and any(True for _ in mixture_layers(model)):
             return args, kwargs  # for the hook of the tuner whose mixture it is
         kwargs = dict(kwargs)
         expert_index, row_tokens = kwargs.pop("expert_index", None), kwargs.pop("row_tokens", None)
         if runtime is None:
             return args, kwargs
         inputs = named_inputs(model.forward, args, kwargs)
-        if inputs.get("labels") is not None:
-            if expert_index is not None:
-                check_expert_index(expert_index, len(runtime.experts), inputs, row_tokens)
+        if expert_index is not None:
+            check_expert_index(expert_index, len(runtime.experts), inputs, row_tokens)
+        # It stays until the next forward: checkpointing runs layers again in the backward pass.
+        runtime.domain_of_batch = expert_index
+        if model.training and torch.is_grad_enabled() and inputs.get("labels") is not None:
             # Some backbones divide their loss by the step's number of labels and some, T5 and all classifiers, do
             # not; without that number each returns the mean over its own labels, which is weighted afterwards.
             kwargs.pop("num_items_in_batch", None)
             self._recording = Recording(runtime, inputs, expert_index, row_tokens, OwnerWatch(model, runtime.sites))
             runtime.recorded = []
             runtime.config.untrained = False
-            # It stays until the next forward: checkpointing runs layers again in the backward pass.
-            runtime.training_domain = expert_index
         return args, kwargs
 
     def _acting_runtime(self) -> MixtureRuntime | None:
@@ -475,6 +497,17 @@ class LoraMixerModel(BaseTuner):
         raise MixerError(
             "A token-routed mixture has no fixed weights to merge; keep it as an adapter, or unload it with unload()."
         )
+
+
+def _refuse_unused_targets(config: LoraMixerConfig, read: dict[str, Expert]) -> None:
+    """Refuse target modules beside experts that bring their own sites; they would be left out without a word."""
+    given, sites = config.target_modules, {site for expert in read.values() for site in expert.sites}
+    if not given or any(value is None for value in config.experts.values()) or given == sites:
+        return
+    raise MixerError(
+        f"target_modules is {given!r}, and all of these experts come from LoRAs, which say themselves where they act; "
+        'leave it out. To keep the mixture from some sites, set site_gates=[{"sites": r".*\\.o_proj", "gate": "off"}].'
+    )
 
 
 def _overrides(rule: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

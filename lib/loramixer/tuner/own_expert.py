@@ -9,6 +9,9 @@ import torch
 
 from loramixer.errors import MixerError
 
+ROWS_OF = ("labels", "input_ids", "inputs_embeds")
+"""Inputs ``[B, …]`` of a backbone, which say how many rows a batch has."""
+
 
 def check_expert_index(
     expert_index: torch.Tensor, experts: int, inputs: Mapping[str, Any], row_tokens: torch.Tensor | None
@@ -19,18 +22,18 @@ def check_expert_index(
         expert_index: int64 ``[B]``; or, of rows in one line, ``[tokens of all rows]``. Reading it waits for the GPU
             once where it lies there.
         experts: how many there are.
-        inputs: what the backbone was called with, by name; its labels ``[B, …]`` say how many rows there are.
+        inputs: what the backbone was called with, by name; the first of :data:`ROWS_OF` says how many rows there are.
         row_tokens: which token of the line is each token of the rows, where rows share some; or None.
 
     Raises:
         MixerError: a number that is no expert and not −1, or another number of entries than rows.
     """
-    labels: torch.Tensor = inputs["labels"]
+    batch = next((inputs[name] for name in ROWS_OF if inputs.get(name) is not None), None)
     tokens = None
-    if len(labels) == 1 and labels.dim() > 1:  # rows that lie in one line, perhaps
-        tokens = labels.shape[1] if row_tokens is None else len(row_tokens)
-    if len(expert_index) not in (len(labels), tokens):
-        size = f"has {len(labels)} rows" if tokens is None else f"is one row of {tokens} tokens"
+    if batch is not None and len(batch) == 1 and batch.dim() > 1:  # rows that lie in one line, perhaps
+        tokens = batch.shape[1] if row_tokens is None else len(row_tokens)
+    if batch is not None and len(expert_index) not in (len(batch), tokens):
+        size = f"has {len(batch)} rows" if tokens is None else f"is one row of {tokens} tokens"
         raise MixerError(
             f"expert_index has {len(expert_index)} entries, but this batch {size}; give one for each row, or for each "
             "token where rows lie in one line."

@@ -252,7 +252,7 @@ class MixtureRuntime:
         rules: what each rule of the configuration changes, in inference and in training.
         masked: bool ``[E]``, experts that may not be chosen, or None.
         domain: int64 ``[rows]`` or ``[1]``, for gate mode ``domain`` in inference.
-        training_domain: int64 ``[B]``, the same for the current training batch.
+        domain_of_batch: int64 ``[B]``, the same for the batch of the last forward, if it came with ``expert_index``.
         recorded: every call in the current training forward, or None when not wanted.
         capture: the running capture, or None.
         intervening: the interventions that act, or None.
@@ -268,7 +268,7 @@ class MixtureRuntime:
     rules: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
     masked: torch.Tensor | None = None
     domain: torch.Tensor | None = None
-    training_domain: torch.Tensor | None = None
+    domain_of_batch: torch.Tensor | None = None
     recorded: list[SiteCall] | None = None
     capture: RoutingCapture | None = None
     intervening: ActingInterventions | None = None
@@ -374,10 +374,12 @@ class MixtureRuntime:
 
     def _domain_of_token(self, leading: torch.Size, logits_NSE: torch.Tensor, training: bool) -> torch.Tensor:
         """int64 ``[N, 1]``: the expert that each token's row belongs to."""
-        domain_B = self.training_domain if training else self.domain
+        domain_B = self.domain_of_batch
+        if domain_B is None and not training:
+            domain_B = self.domain
         if domain_B is None:
             raise RoutingError(
-                "Gate mode 'domain' needs the domain of each row: pass expert_index in training, or "
+                "Gate mode 'domain' needs the domain of each row: pass expert_index with the batch, or "
                 "set_gate(model, mode='domain', domain=…)."
             )
         domain_B = domain_B.to(logits_NSE.device)

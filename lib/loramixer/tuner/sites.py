@@ -44,12 +44,17 @@ def is_all_linear(target_modules: Any) -> bool:
 
 def hidden_linear_layers(model: nn.Module, task_type: TaskType | str | None) -> set[str]:
     """Module names of all linear layers but the output embedding or, without one, the head of a classifier."""
-    output = getattr(model, "get_output_embeddings", lambda: None)()
+    output = output_embedding(model)
     heads = [output]
     if output is None and task_type == TaskType.SEQ_CLS:
         heads = [getattr(model, name, None) for name in SEQ_CLS_HEAD_NAMES]
     layers = [_base_layer(head) for head in heads]
     return {name for name, layer in linear_layers(model).items() if not any(layer is head for head in layers)}
+
+
+def output_embedding(model: nn.Module) -> nn.Module | None:
+    """The matrix that makes logits, without any adapter, or None of a model that has none."""
+    return _base_layer(getattr(model, "get_output_embeddings", lambda: None)())
 
 
 def _base_layer(module: Any) -> Any:
