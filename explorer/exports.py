@@ -12,13 +12,12 @@ folder of the session below the temp folder; the oldest go when there are many, 
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from explorer.leftovers import delete_folder, temporary_folder
 from explorer.provenance import check_loadable, short_router_name
 from loramixer import viz
 from loramixer.errors import FigureError
@@ -161,7 +160,7 @@ class Exports:
         with self._lock:
             folder = self._folders.pop(session, None)
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            delete_folder(folder)
 
     def _picture(
         self,
@@ -204,12 +203,12 @@ class Exports:
             folder = self._folders.pop(session, None)
             if folder is None or not folder.is_dir():
                 # The name tells nobody whose it is.
-                folder = Path(tempfile.mkdtemp(prefix="loramixer-export-", dir=self._root))
+                folder = temporary_folder("export", self._root)
             self._folders[session] = folder
             too_many = list(self._folders)[: max(0, len(self._folders) - SESSIONS)]
             gone = [self._folders.pop(old) for old in too_many]
         for old_folder in gone:
-            shutil.rmtree(old_folder, ignore_errors=True)
+            delete_folder(old_folder)
         return folder
 
 

@@ -26,7 +26,7 @@ from explorer.provenance import OWN_PREFIX
 from explorer.recordings import Recordings
 from explorer.registry import ModelSource
 from explorer.running import NOT_BEGUN, begin_run, gate_control, run_buttons
-from explorer.sessions import Ticket, Tickets, session_of
+from explorer.sessions import Ticket, Tickets, session_of, when_gone
 from explorer.settings import (
     ALL_EXPERTS,
     DEFAULT_NEW_TOKENS,
@@ -51,6 +51,9 @@ from loramixer.trace import RoutingTrace
 ROOM = "explore"
 SECONDS_BETWEEN_FRAMES = 0.1
 """Frames faster than this are dropped: the eye does not need them and two cores do."""
+
+POLL_SECONDS, SLOW_SECONDS = 1.0, 30.0
+"""Between looks at the model: while it loads, and after it could not be loaded."""
 
 logger = logging.getLogger(__name__)
 
@@ -172,8 +175,10 @@ class Handlers:
     def poll(self, shown: Shown) -> tuple[Status, Any]:
         """One tick: the line about the model, and a timer that ends once there is nothing more to wait for."""
         line = self.model_status(bool(shown))
-        # A model that could not be loaded is tried again by the next run.
-        return line, gr.Timer(active=line["kind"] != "ready")
+        # A model that could not be loaded is tried again by the next run; until then nothing happens soon.
+        return line, gr.Timer(
+            SLOW_SECONDS if line["kind"] == "error" else POLL_SECONDS, active=line["kind"] != "ready"
+        )
 
     # ------------------------------------------------------------------ choosing
 
@@ -318,9 +323,9 @@ class Handlers:
         return status("error", text), *run_buttons(running=False)
 
     def leave(self, request: gr.Request) -> None:
-        """The page was closed: nobody waits for its run any more, and nobody can ask for its traces."""
-        self.tickets.drop(session_of(request))
-        self.traces.forget(session_of(request))
+        """The connection of a page broke: nobody waits for its run, and its traces go unless it comes back."""
+        self.tickets.drop(str(request.session_hash))
+        when_gone(request, self.traces.forget)
 
     def pin(self, current: str) -> tuple[Any, Status]:
         """The trace on screen becomes A of Compare."""

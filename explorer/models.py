@@ -71,6 +71,12 @@ class LoadedModels:
         """Backbones in memory, the one used last at the end."""
         return list(self._models)
 
+    def drop(self, loaded: LoadedModel) -> None:
+        """Let go of a model, which whoever has it may still use."""
+        for backbone, found in list(self._models.items()):
+            if found is loaded:
+                self._models.pop(backbone, None)
+
     def in_memory(self) -> list[LoadedModel]:
         """The models, in the order of their names."""
         return list(self._models.values())

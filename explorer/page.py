@@ -13,6 +13,7 @@ from explorer.exports import Exports
 from explorer.handlers import Handlers
 from explorer.recordings import Recordings
 from explorer.registry import ModelSource
+from explorer.sessions import when_gone
 from explorer.traces_in_memory import TraceStore
 
 
@@ -59,8 +60,8 @@ class Page:
     services: dict[str, Any] = field(default_factory=dict)
 
     def forget_exports(self, request: gr.Request) -> None:
-        """The session of this event has left: its files go."""
-        self.exports.forget(str(request.session_hash))
+        """The connection of a page broke: its files go, unless it comes back."""
+        when_gone(request, self.exports.forget)
 
 
 def entering(label: str, enter: Callable[[Any, Any, gr.Request], tuple[Any, ...]], outputs: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from explorer.models import LoadedModel, LoadedModels, ModelStatus
+from explorer.provenance import OWN_PREFIX
 from explorer.settings import DEFAULT_MIXER, MAX_PROMPT_TOKENS, RunRequest
 from explorer.zero_gpu import is_zero_gpu, on_zero_gpu, results_until
 from loramixer.errors import LoraMixerError, MixerError
@@ -43,6 +45,9 @@ class ModelSource(Protocol):
     def remove(self, name: str) -> None:
         """Forget a mixture that was added; its folder stays."""
 
+    def last_use(self, name: str) -> float:
+        """When a mixture was last added or run, by a clock that only rises."""
+
     def status(self) -> ModelStatus:
         """Whether the model is in memory, or which one is loading."""
 
@@ -61,6 +66,7 @@ class ModelRegistry:
         self._first_mixer = mixer
         self._models = LoadedModels(self._load, self._is_private)
         self._added: dict[str, tuple[MixerInfo, Path]] = {}
+        self._last_use: dict[str, float] = {}
         self._run_on_gpu = on_zero_gpu(self._run_in_worker, _seconds_on_gpu)
 
     def backbones(self) -> list[str]:
@@ -89,6 +95,11 @@ class ModelRegistry:
         if kept_at(name):
             with suppress(MixerError):  # what is not known is said below
                 return kept_info(name)
+        if name.startswith(OWN_PREFIX):  # a name that says nothing to anybody
+            raise MixerError(
+                "This router of your own is no longer in memory, where it made room for others; press “Explore with "
+                "these” in Your own, or “Open in Explore” in Train, to have it again."
+            )
         raise MixerError(f"'{name}' is no known router; known are {', '.join(known) or 'none yet'}.")
 
     def steps(self, mixer: str) -> dict[int, str]:
@@ -101,12 +112,14 @@ class ModelRegistry:
         Raises:
             MixerError: the folder holds no mixture.
         """
-        name = f"own/{uuid.uuid4().hex}"
+        name = f"{OWN_PREFIX}{uuid.uuid4().hex}"
+        self._last_use[name] = time.monotonic()
         self._added[name] = replace(mixer_info(folder, name), title=title), folder
         return name
 
     def remove(self, name: str) -> None:
         """Forget an added mixture, in memory too; its folder stays."""
+        self._last_use.pop(name, None)
         if self._added.pop(name, None) is None:
             return
         for loaded in self._models.in_memory():
@@ -114,6 +127,12 @@ class ModelRegistry:
                 for adapter, config in list(loaded.model.peft_config.items()):
                     if getattr(config, "mixer_name", None) == name:
                         loaded.model.delete_adapter(adapter)
+                if not loaded.model.peft_config:  # a backbone without any router takes no further one
+                    self._models.drop(loaded)
+
+    def last_use(self, name: str) -> float:
+        """When a mixture was last added or run."""
+        return self._last_use.get(name, 0.0)
 
     def status(self) -> ModelStatus:
         """Whether the model is in memory, or which one is loading."""
@@ -132,13 +151,25 @@ class ModelRegistry:
         Raises:
             LoraMixerError: unknown router, impossible gate, unusable prompt, or a model that cannot be loaded.
         """
-        loaded = self._models.get(self.find(request.mixer).pinned_backbone)
-        with loaded.running:
+        backbone = self.find(request.mixer).pinned_backbone
+        self._last_use[request.mixer] = time.monotonic()
+        with self._running(backbone) as loaded:
             if is_zero_gpu():
                 yield from results_until(stop, self._run_on_gpu(request, self._added.get(request.mixer)))
             else:
                 with self._prepared(loaded.model, request):
                     yield from _traces(loaded, request, stop)
+
+    @contextmanager
+    def _running(self, backbone: str) -> Iterator[LoadedModel]:
+        """The model of a backbone while a run has it; one whose last router was freed meanwhile is loaded anew."""
+        while True:
+            loaded = self._models.get(backbone)
+            with loaded.running:
+                if loaded.model.peft_config:
+                    yield loaded
+                    return
+                self._models.drop(loaded)
 
     def _run_in_worker(
         self, request: RunRequest, added: tuple[MixerInfo, Path] | None

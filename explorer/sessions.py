@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -17,9 +17,62 @@ Met = Literal["", "waiting", "running"]
 """What Stop met: nothing; a run that had not begun, which is forgotten; or one that ends after its token."""
 
 
+PATIENCE = 15 * 60.0
+"""Seconds for which what a session has is kept once its connection broke: a phone that shows another app for a minute
+breaks it, and the page that comes back opens no second one."""
+
+_Forget = Callable[[str], None]
+_left: dict[str, tuple[threading.Timer, list[_Forget]]] = {}
+_left_lock = threading.Lock()
+
+
 def session_of(request: Any) -> str:
-    """The browser session that a Gradio request belongs to; empty outside a page."""
+    """The browser session that a Gradio request belongs to; empty outside a page.
+
+    One whose connection broke and that is heard of again keeps its things for as long as at first.
+    """
+    session = _name(request)
+    with _left_lock:
+        if session in _left:
+            _wait(session)
+    return session
+
+
+def when_gone(request: Any, forget: _Forget) -> None:
+    """The connection of a session broke: forget its things, unless it is heard of within :data:`PATIENCE`.
+
+    Args:
+        request: of the event.
+        forget: takes the session; each is called once.
+    """
+    session = _name(request)
+    if PATIENCE <= 0:
+        forget(session)
+        return
+    with _left_lock:
+        _left.setdefault(session, (threading.Timer(0, str), []))[1].append(forget)
+        _wait(session)
+
+
+def _name(request: Any) -> str:
     return str(getattr(request, "session_hash", None) or "")
+
+
+def _wait(session: str) -> None:
+    """Begin to wait, or begin again; with the lock held."""
+    former, forgets = _left[session]
+    former.cancel()
+    timer = threading.Timer(PATIENCE, _gone, (session,))
+    timer.daemon = True
+    _left[session] = timer, forgets
+    timer.start()
+
+
+def _gone(session: str) -> None:
+    with _left_lock:
+        _, forgets = _left.pop(session, (None, []))
+    for forget in forgets:
+        forget(session)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "lib")]
 
 from explorer.replays import encode_frame, frame_of  # noqa: E402
-from explorer.training_job import JobStatus, TrainingJob, write_json  # noqa: E402
+from explorer.training_job import JobState, JobStatus, TrainingJob, write_json  # noqa: E402
 from loramixer.trace import RoutingTrace  # noqa: E402
 
 NICENESS = 5
@@ -46,7 +46,9 @@ def run(folder: Path) -> JobStatus:
     from loramixer.errors import LoraMixerError
 
     job = TrainingJob.load(folder)
-    JobStatus("starting", f"Loading {job.backbone} and {len(job.experts)} experts …").save(folder)
+    former = JobStatus.load(folder)
+    text = f"Loading {job.backbone} and {len(job.experts)} experts …"
+    JobStatus("starting", text, seconds=former.seconds, rows=rows_text(job)).save(folder)
     try:
         ended = _train(job, folder)
     except StoppedByUser:
@@ -107,6 +109,22 @@ def _train(job: TrainingJob, folder: Path) -> JobStatus:
     return done.ended("finished", text)
 
 
+ROWS_FROM = {
+    "hub": "from the Hugging Face Hub",
+    "folder": "from the data folder of this machine",
+    "files": "of your file",
+    "generated": "GENERATED, a toy set",
+}
+"""Origin of rows → in words that name no folder."""
+
+
+def rows_text(job: TrainingJob) -> str:
+    """Where the rows of a training come from, as :func:`loramixer.data.find_source` finds them here."""
+    from loramixer.data import find_source
+
+    return ROWS_FROM[find_source(None, list(job.experts)).origin]
+
+
 class Follower:
     """Watches a training from inside: writes where it is, routes the probe prompt, and ends it when it is asked to.
 
@@ -120,6 +138,7 @@ class Follower:
         self.folder = folder
         self.started = time.monotonic()
         self.first_step = 0
+        self.before = JobStatus.load(folder)
         self.parent = os.getppid()
 
     def callback(self) -> Any:
@@ -136,9 +155,7 @@ class Follower:
                 follower.step(state, control, kwargs["model"], kwargs["processing_class"])
 
             def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                JobStatus(
-                    "saving", "The steps are done; the router is saved …", state.global_step, state.max_steps
-                ).save(follower.folder)
+                follower.tell("saving", "The steps are done; the router is saved …", state)
 
             def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 follower.saved(kwargs["model"])
@@ -162,7 +179,7 @@ class Follower:
             return
         if self._is_stopped():
             control.should_save = True
-        elif time.monotonic() - self.started > self.job.max_minutes * 60:
+        elif self.seconds > self.job.max_minutes * 60:
             control.should_training_stop = True
 
     def saved(self, model: Any) -> None:
@@ -183,8 +200,17 @@ class Follower:
     def _tell(self, state: Any) -> None:
         done = state.global_step - self.first_step
         left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step) if done > 0 else None
-        text = f"Training: step {state.global_step} of {state.max_steps}"
-        JobStatus("training", text, state.global_step, state.max_steps, left).save(self.folder)
+        self.tell("training", f"Training: step {state.global_step} of {state.max_steps}", state, left)
+
+    def tell(self, now: JobState, text: str, state: Any, left: float | None = None) -> None:
+        """Write down where the training is."""
+        status = JobStatus(now, text, state.global_step, state.max_steps, left, self.seconds, self.before.rows)
+        status.save(self.folder)
+
+    @property
+    def seconds(self) -> float:
+        """Of training so far; Resume gives no new time."""
+        return self.before.seconds + time.monotonic() - self.started
 
     def _probe(self, state: Any, model: Any, tokenizer: Any) -> None:
         trace = probe_trace(model, tokenizer, self.job.probe)

@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-JobState = Literal["starting", "training", "saving", "finished", "stopped", "failed"]
+JobState = Literal["starting", "training", "saving", "stopping", "finished", "stopped", "failed"]
 
-RUNNING: tuple[JobState, ...] = ("starting", "training", "saving")
+RUNNING: tuple[JobState, ...] = ("starting", "training", "saving", "stopping")
 """States in which a process is at work."""
 
 
@@ -93,6 +93,8 @@ class JobStatus:
         step: optimiser steps that are done.
         steps: of the whole training; 0 until it is known.
         seconds_left: estimated from the steps so far; None until it is known.
+        seconds: of training so far, the parts before a Resume included.
+        rows: where the training rows come from, in words for people; empty until it is known.
     """
 
     state: JobState
@@ -100,6 +102,8 @@ class JobStatus:
     step: int = 0
     steps: int = 0
     seconds_left: float | None = None
+    seconds: float = 0.0
+    rows: str = ""
 
     def save(self, folder: Path) -> None:
         """Write ``status.json``."""

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -20,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from explorer.leftovers import delete_folder, sweep, temporary_folder
 from explorer.training_job import RUNNING, JobStatus, TrainingJob, trained_folder
 from loramixer.cards import UNPUBLISHED
 from loramixer.errors import LoraMixerError
@@ -35,14 +35,14 @@ KEPT = 4
 SECONDS_TO_STOP = 120
 """A process that does not stop by itself for so long is ended."""
 
-PREFIX = "loramixer-training-"
-SECONDS_LEFT_BEHIND = 2 * 24 * 3600
-"""A folder in which nothing was written for so long belongs to a server that was killed."""
-
 PORTABLE = ("adapter_model.safetensors", "adapter_config.json", "README.md", "run_log.json")
 """What a downloaded folder holds: what ``loramixer.load_mixer`` takes, its card, and its curves."""
 
 logger = logging.getLogger(__name__)
+
+
+STOPPING = "Stopping after this step; a checkpoint is written, and the router of that step kept …"
+"""While a process has been asked to stop; it may still be loading the model, and then stops after the first step."""
 
 
 class TrainingBusy(LoraMixerError):
@@ -92,18 +92,18 @@ class Trainings:
         with self._lock:
             self._refuse_second()
             self._make_room()
-            _sweep()
+            sweep()
             key = uuid.uuid4().hex
             folder: Path | None = None
             try:
-                folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+                folder = temporary_folder("training")
                 job = replace(job, experts=_kept_experts(job.experts, folder / "experts"))
                 if job.file:
                     job = replace(job, file=str(shutil.copyfile(job.file, folder / "rows.jsonl")))
                 job.save(folder)
             except OSError as error:
                 if folder is not None:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    delete_folder(folder)
                 raise LoraMixerError(
                     f"The temporary folder of this machine cannot be written ({error.strerror}); make room there."
                 ) from error
@@ -153,6 +153,8 @@ class Trainings:
             if is_gone and found.state in RUNNING:
                 found = self._gone(training, found)
                 found.save(training.folder)
+            elif asked is not None and found.state in RUNNING:
+                found = replace(found, state="stopping", text=STOPPING, seconds_left=None)
             return found
 
     def folder(self, key: str) -> Path:
@@ -256,7 +258,7 @@ class Trainings:
 
     def _delete(self, training: _Running) -> None:
         self._forget(training)
-        shutil.rmtree(training.folder, ignore_errors=True)
+        delete_folder(training.folder)
 
     def _forget(self, training: _Running) -> None:
         if training.mixer and self._forget_mixer:
@@ -293,8 +295,11 @@ class Trainings:
 
     def _gone(self, training: _Running, found: JobStatus) -> JobStatus:
         if training.asked_to_stop is not None:
-            text = f"Ended at step {found.step} of {found.steps}; Resume goes on from the last checkpoint."
-            return found.ended("stopped", text)
+            goes_on = "starts again, for there is no checkpoint yet"
+            if any(training.folder.glob("mixture/*/checkpoint-*")):
+                goes_on = "goes on from the last checkpoint"
+            where = f" at step {found.step} of {found.steps}" if found.steps else " before the first step"
+            return found.ended("stopped", f"Ended{where}; Resume {goes_on}.")
         log = (training.folder / "log.txt").read_text(encoding="utf-8", errors="replace")[-2000:]
         logger.error("A training process ended without a word; the end of its log:\n%s", log)
         text = (
@@ -327,14 +332,3 @@ def _without_places(config: str) -> str:
         if source and split_hub_id(source) is None:
             expert["source"] = UNPUBLISHED + Path(source).name
     return json.dumps(found, indent=2, sort_keys=True) + "\n"
-
-
-def _sweep() -> None:
-    """Delete what servers that were killed have left in the temporary folder."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        try:
-            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-        except OSError:
-            continue
-        if time.time() - newest > SECONDS_LEFT_BEHIND:
-            shutil.rmtree(folder, ignore_errors=True)

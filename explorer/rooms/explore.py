@@ -11,7 +11,7 @@ from explorer.components.share_menu import PromptInLink
 from explorer.components.status_line import StatusLine
 from explorer.examples import EXAMPLES
 from explorer.exported_view import VIEWS, figure_arguments
-from explorer.handlers import ROOM, describe_backbone, describe_mixer
+from explorer.handlers import POLL_SECONDS, ROOM, describe_backbone, describe_mixer
 from explorer.page import Page
 from explorer.provenance import check_loadable
 from explorer.registry import ModelSource
@@ -117,7 +117,7 @@ def build(page: Page) -> None:
 
     page.wanted.change(handlers.choose_wanted, [page.wanted, gate, shown], [mixer, run_status], **at_once)
 
-    timer = gr.Timer(1.0)
+    timer = gr.Timer(POLL_SECONDS)
     timer.tick(handlers.poll, shown, [model_status, timer], **at_once)
     page.folds.append(settings)
     page.demo.load(

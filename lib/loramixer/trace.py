@@ -325,6 +325,8 @@ def stream_trace(
         chat = chat and bool(getattr(tokenizer, "chat_template", None))
     encoded = _checked_prompt(tokenizer, prompt, chat, max_prompt_tokens)
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "temperature": temperature}
+    if not chat and getattr(tokenizer, "chat_template", None):
+        settings["chat"] = False
     if interventions:
         settings["interventions"] = [each.to_dict() for each in interventions]
     acting = _acting(model, interventions, len(encoded.ids))

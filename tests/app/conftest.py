@@ -33,6 +33,12 @@ def _chromium_paths() -> Iterator[str]:
             yield found
 
 
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session whose connection breaks is forgotten at once; one test waits on purpose."""
+    monkeypatch.setattr("explorer.sessions.PATIENCE", 0.0)
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """A headless Chromium; skips when there is none, fails instead when CI=true."""

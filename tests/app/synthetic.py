@@ -158,6 +158,10 @@ class FakeSource:
         self.added[name] = replace(MIXERS[0], name=name, title=title)
         return name
 
+    def last_use(self, name: str) -> float:
+        """The first one was used last."""
+        return -list(self.added).index(name)
+
     def remove(self, name: str) -> None:
         """Forget an added one."""
         self.added.pop(name, None)

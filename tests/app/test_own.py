@@ -209,10 +209,10 @@ def test_a_mixture_is_for_its_owner_and_is_freed(handlers: OwnHandlers, tmp_path
     assert line["kind"] == "note"
     assert wanted["mixer"] not in [mixer.name for mixer in handlers.source.mixers()]
     assert handlers.source.find(wanted["mixer"]).title == wanted["title"]
-    assert list(tmp_path.glob("loramixer-own-*"))
+    assert list(tmp_path.glob("loramixer-explorer-own-*"))
     handlers.leave(session())
     assert handlers.source.added == {}  # type: ignore[attr-defined]
-    assert list(tmp_path.glob("loramixer-own-*")) == []
+    assert list(tmp_path.glob("loramixer-explorer-own-*")) == []
 
 
 def test_a_second_mixture_takes_the_place_of_the_first(handlers: OwnHandlers) -> None:
@@ -228,6 +228,24 @@ def test_mixtures_of_all_visitors_together_are_bounded(handlers: OwnHandlers, mo
         chosen = first_shipped(handlers, str(number))
         handlers.explore(BACKBONE, chosen, UNTRAINED, session(str(number)))
     assert len(handlers.source.added) == PUBLIC_LIMITS.mixtures  # type: ignore[attr-defined]
+
+
+def test_the_mixture_that_was_run_last_stays(handlers: OwnHandlers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever explores with a mixture does nothing in this room, and is no idler."""
+    monkeypatch.setenv("LORAMIXER_PUBLIC", "1")
+    names = [handlers.explore(BACKBONE, first_shipped(handlers, name), UNTRAINED, session(name))[0]["mixer"]
+             for name in ("one", "two", "three")]  # fmt: skip
+    assert list(handlers.source.added) == [names[0], names[2]]  # type: ignore[attr-defined]
+
+
+def test_what_is_brought_meanwhile_stays_ticked(handlers: OwnHandlers) -> None:
+    """Two events on their way at once: neither has seen what the other ticked."""
+    first, second, third = [name for name in shipped_experts() if name.startswith(BACKBONE)][:3]
+    handlers.add_shipped(first, BACKBONE, [], session())
+    both = handlers.add_shipped(second, BACKBONE, [], session())[2].value
+    assert len(both) == 2
+    handlers.check(BACKBONE, both[:1], session())  # unticked
+    assert len(handlers.add_shipped(third, BACKBONE, both[:1], session())[2].value) == 2
 
 
 def test_visitors_who_do_nothing_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,9 +75,52 @@ def test_a_removed_router_leaves_the_memory(saved: Path) -> None:
     route(registry, name)
     registry.remove(name)
     assert set(model.peft_config) == before
-    with pytest.raises(MixerError, match="no known router"):
+    with pytest.raises(MixerError, match=r"your own is no longer in memory.*Explore with these"):
         registry.find(name)
     registry.remove(name)
+
+
+def test_a_backbone_of_ones_own_takes_a_second_mixture(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Freed of its only router it takes no other one, so it goes from memory and is loaded anew."""
+    registry = ModelRegistry()
+    loaded: list[Any] = []
+
+    def load(folder: Path, notify: Any) -> tuple[Any, Any]:
+        model = tiny.mixture(tiny.save_experts(folder.parent / f"others-{len(loaded)}"))
+        model.peft_config["default"].mixer_name = folder
+        loaded.append(model)
+        return model, tiny.tokenizer()
+
+    def add(model: Any, folder: Path) -> str:
+        return next(key for key, config in model.peft_config.items() if config.mixer_name in (folder, name))
+
+    monkeypatch.setattr("loramixer.load_mixer", load)
+    monkeypatch.setattr("loramixer.add_mixer", add)
+    for count in (1, 2):
+        name = registry.add(saved, "Mine")
+        assert route(registry, name).provenance["mixer"] == name
+        assert len(loaded) == count
+        registry.remove(name)
+        assert registry._models.names() == []
+
+
+def test_a_run_that_waited_for_a_model_that_was_freed_loads_it_anew(saved: Path) -> None:
+    registry, model = registry_with_model(saved)
+    name = registry.add(saved, "Mine")
+    backbone = registry.find(name).pinned_backbone
+    others = tiny.mixture(tiny.save_experts(saved.parent / "more")), tiny.tokenizer()
+    registry._models._load = lambda *_: others
+    model.delete_adapter("default")
+    with registry._running(backbone) as loaded:
+        assert loaded.model is others[0]
+
+
+def test_a_run_is_a_use(saved: Path) -> None:
+    registry, _ = registry_with_model(saved)
+    first, second = registry.add(saved, "Mine"), registry.add(saved, "Another")
+    assert registry.last_use(first) < registry.last_use(second)
+    route(registry, first)
+    assert registry.last_use(first) > registry.last_use(second) > registry.last_use("own/nobody")
 
 
 def test_a_router_runs_on_the_revision_of_its_backbone(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+
 import pytest
 
-from explorer.sessions import Tickets, waiting_text
+from explorer.sessions import Tickets, session_of, waiting_text, when_gone
 from tests.app.synthetic import FakeSource
+
+
+def test_a_broken_connection_costs_nothing_to_whoever_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("explorer.sessions.PATIENCE", 0.4)
+    forgotten: list[str] = []
+    away, back = (SimpleNamespace(session_hash=name) for name in ("away", "back"))
+    for request in (away, back):
+        when_gone(request, forgotten.append)
+        when_gone(request, lambda name: forgotten.append(f"files of {name}"))
+    deadline = time.monotonic() + 20
+    while len(forgotten) < 2 and time.monotonic() < deadline:
+        assert session_of(back) == "back"
+        time.sleep(0.02)
+    assert forgotten == ["away", "files of away"]
+    while len(forgotten) < 4 and time.monotonic() < deadline:  # it has gone for good
+        time.sleep(0.02)
+    assert forgotten[2:] == ["back", "files of back"]
+    assert session_of(SimpleNamespace(session_hash=None)) == ""
 
 
 @pytest.fixture

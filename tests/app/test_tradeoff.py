@@ -267,6 +267,10 @@ def test_an_address_of_another_room_changes_nothing(handlers: TradeoffHandlers) 
 
 
 def test_a_replay_that_is_gone_is_said(handlers: TradeoffHandlers) -> None:
+    for router, words in (("live:smollm2-135m/rsl", "was measured just now; press Measure"), ("no/such", "'no/such'")):
+        line = handlers.open_link(session(room="tradeoff", r=router))[3]
+        assert line["kind"] == "note"
+        assert words in line["text"]
     *_, replay, line, _ = handlers.open_link(session(room="tradeoff", replay="lost"))
     assert replay == NO_REPLAY
     assert "'lost' is not installed" in line["text"]

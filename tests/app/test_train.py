@@ -173,6 +173,7 @@ def test_a_job_is_what_the_controls_say(handlers: TrainHandlers) -> None:
         ({"loss": "magic"}, "no loss 'magic'"),
         ({"loss": "supervised", "domains": ["science"]}, "tick its domain"),
         ({"balance_weight": -1}, "α is -1"),
+        ({"seed": 20_250_101_123}, "The seed is 20250101123; give a whole number from 0 to 2,147,483,647"),
         ({"entropy_weight": float("nan")}, "λ is nan"),
     ],
 )

@@ -11,7 +11,8 @@ import pytest
 from safetensors.torch import load_file
 
 from explorer import train_worker
-from explorer.rooms.train.payload import probe_payload, training_payload
+from explorer.rooms.train.files import Record, facts_of
+from explorer.rooms.train.payload import probe_payload, progress_text, training_payload
 from explorer.train_worker import run
 from explorer.training_job import JobStatus, Probe, logged_steps, trained_folder
 from loramixer.errors import LoraMixerError
@@ -100,6 +101,24 @@ def test_curves_path_and_probe_move(tmp_path: Path) -> None:
     assert (shown["steps"], shown["lastStep"], shown["grows"]) == ([0, 1, 2], 2, True)
     # The first step warms up with a learning rate of 0.
     assert shown["frames"][0] != shown["frames"][-1]
+
+
+def test_time_that_was_used_before_a_resume_counts(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "job", max_minutes=10)
+    JobStatus("stopped", "Stopped.", 2, 6, seconds=601).save(folder)
+    ended = run(folder)
+    assert (ended.state, ended.step) == ("finished", 1)
+    assert ended.seconds > 601
+
+
+def test_the_rows_that_were_taken_are_said(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "job", examples=16)
+    ended = run(folder)
+    assert ended.rows == "GENERATED, a toy set"
+    assert progress_text(ended) == "Finished: 2 steps. The router is ready. Rows: GENERATED, a toy set."
+    training = JobStatus("training", "Training: step 1 of 2", 1, 2, 60, rows=ended.rows)
+    assert progress_text(training).endswith("left, measured on the steps so far. Rows: GENERATED, a toy set.")
+    assert facts_of(Record.load(folder))["rows"] == "16 (GENERATED, a toy set)"
 
 
 def test_a_training_ends_when_its_time_is_over(tmp_path: Path) -> None:

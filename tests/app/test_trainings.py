@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from explorer.leftovers import PREFIX
 from explorer.training_job import JobStatus, TrainingJob
-from explorer.trainings import KEPT, PREFIX, TrainingBusy, Trainings
+from explorer.trainings import KEPT, STOPPING, TrainingBusy, Trainings
 from loramixer.errors import LoraMixerError
 from loramixer.mixers import ZOO
 from tests.app.tiny_training import stand_in_command, tiny_job
@@ -135,9 +136,13 @@ def test_stopping_twice_ends_the_process(trainings: Trainings, tmp_path: Path) -
     trainings._command = (trainings._command[0], str(sleeper))
     key = trainings.start(tiny_job(tmp_path))
     trainings.stop(key)
+    stopping = trainings.status(key)
+    assert (stopping.state, stopping.text) == ("stopping", STOPPING)  # whatever the process has said last
+    assert trainings.is_busy()
     trainings.stop(key)
     found = trainings.status(key)
     assert found.state == "stopped"
+    assert found.text == "Ended before the first step; Resume starts again, for there is no checkpoint yet."
     assert not trainings.is_busy()
 
 

@@ -228,6 +228,14 @@ def test_a_router_that_is_not_here_is_one_sentence(room: WhatIfHandlers) -> None
     assert "no known router" in intervene(room, base)[-1][2]["text"]
 
 
+def test_a_trace_without_the_chat_template_is_not_run_with_it(room: WhatIfHandlers) -> None:
+    """Its words stand elsewhere in a run that adds the template."""
+    trace = make_trace(PROMPT)
+    trace = replace(trace, provenance={**trace.provenance, "chat": False})
+    base = room.take(room.traces.put("one", trace), session())[BASE]
+    assert "without the chat template" in intervene(room, base)[-1][2]["text"]
+
+
 def test_a_fault_inside_the_model_is_said(room: WhatIfHandlers) -> None:
     base = room.take(room.traces.put("one", make_trace("CRASH")), session())[BASE]
     line = intervene(room, base)[-1][2]

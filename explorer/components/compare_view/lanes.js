@@ -17,6 +17,7 @@ function createLanes(root, store) {
     const blocks = ['Prompt', 'Answer'].map((label) => {
       const block = make('div', 'lane-block');
       const body = make('p', 'lane-body');
+      body.dir = 'auto';
       block.append(make('h4', '', label), body);
       text.append(block);
       return { block, body };

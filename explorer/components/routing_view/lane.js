@@ -12,6 +12,7 @@ function createLane(root, store) {
   function block(label) {
     const node = make('div', 'lane-block');
     const body = make('p', 'lane-body');
+    body.dir = 'auto'; // the tokens of a text that is read from the right stand from the right
     node.append(make('h3', '', label), body);
     text.append(node);
     return { node, body };

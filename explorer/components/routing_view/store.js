@@ -128,7 +128,11 @@ function createStore() {
     state.model = model;
     state.announce = false;
     if (!model) { state.cell = null; state.version += 1; redraw(); return; }
-    if (state.run !== model.run) startRun(model);
+    if (state.run !== model.run) {
+      // The page opens with one run, and a link may bring its own; whatever comes then is the visitor's.
+      if (state.run !== null && !(wanted && isTextOfLink(model))) touch();
+      startRun(model);
+    }
     if (wanted) applyWanted(model);
     findColumns();
     keepCellValid();

@@ -19,6 +19,8 @@ function link() {
   // A room may wait a moment before it writes its view into the address.
   document.dispatchEvent(new Event('loramixer:flush-link'));
   const url = new URL(window.location);
+  // What the host adds, such as a theme or the signature of a private Space, is for this visitor alone.
+  [...url.searchParams.keys()].filter((name) => name.startsWith('__')).forEach((name) => url.searchParams.delete(name));
   if (!props.prompt) return url.toString();
   url.searchParams.delete(props.prompt.key);
   if (tick.checked && prompt()) url.searchParams.set(props.prompt.key, prompt());

@@ -13,6 +13,20 @@ from explorer.rooms.lessons.texts import LESSONS
 
 CSS = (Path(__file__).parent / "lessons.css").read_text(encoding="utf-8")
 
+KEEP_HOSTS = """
+element.addEventListener('click', (event) => {
+  const link = event.target.closest('a[href^="?"]');
+  if (!link) return;
+  // What the host has added to the address, such as a theme or a signature, goes along.
+  const query = new URLSearchParams(link.getAttribute('href'));
+  new URLSearchParams(window.location.search).forEach((value, name) => {
+    if (name.startsWith('__') && !query.has(name)) query.set(name, value);
+  });
+  link.setAttribute('href', `?${query}`);
+});
+"""
+"""JavaScript of a page with links to views."""
+
 
 def build(page: Page) -> None:
     """Components and wiring of the room."""
@@ -27,7 +41,13 @@ def build(page: Page) -> None:
                 elem_id="lesson",
             )
         with gr.Column(elem_id="lesson-page", elem_classes="view"):
-            text = gr.HTML(page_html(first), elem_id="lesson-text", css_template=CSS, apply_default_css=False)
+            text = gr.HTML(
+                page_html(first),
+                elem_id="lesson-text",
+                css_template=CSS,
+                apply_default_css=False,
+                js_on_load=KEEP_HOSTS,
+            )
             prediction = gr.Radio([], label=first.question, elem_id="lesson-prediction")
             guess = gr.Number(None, label=first.number_question, visible=False, elem_id="lesson-guess")
             reveal = gr.Button("Reveal what was measured", interactive=False, elem_id="lesson-reveal")

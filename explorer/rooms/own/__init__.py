@@ -79,11 +79,13 @@ def build(page: Page) -> None:
     went = [page.wanted, page.tabs, line]
     # Of several quick changes the last one counts.
     last: dict[str, Any] = {**slow, "trigger_mode": "always_last"}
+    # What is brought while something else is looked at waits for its turn.
+    each: dict[str, Any] = {**slow, "trigger_mode": "multiple"}
     look, make = "Looking at the experts …", "Making the mixture …"
     for triggers, text, handler, inputs, outputs, how in (
-        ([add.click, named.submit], look, handlers.add_named, [named, backbone, chosen], [*view, named], slow),
-        ([files.upload], look, handlers.add_files, [files, backbone, chosen], [*view, files], slow),
-        ([shipped.input], look, handlers.add_shipped, [shipped, backbone, chosen], [*view, shipped], slow),
+        ([add.click, named.submit], look, handlers.add_named, [named, backbone, chosen], [*view, named], each),
+        ([files.upload], look, handlers.add_files, [files, backbone, chosen], [*view, files], each),
+        ([shipped.input], look, handlers.add_shipped, [shipped, backbone, chosen], [*view, shipped], each),
         ([backbone.input, chosen.input], look, handlers.check, [backbone, chosen], view, last),
         ([keep.click], look, handlers.keep, [backbone, chosen], view, slow),
         ([clear.click], look, handlers.clear, [backbone], view, slow),

@@ -18,7 +18,7 @@ from explorer.registry import ModelSource
 from explorer.rooms.own.shelf import Shelf, Shelves
 from explorer.rooms.own.table import fit_table
 from explorer.rooms.own.uploads import unpack
-from explorer.sessions import session_of
+from explorer.sessions import session_of, when_gone
 from explorer.settings import limits
 from loramixer.errors import ExpertError, LoraMixerError, MixerError
 from loramixer.experts import Expert
@@ -113,7 +113,12 @@ class OwnHandlers:
 
     def check(self, backbone: str, chosen: Sequence[str], request: gr.Request) -> View:
         """The table for this backbone and these experts."""
-        return self._view(lambda shelf: (self._check(shelf, backbone), list(chosen or [])), request)
+
+        def ticked(shelf: Shelf) -> tuple[Checked, list[str]]:
+            shelf.just_added.clear()
+            return self._check(shelf, backbone), list(chosen or [])
+
+        return self._view(ticked, request)
 
     def keep(self, backbone: str, chosen: Sequence[str], request: gr.Request) -> View:
         """Take away every expert that is not ticked, those that do not fit among them."""
@@ -154,8 +159,8 @@ class OwnHandlers:
         return status("error", "Nothing was done: too many visitors are waiting. Try again in a minute.")
 
     def leave(self, request: gr.Request) -> None:
-        """The page was closed."""
-        self.shelves.forget(session_of(request))
+        """The connection of a page broke: what it brought goes, unless it comes back."""
+        when_gone(request, self.shelves.forget)
 
     # ------------------------------------------------------------------ inside
 
@@ -217,8 +222,9 @@ class OwnHandlers:
         """The view after something was brought, and the control that it came by: emptied, unless it was refused."""
 
         def work(shelf: Shelf) -> tuple[Checked, list[str]]:
-            added = bring(shelf)
-            return self._check(shelf, backbone), [*(chosen or []), *added]
+            # Several ways of adding may be on their way at once, and none of them saw the others' ticks.
+            shelf.just_added += bring(shelf)
+            return self._check(shelf, backbone), [*(chosen or []), *shelf.just_added]
 
         view = self._view(work, request)
         return *view, gr.skip() if view[1]["kind"] == "error" else emptied

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import threading
 import uuid
 from collections import OrderedDict
@@ -11,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from explorer.leftovers import delete_folder, temporary_folder
 from explorer.registry import ModelSource
 from explorer.settings import is_public, limits
 from loramixer.backbones import CATALOGUE
@@ -30,6 +30,8 @@ class Shelf:
         folder: temporary; everything uploaded or written for this session lies in it.
         sources: expert name → folder or Hub id, in the order of the gates.
         mixture: name of the mixture that the registry holds for it; empty when there is none.
+        mixture_folder: where that mixture lies.
+        just_added: experts that came since the visitor last ticked or unticked one.
         fetched: Hub ids that this session had fetched.
         routers: trained routers that were offered for its experts.
         training: backbone, with the ``@revision`` that was checked, and experts that Train takes, name → folder or
@@ -39,6 +41,8 @@ class Shelf:
     folder: Path
     sources: dict[str, str] = field(default_factory=dict)
     mixture: str = ""
+    mixture_folder: Path | None = None
+    just_added: list[str] = field(default_factory=list)
     fetched: set[str] = field(default_factory=set)
     routers: tuple[str, ...] = ()
     training: tuple[str, dict[str, str]] = ("", {})
@@ -103,7 +107,7 @@ class Shelves:
         """The shelf of a session, made when it is first asked for."""
         with self._lock:
             if session not in self._shelves:
-                self._shelves[session] = Shelf(Path(tempfile.mkdtemp(prefix="loramixer-own-")))
+                self._shelves[session] = Shelf(temporary_folder("own"))
             self._shelves.move_to_end(session)
             idle = [key for key in self._shelves if key != session][: max(0, len(self._shelves) - MOST_SHELVES)]
             freed = [self._shelves.pop(key) for key in idle]
@@ -119,17 +123,20 @@ class Shelves:
         return shelf.training if shelf else ("", {})
 
     def put_mixture(self, session: str, folder: Path, title: str) -> str:
-        """Give a mixture to the registry; an earlier one of this session, and the oldest of too many, are freed."""
+        """Give a mixture to the registry; an earlier one of this session goes, and of too many the one least run."""
         shelf = self.of(session)
-        former = [shelf.mixture]
-        shelf.mixture = self._source.add(folder, title)
+        former, shelf_folder = [shelf.mixture], shelf.mixture_folder
+        shelf.mixture, shelf.mixture_folder = self._source.add(folder, title), folder
         with self._lock:
             others = [other for other in self._shelves.values() if other.mixture and other is not shelf]
+            others.sort(key=lambda other: self._source.last_use(other.mixture))
             for other in others[: max(0, len(others) + 1 - limits().mixtures)]:
                 former.append(other.mixture)
                 other.mixture = ""
         for name in filter(None, former):
             self._source.remove(name)
+        if shelf_folder is not None:
+            shutil.rmtree(shelf_folder, ignore_errors=True)
         return shelf.mixture
 
     def forget(self, session: str) -> None:
@@ -142,7 +149,7 @@ class Shelves:
     def _free(self, shelf: Shelf) -> None:
         if shelf.mixture:
             self._source.remove(shelf.mixture)
-        shutil.rmtree(shelf.folder, ignore_errors=True)
+        delete_folder(shelf.folder)
         if is_public():
             self._drop_downloads(shelf.fetched)
 

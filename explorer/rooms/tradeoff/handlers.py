@@ -21,6 +21,7 @@ from explorer.replays import FOLDER, Replay, find_replays
 from explorer.rooms.tradeoff.payload import plane_payload, python_of
 from explorer.rooms.tradeoff.points import (
     COMMAND,
+    LIVE,
     RESULTS,
     Plane,
     PlaneRouter,
@@ -236,5 +237,12 @@ class TradeoffHandlers:
         if replay not in (NO_REPLAY, *self.replays):
             notes.append(f"The link's replay {replay!r} is not installed.")
             replay = NO_REPLAY
+        plane = self._payload([], values)
+        if (asked := values["router"]) and asked not in {router["key"] for router in plane["routers"]}:
+            notes.append(
+                "The link chooses a router that was measured just now; press Measure to measure it here."
+                if asked.startswith(LIVE)
+                else f"The link's router {asked!r} is not on this plane."
+            )
         line = status("note", " ".join(notes)) if notes else status("quiet")
-        return self._payload([], values), values, replay, line, self.query(values, replay)
+        return plane, values, replay, line, self.query(values, replay)

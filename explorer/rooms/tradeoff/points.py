@@ -151,6 +151,10 @@ def log_path(steps: Sequence[Row], experts: int) -> list[tuple[float, float]]:
     ]
 
 
+LIVE = "live:"
+"""Begins the key of a router that was measured just now and lies in no file."""
+
+
 def live_router(mixer: MixerInfo, traces: Sequence[RoutingTrace]) -> PlaneRouter:
     """A router on texts that were routed just now, with soft gates and without the chat template.
 
@@ -167,7 +171,7 @@ def live_router(mixer: MixerInfo, traces: Sequence[RoutingTrace]) -> PlaneRouter
     length = int(np.median([text.shape[1] for text in texts]))
     found = shuffled_token_band(pooled, length)
     return PlaneRouter(
-        key=f"live:{mixer.name}",
+        key=f"{LIVE}{mixer.name}",
         title=mixer.title,
         loss_text=mixer.loss,
         undecided=Span(float(point.undecided)),

@@ -99,7 +99,7 @@ def facts_of(record: Record) -> dict[str, Any]:
         "seed": job.seed,
         "experts": ", ".join(job.experts),
         "domains": ", ".join(job.domains),
-        "rows": f"{job.examples} ({job.data})",
+        "rows": f"{job.examples} ({record.status.rows or job.data})",
         "steps": f"{record.status.step} of {record.status.steps}",
         "state": record.status.state,
         "probe": job.probe,

@@ -31,7 +31,7 @@ from explorer.rooms.train.payload import probe_payload, progress_text, training_
 from explorer.sessions import session_of
 from explorer.settings import DEFAULT_K, check_prompt, limits
 from explorer.training_job import RUNNING, JobStatus, Probe, TrainingJob, logged_steps, trained_folder
-from explorer.trainings import Trainings
+from explorer.trainings import STOPPING, Trainings
 from loramixer.data import RECIPES
 from loramixer.errors import DataError, ExpertError, LoraMixerError, MixerError
 from loramixer.training.run_log import RunLog
@@ -252,6 +252,8 @@ class TrainHandlers:
                 f"{examples} examples were asked for; here it can be {len(domains)} (one for each domain) to {most:,}."
             )
         check_prompt(values["probe"])
+        if not 0 <= int(values["seed"] or 0) < 2**31:
+            raise DataError(f"The seed is {int(values['seed'])}; give a whole number from 0 to {2**31 - 1:,}.")
         loss = LOSSES.get(values["loss"])
         if loss is None:
             raise MixerError(f"There is no loss '{values['loss']}'; there are {', '.join(LOSSES)}.")
@@ -349,10 +351,11 @@ class TrainHandlers:
 
     def _buttons(self, now: JobStatus | None, has_router: bool) -> tuple[Any, ...]:
         is_running = now is not None and now.state in RUNNING
+        stops = now is not None and now.state == "stopping"
         can_resume = now is not None and now.state in ("stopped", "failed")
         return (
             gr.Button(interactive=not is_running),
-            gr.Button(interactive=is_running),
+            gr.Button("End at once" if stops else "Stop", interactive=is_running),
             gr.Button(interactive=can_resume),
             gr.Button(interactive=has_router),
             gr.Button(interactive=has_router),
@@ -366,7 +369,7 @@ class TrainHandlers:
             self.trainings.stop(key)
         except LoraMixerError as error:
             return status("error", str(error)), gr.skip()
-        return status("busy", "Stopping after this step; a checkpoint is written …"), gr.Timer(active=True)
+        return status("busy", STOPPING), gr.Timer(active=True)
 
     def resume(self, key: str) -> tuple[Status, Any, Any]:
         """Go on from the last checkpoint: status, what the page has seen, and the timer."""

@@ -112,9 +112,10 @@ def curves_of(steps: Sequence[dict[str, Any]], experts: Sequence[str]) -> list[d
 
 def progress_text(status: JobStatus) -> str:
     """The sentence under the bar."""
+    rows = f" Rows: {status.rows}." if status.rows else ""
     if status.state == "training" and status.seconds_left is not None:
-        return f"{status.text}; about {duration(status.seconds_left)} left, measured on the steps so far."
-    return status.text
+        return f"{status.text}; about {duration(status.seconds_left)} left, measured on the steps so far.{rows}"
+    return f"{status.text}{'' if status.text.endswith(('.', '…')) else '.'}{rows}" if rows else status.text
 
 
 def python_of(job: TrainingJob) -> str:

@@ -34,7 +34,7 @@ from explorer.settings import (
 )
 from explorer.summary import prompt_text
 from explorer.traces_in_memory import TraceStore
-from loramixer.errors import LoraMixerError, TraceError
+from loramixer.errors import LoraMixerError, MixerError, TraceError
 from loramixer.trace import RoutingTrace
 from loramixer.whatif import NOTE
 
@@ -393,6 +393,11 @@ class WhatIfHandlers:
         from loramixer import Intervention
 
         facts = trace.provenance
+        if facts.get("chat") is False:
+            raise MixerError(
+                "This trace was made without the chat template, which every run here adds, so its words would stand "
+                "elsewhere; use the changes at once, or run it from Python with intervene."
+            )
         asked = RunRequest(
             prompt_text(trace),
             self.source.find(str(facts.get("mixer") or "")).name,
