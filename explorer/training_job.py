@@ -15,10 +15,11 @@ never blocks the page:
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from loramixer.whole_files import write_whole
 
 JobState = Literal["starting", "training", "saving", "stopping", "finished", "stopped", "failed"]
 
@@ -186,6 +187,4 @@ def trained_folder(folder: Path) -> Path | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write whole or not at all."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-    os.replace(scratch, path)
+    write_whole(path, json.dumps(value, ensure_ascii=False))
