@@ -202,8 +202,8 @@ assert without.trace.provenance["interventions"] == [{"kind": "mask", "experts":
 # - Where few answers are right, count them with an honest interval, and compare routers by the loss of the gold
 #   answer.
 # - A mask needs its control, since losing any expert changes something, and not always for the worse.
-# - Routing that follows the spans is one thing, needing the expert another. The table above shows both: math matters in
-#   both sets, and without the code expert the math–code rows are better off, though their words go to it.
+# - Routing that follows the spans is one thing, needing the expert another. The table above shows both: math matters
+#   in both sets, and without the code expert the math–code rows are better off, though their words go to it.
 #
 # ## Exercise
 #
