@@ -212,7 +212,8 @@ def test_the_page_of_results_prints_the_result_files():
 def test_the_page_of_seeds_that_were_trained_again_prints_its_files():
     folder = RESULTS / "clean-seeds"
     text = (folder / "README.md").read_text(encoding="utf-8")
-    assert re.findall(r"<!-- table (\S+) -->", text) == ["losses-state", "losses", "losses-differences", "losses-verdicts"]
+    names = ["losses-state", "losses", "losses-differences", "losses-verdicts"]
+    assert re.findall(r"<!-- table (\S+) -->", text) == names
     assert fill(text, folder) == text
 
 
