@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import tempfile
 import time
@@ -13,6 +14,7 @@ SECONDS_LEFT_BEHIND = 2 * 24 * 3600
 """A folder in which nothing was written for so long belongs to a server that was killed."""
 
 _folders: set[Path] = set()
+_owner = os.getpid()
 
 
 def temporary_folder(kind: str, root: Path | str | None = None) -> Path:
@@ -36,6 +38,8 @@ def delete_folder(folder: Path) -> None:
 def sweep() -> None:
     """Delete what servers that were killed have left in the temporary folder."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        if folder in _folders:  # of this server, however long a visitor has been idle
+            continue
         try:
             newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
         except OSError:
@@ -46,5 +50,7 @@ def sweep() -> None:
 
 @atexit.register
 def _delete_all() -> None:
+    if os.getpid() != _owner:  # a forked process, whose end is nobody's
+        return
     for folder in list(_folders):
         delete_folder(folder)

@@ -46,9 +46,8 @@ def run(folder: Path) -> JobStatus:
     from loramixer.errors import LoraMixerError
 
     job = TrainingJob.load(folder)
-    former = JobStatus.load(folder)
     text = f"Loading {job.backbone} and {len(job.experts)} experts …"
-    JobStatus("starting", text, seconds=former.seconds, rows=rows_text(job)).save(folder)
+    JobStatus("starting", text, seconds=JobStatus.load(folder).seconds).save(folder)
     try:
         ended = _train(job, folder)
     except StoppedByUser:
@@ -76,6 +75,7 @@ def _train(job: TrainingJob, folder: Path) -> JobStatus:
     from loramixer.training import routers
     from loramixer.training.presets import CPU_SMALL
 
+    replace(JobStatus.load(folder), rows=rows_text(job)).save(folder)
     own_domains = tuple(name for name in job.experts if name in RECIPES)
     rows: Any = job.examples
     if job.file or job.domains != own_domains:

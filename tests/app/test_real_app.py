@@ -73,7 +73,7 @@ def answers(url: str) -> bool:
 def test_a_real_router_chooses_while_the_model_writes(watched: Watched, real_url: str, app_log: Path) -> None:
     page: Any = watched.page
     page.goto(real_url)
-    page.wait_for_selector(".token", timeout=5_000)
+    page.wait_for_selector(".token")  # how soon is no matter of a test on a busy machine
     assert page.text_content(".strip-item:first-child .strip-value") == "Recorded"
 
     # Stop must come before the end, on a machine where the page lags behind the model too: the longest answer, and

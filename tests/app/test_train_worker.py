@@ -111,6 +111,13 @@ def test_time_that_was_used_before_a_resume_counts(tmp_path: Path) -> None:
     assert ended.seconds > 601
 
 
+def test_rows_that_cannot_be_found_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAMIXER_DATA", str(tmp_path / "nowhere"))
+    ended = run(folder_of(tmp_path, "job"))
+    assert ended.state == "failed"
+    assert "LORAMIXER_DATA" in ended.text
+
+
 def test_the_rows_that_were_taken_are_said(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "job", examples=16)
     ended = run(folder)

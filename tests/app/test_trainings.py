@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from explorer.leftovers import PREFIX
+from explorer.leftovers import PREFIX, delete_folder, temporary_folder
 from explorer.training_job import JobStatus, TrainingJob
 from explorer.trainings import KEPT, STOPPING, TrainingBusy, Trainings
 from loramixer.errors import LoraMixerError
@@ -193,8 +193,12 @@ def test_folders_of_killed_servers_are_swept(tmp_path: Path, monkeypatch: pytest
     long_ago = time.time() - 3 * 24 * 3600
     os.utime(old / "status.json", (long_ago, long_ago))
     os.utime(old, (long_ago, long_ago))
+    own = temporary_folder("own")
+    os.utime(own, (long_ago, long_ago))
     trainings = Trainings(("true",))
     trainings.start(tiny_job(tmp_path))
     assert not old.exists()
     assert new.exists()
+    assert own.exists()  # a visitor of this server, who may be back on Monday
+    delete_folder(own)
     trainings.close()

@@ -285,7 +285,8 @@ def rows_fit_in_line(model: Any, rows: Sequence[dict[str, Any]], longest: int, s
     shared = _common_beginning(whole, [torch.full_like(ids, IGNORED_LABEL) for ids in whole]) if share_beginning else 0
     ids = [row[: shared + TRIAL_TOKENS] for row in whole]
     # The same line, but for what the first row has to itself.
-    others = [torch.cat([ids[0][:shared], ids[0][shared:].flip(0).roll(1)]), *ids[1:]]
+    other = (ids[0][shared:] + 1) % model.config.get_text_config().vocab_size
+    others = [torch.cat([ids[0][:shared], other]), *ids[1:]]
     try:
         with evaluation_mode(model), torch.no_grad(), attention_row_by_row(model) as possible:
             if not possible:

@@ -347,12 +347,15 @@ class LoraMixerModel(BaseTuner):
         expert_index, row_tokens = kwargs.pop("expert_index", None), kwargs.pop("row_tokens", None)
         if runtime is None:
             return args, kwargs
+        # It stays until the next forward: checkpointing runs layers again in the backward pass.
+        runtime.domain_of_batch = expert_index
+        trains = model.training and torch.is_grad_enabled()
+        if expert_index is None and not trains:
+            return args, kwargs
         inputs = named_inputs(model.forward, args, kwargs)
         if expert_index is not None:
             check_expert_index(expert_index, len(runtime.experts), inputs, row_tokens)
-        # It stays until the next forward: checkpointing runs layers again in the backward pass.
-        runtime.domain_of_batch = expert_index
-        if model.training and torch.is_grad_enabled() and inputs.get("labels") is not None:
+        if trains and inputs.get("labels") is not None:
             # Some backbones divide their loss by the step's number of labels and some, T5 and all classifiers, do
             # not; without that number each returns the mean over its own labels, which is weighted afterwards.
             kwargs.pop("num_items_in_batch", None)
