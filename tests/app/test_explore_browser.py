@@ -108,6 +108,18 @@ def test_the_cell_of_a_link_is_shown_in_its_own_text_only(watched: Watched, synt
     assert text_of(page, ".lock") == "Locked"
 
 
+@pytest.mark.parametrize(("query", "chosen"), [("", 1), (f"v=1&room=explore&x={EXAMPLES[1].key}", 0)])
+def test_the_address_is_that_of_what_was_chosen_last(
+    watched: Watched, synthetic_page_url: str, query: str, chosen: int
+) -> None:
+    """Without any change of the view: a link that is kept, or a reload, must bring this text back."""
+    page = open_page(watched, synthetic_page_url, query)
+    page.wait_for_timeout(500)
+    assert urlsplit(page.url).query == query  # nobody has chosen anything yet
+    page.locator("#examples button", has_text=EXAMPLES[chosen].label).first.click()
+    wait_for_query(page, f"x={EXAMPLES[chosen].key}")
+
+
 def test_the_note_of_a_link_outlives_the_choice_of_its_router(watched: Watched, synthetic_page_url: str) -> None:
     page = open_page(watched, synthetic_page_url, "v=1&room=explore&r=smollm2-135m/load-balance&k=3")
     page.wait_for_function("document.querySelector('#mixer input').value === 'Load balance'")

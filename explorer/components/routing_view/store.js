@@ -130,7 +130,8 @@ function createStore() {
     if (!model) { state.cell = null; state.version += 1; redraw(); return; }
     if (state.run !== model.run) {
       // The page opens with one run, and a link may bring its own; whatever comes then is the visitor's.
-      if (state.run !== null && !(wanted && isTextOfLink(model))) touch();
+      const isOfLink = wanted && (wanted.text.example || wanted.text.prompt) && isTextOfLink(model);
+      if (state.run !== null && !isOfLink) touch();
       startRun(model);
     }
     if (wanted) applyWanted(model);
