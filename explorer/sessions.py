@@ -22,7 +22,8 @@ PATIENCE = 15 * 60.0
 breaks it, and the page that comes back opens no second one."""
 
 _Forget = Callable[[str], None]
-_left: dict[str, tuple[threading.Timer, list[_Forget]]] = {}
+_left: dict[str, list[_Forget]] = {}
+_timers: dict[str, threading.Timer] = {}
 _left_lock = threading.Lock()
 
 
@@ -50,7 +51,7 @@ def when_gone(request: Any, forget: _Forget) -> None:
         forget(session)
         return
     with _left_lock:
-        _left.setdefault(session, (threading.Timer(0, str), []))[1].append(forget)
+        _left.setdefault(session, []).append(forget)
         _wait(session)
 
 
@@ -60,17 +61,17 @@ def _name(request: Any) -> str:
 
 def _wait(session: str) -> None:
     """Begin to wait, or begin again; with the lock held."""
-    former, forgets = _left[session]
-    former.cancel()
-    timer = threading.Timer(PATIENCE, _gone, (session,))
+    if former := _timers.get(session):
+        former.cancel()
+    timer = _timers[session] = threading.Timer(PATIENCE, _gone, (session,))
     timer.daemon = True
-    _left[session] = timer, forgets
     timer.start()
 
 
 def _gone(session: str) -> None:
     with _left_lock:
-        _, forgets = _left.pop(session, (None, []))
+        _timers.pop(session, None)
+        forgets = _left.pop(session, [])
     for forget in forgets:
         forget(session)
 

@@ -575,8 +575,12 @@ def _progress() -> Progress:
 
 def _dtype(name: str, measuring: bool = False) -> Any:
     """A type of torch; None leaves the choice of ``auto`` to the training."""
-    import torch
+    if name != "auto":
+        import torch
 
-    from loramixer.training.loop import fast_training_dtype
+        return getattr(torch, name)
+    if not measuring:
+        return None
+    from loramixer.training.loop import fast_training_dtype  # which brings the Trainer
 
-    return getattr(torch, name) if name != "auto" else fast_training_dtype() if measuring else None
+    return fast_training_dtype()

@@ -107,6 +107,17 @@ def test_lines_beyond_the_palette_differ_in_their_dashes():
     assert len(lengths) == 3
 
 
+@pytest.mark.parametrize("dash", ["dot", "dashdot", "5px,2px"])
+def test_every_dash_of_plotly_is_drawn(dash):
+    figure = canvas("Dashes", 300, 200, 40, 20)
+    axes(figure, 1, (0, 1), [], "", (0, 1), [], "")
+    figure.add_trace(
+        go.Scatter(x=[0, 1], y=[0, 1], mode="lines", name="line", line={"dash": dash, "color": "#000000"})
+    )
+    assert viz.to_svg(figure).count(f'stroke-dasharray="{"2 3" if dash == "dot" else "5 4"}"') >= 1
+    assert viz.to_png(figure, scale=1)
+
+
 def grid_rows(loss, **fields):
     return [
         {"balance_weight": 1, "entropy_weight": 0.3, "entropy": sign, "seed": seed, "test_rows": 40, "loss_soft": loss,

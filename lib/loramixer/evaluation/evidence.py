@@ -11,7 +11,7 @@ from loramixer.evaluation.csv_files import Row, read_csv
 from loramixer.evaluation.experiments import data_size, grid
 from loramixer.evaluation.experiments.plan import Options
 from loramixer.evaluation.markdown import table
-from loramixer.evaluation.verdicts import Verdict, find, printed, shipped_gate, table_line
+from loramixer.evaluation.verdicts import Verdict, find, gate_words, printed, shipped_gate, table_line
 
 Maker = Callable[[Path], str]
 
@@ -53,8 +53,8 @@ def losses_differences_table(folder: Path) -> str:
     rows = read_csv(folder / "losses-summary.csv")
     gate = shipped_gate(rows)
     apart = [row for row in rows if row["against"] is not None and str(row["quantity"]).startswith("loss")]
-    columns = [("loss", "soft", "all, soft gates"), ("loss", gate, f"all, {gate.replace('_', '-')}")]
-    columns += [(f"loss_{name}", gate, f"{name}, {gate.replace('_', '-')}") for name in _parts(rows, "loss_")]
+    columns = [("loss", "soft", "all, soft gates"), ("loss", gate, f"all, {gate_words(gate)}")]
+    columns += [(f"loss_{name}", gate, f"{name}, {gate_words(gate)}") for name in _parts(rows, "loss_")]
     lines = []
     for setting, against in dict.fromkeys((row["setting"], row["against"]) for row in apart):
         own = [row for row in apart if (row["setting"], row["against"]) == (setting, against)]
@@ -86,7 +86,7 @@ def choice_table(folder: Path) -> str:
     """Loss under the shipped gate, and routing, one line per candidate."""
     rows = read_csv(folder / "choice-summary.csv")
     gate = shipped_gate(rows)
-    columns = [("loss", gate, f"loss, {gate.replace('_', '-')}"), ("accuracy", gate, "accuracy")]
+    columns = [("loss", gate, f"loss, {gate_words(gate)}"), ("accuracy", gate, "accuracy")]
     return _settings(rows, [*columns, *((name, "soft", head) for name, head in ROUTING.items())])
 
 
@@ -110,7 +110,7 @@ def grid_table(folder: Path) -> str:
     rows.sort(key=lambda row: row["value"] if row["quantity"] == "loss" and row["gate"] == "soft" else float("inf"))
     columns = [
         ("loss", "soft", "loss, soft"),
-        ("loss", shipped_gate(rows), f"loss, {shipped_gate(rows).replace('_', '-')}"),
+        ("loss", shipped_gate(rows), f"loss, {gate_words(shipped_gate(rows))}"),
     ]
     return _settings(rows, [*columns, *((name, "soft", head) for name, head in ROUTING.items())])
 

@@ -124,6 +124,11 @@ def shipped_gate(rows: Sequence[Row]) -> str:
     return f"top_{max(counts)}"
 
 
+def gate_words(gate: str) -> str:
+    """``top-3`` or ``soft gates``."""
+    return "soft gates" if gate == "soft" else gate.replace("_", "-")
+
+
 def _collapse_verdicts(rows: Sequence[Row]) -> list[Verdict]:
     """Whether each load balance that stands alone ends with the same gates for all experts."""
     verdicts = []
@@ -156,13 +161,13 @@ def losses_verdicts(rows: Sequence[Row]) -> list[Verdict]:
                     f"difference {printed(row)} ({sizes(row)})",
                 )
             )
-    for gate, words in ((shipped_gate(rows), shipped_gate(rows).replace("_", "-")), ("soft", "soft gates")):
+    for gate in (shipped_gate(rows), "soft"):
         for row in rows:
             ours = str(row["setting"]).startswith("RSL sharpen") and row["against"] is not None
             if ours and row["quantity"] == "loss" and row["gate"] == gate:
                 verdicts.append(
                     Verdict(
-                        f"{row['setting']} has a lower test loss than {row['against']} ({words})",
+                        f"{row['setting']} has a lower test loss than {row['against']} ({gate_words(gate)})",
                         below(row),
                         f"difference {printed(row)} nats per token ({sizes(row)})",
                     )
@@ -334,7 +339,7 @@ def oracle_verdicts(rows: Sequence[Row]) -> list[Verdict]:
             (row for row in rows if row["quantity"] == "loss" and str(row["against"] or "").startswith(against)), None
         )
         if row is not None:
-            router = f"{row['setting']} ({row['gate'].replace('_', '-')})"
+            router = f"{row['setting']} ({gate_words(row['gate'])})"
             claim = f"{router} has a mean test loss {word} that of {row['against']}"
             verdicts.append(Verdict(claim, rule(row), f"gap {printed(row)} nats per token ({sizes(row)})"))
     return verdicts

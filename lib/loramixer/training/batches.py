@@ -37,12 +37,10 @@ TRIAL_TOLERANCE = 0.05
 """How far, in standard deviations, the outputs of a backbone may move when rows lie in one line: above rounding in
 bfloat16, and below what positions or a mask that the backbone does not heed would do."""
 
-LEAK_TOLERANCE = {torch.float32: 1e-4}
-"""How far, in standard deviations, any output of one row may move when the row before it changes, by data type. The
-products are of the same shapes then, so that nothing but the choice of a kernel could round otherwise."""
-
-HALF_LEAK_TOLERANCE = 1e-3
-"""The same of types with fewer digits."""
+LEAK_TOLERANCE, HALF_LEAK_TOLERANCE = 1e-4, 1e-3
+"""How far, in standard deviations, any output of one row may move when the row before it changes: in float32, and in
+types with fewer digits. The products are of the same shapes then, so that nothing but the choice of a kernel could
+round otherwise."""
 
 TRIAL_TOKENS = 64
 """Tokens of each row, behind what the rows have in common, that a trial takes."""
@@ -298,7 +296,7 @@ def rows_fit_in_line(model: Any, rows: Sequence[dict[str, Any]], longest: int, s
         return False  # the forward of this backbone does not take what a line needs
     scale = alone.std()
     leak = (together - changed)[len(ids[0]) :].abs().max()
-    most = LEAK_TOLERANCE.get(model.dtype, HALF_LEAK_TOLERANCE)
+    most = LEAK_TOLERANCE if model.dtype == torch.float32 else HALF_LEAK_TOLERANCE
     return bool((together - alone).std() <= TRIAL_TOLERANCE * scale and leak <= most * scale)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import unescape
 from typing import Any, Literal
@@ -332,7 +332,7 @@ class _Page:
             yield Area(points, colour, 0.18)
         elif "lines" in mode:
             for part in _parts(pairs):
-                yield Line(part, colour, line.get("width") or 2, opacity, line.get("dash"))
+                yield Line(part, colour, line.get("width") or 2, opacity, _dash(line))
         for axis, name in ((x, "error_x"), (y, "error_y")):
             bars = trace.get(name) or {}
             if bars.get("array") is None:
@@ -399,7 +399,7 @@ class _Page:
             line, marker = trace.get("line") or {}, trace.get("marker") or {}
             colour = self._ink(line.get("color") or marker.get("color"))
             if "lines" in (trace.get("mode") or "") and line.get("dash"):
-                yield Line([(left, top - 4), (left + 12, top - 4)], colour, 2, dashed=line["dash"])
+                yield Line([(left, top - 4), (left + 12, top - 4)], colour, 2, dashed=_dash(line))
             elif marker.get("symbol") == "x":
                 yield Line([(left + 1, top - 8), (left + 9, top)], colour, 1.8)
                 yield Line([(left + 1, top), (left + 9, top - 8)], colour, 1.8)
@@ -422,6 +422,12 @@ def _parts(pairs: Sequence[tuple[float, float] | None]) -> Iterator[Points]:
         elif part:
             yield part
             part = []
+
+
+def _dash(line: Mapping[str, Any]) -> str | None:
+    """The dash of a line of Plotly's; one that is not in :data:`DASHES` is drawn as the plain one."""
+    dash = line.get("dash")
+    return dash if not dash or dash in DASHES else "dash"
 
 
 def _known(value: Any) -> bool:

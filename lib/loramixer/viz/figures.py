@@ -9,21 +9,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import plotly.graph_objects as go
 
 from loramixer.viz.canvas import axes, axis_name, canvas, error_bars, round_scale
+from loramixer.viz.drawing import DASHES
 from loramixer.viz.palette import NEUTRAL, ExpertStyle, expert_styles
 from loramixer.viz.planes import add_band, add_path, add_point, empty_plane
 
 Row = dict[str, Any]
 
-DASHES = (None, "dash", "dot", "longdash")
-"""Of lines beyond the palette, which share one grey."""
 
 SCALE = ("#E8F1F8", "#0072B2")
 """Ends of heat maps; texts on them are black or white."""
+
+
+def dashes(colours: Sequence[str]) -> list[str | None]:
+    """A dash for the line of each colour: lines beyond the palette share one grey, and differ in this alone."""
+    patterns = (None, *DASHES)
+    greys = accumulate(colour == NEUTRAL for colour in colours)
+    return [
+        patterns[min(number, len(patterns)) - 1] if colour == NEUTRAL else None
+        for colour, number in zip(colours, greys, strict=True)
+    ]
 
 
 def losses_figure(summary: Sequence[Row], gate: str) -> go.Figure:
@@ -257,9 +267,8 @@ def plane_figure(points: Sequence[Row], paths: Sequence[Row]) -> go.Figure:
         ends = (row["band_undecided_low"], row["band_undecided_high"])
         heights = (row["band_balanced_low"], row["band_balanced_high"])
         add_band(figure, ends, heights, styles[row["setting"]], row["band_tokens"])
-    neutral = iter(DASHES)
-    for setting, style in styles.items():
-        dash = next(neutral, DASHES[-1]) if style.colour == NEUTRAL else None
+    own_dashes = dashes([style.colour for style in styles.values()])
+    for (setting, style), dash in zip(styles.items(), own_dashes, strict=True):
         for seed in _names([row for row in paths if row["setting"] == setting], "seed"):
             steps = [row for row in paths if (row["setting"], row["seed"]) == (setting, seed)]
             places = [(row["undecided"], row["balanced"]) for row in steps]
@@ -309,9 +318,8 @@ def _lines(
     """Lines of ``(x, value, low, high)`` with their names in a legend; without ends there are no bars or dots."""
     figure = canvas(title, 820, 420, left=70, right=240)
     seen = []
-    neutral = iter(DASHES)
-    for name, colour, points in lines:
-        dash = next(neutral, DASHES[-1]) if colour == NEUTRAL else None
+    own_dashes = dashes([colour for _, colour, _ in lines])
+    for (name, colour, points), dash in zip(lines, own_dashes, strict=True):
         barred = any(low is not None for _, _, low, _ in points)
         seen += [value for point in points for value in point[1:] if value is not None]
         figure.add_trace(

@@ -58,7 +58,7 @@ class Measurement:
     def rows_of(self, quantity: str) -> int:
         """The number of rows that a quantity stands on: of a domain its own, of an accuracy those with choices."""
         domain = next((name for name in _domains(self.scores) if quantity.endswith(f"_{name}")), None)
-        if domain is None or quantity == f"load_{domain}":  # all rows load every expert
+        if quantity == f"load_{domain}":  # all rows load every expert
             domain = None
         return sum(
             domain in (None, score.domain) and (score.correct is not None or not quantity.startswith("accuracy"))

@@ -67,8 +67,7 @@ def picture(folder: Path) -> Any:
     from loramixer.viz.figures import plane_figure
 
     paths = folder / f"{NAME}-paths.csv"
-    points = read_csv(folder / f"{NAME}.csv")
-    return plane_figure(points, read_csv(paths) if paths.is_file() else [])
+    return plane_figure(read_csv(folder / f"{NAME}.csv"), read_csv(paths) if paths.is_file() else [])
 
 
 EXPERIMENT = Experiment(NAME, "The entropy–balance plane", "no figure of the paper", plan, write, {NAME: picture},

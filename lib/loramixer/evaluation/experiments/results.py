@@ -109,8 +109,7 @@ class Results:
 
     def rows_of(self, quantity: str) -> int:
         """The number of test rows that a quantity stands on, see :meth:`Measurement.rows_of`."""
-        measured = (*self.base.values(), *(found for gates in self.measured.values() for found in gates.values()))
-        first = next(iter(measured), None)
+        first = next((found for gates in (self.base, *self.measured.values()) for found in gates.values()), None)
         return self.rows if first is None else first.rows_of(quantity)
 
     def summary_row(

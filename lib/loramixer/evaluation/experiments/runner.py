@@ -85,7 +85,10 @@ def perform(
         _finish(run, plan, rows, results, stored_only, say)
         if number < len(former):
             continue  # a file that is there already never becomes shorter
-        with nullcontext() if stored_only else _alone(workshop, f"{experiment.name}.csv"):
+        if stored_only:
+            experiment.write(results, output)
+            continue
+        with _alone(workshop, f"{experiment.name}.csv"):
             for other in _runs_there(experiment, plan, output, workshop, key):
                 if other not in runs:  # of a process that was started with other seeds
                     _finish(other, plan, rows, results, True, say)
@@ -184,14 +187,13 @@ def describe(experiment: Experiment, options: Options, workshop: Workshop) -> li
             # A gate that asks no router is measured once for all runs: its file is the same for all.
             if workshop.measurement_file(key, run, gate) not in gates_left
         ]
+        training = workshop.needs_training(run)
+        if gates and not training and not workshop.is_trained(run):
+            lines.append(f"{run.name}: finished{without_routers(workshop, run, gates)}")
+            continue
         gates_left |= {workshop.measurement_file(key, run, gate) for gate in gates}
-        training, here = workshop.needs_training(run), workshop.is_trained(run)
         examples += run.examples if training else 0
-        to_do = [*(["train"] if training else []), *(gates if training or here else [])]
-        lines.append(f"{run.name}: {', '.join(to_do) or 'finished'}")
-        if gates and not to_do:
-            lines[-1] += without_routers(workshop, run, gates)
-            gates_left -= {workshop.measurement_file(key, run, gate) for gate in gates}
+        lines.append(f"{run.name}: {', '.join([*(['train'] if training else []), *gates]) or 'finished'}")
     if (examples and per_example is None) or (gates_left and per_gate is None):
         lines.append("Time: not known, since the work folder holds no timed run of this kind yet.")
     else:
