@@ -350,7 +350,7 @@ def test_an_empty_plane_is_a_value_too() -> None:
 
 def test_the_measured_plane_is_a_figure_to_export(handlers: TradeoffHandlers, unmeasured: TradeoffHandlers) -> None:
     assert "Routers on the entropy–balance plane" in handlers.figure().layout.title.text
-    assert "plane_figure" in handlers.code()
+    assert "picture(Path(" in handlers.code()
     for make in (unmeasured.figure, unmeasured.code):
         with pytest.raises(FigureError, match="loramixer experiment plane"):
             make()

@@ -124,6 +124,8 @@ def test_numbers_agree_with_the_command_that_evaluates(output, shop):
         assert row[f"own_share_{found.domain}"] == pytest.approx(found.own_expert_share, rel=1e-4)
     assert row["mutual_information"] == pytest.approx(row["load_entropy"] - row["token_entropy"], abs=1e-5)
     assert row["load_math"] + row["load_language"] == pytest.approx(1)
+    for own, other in (("math", "language"), ("language", "math")):
+        assert row[f"own_share_{own}"] + row[f"share_of_{other}_in_{own}"] == pytest.approx(1)
 
 
 def test_gates_without_a_router_are_the_backbone_and_the_right_expert(output, shop):
@@ -335,6 +337,7 @@ def test_numbers_say_how_many_rows_they_stand_on(output, shop):
     rows = {(row["quantity"], row["gate"]): row["rows"] for row in read_csv(output / "losses-summary.csv")}
     assert rows["loss", "soft"] == rows["load_math", "soft"] == 6
     assert rows["loss_math", "soft"] == rows["own_share_language", "soft"] == 3
+    assert rows["share_of_math_in_language", "soft"] == 3
     found = Measurement.load(next(shop.records.rglob("soft.npz")))
     judged = [replace(score, correct=index < 2 or None) for index, score in enumerate(found.scores)]
     assert replace(found, scores=judged).rows_of("accuracy") == 2

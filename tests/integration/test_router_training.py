@@ -31,14 +31,12 @@ def training_mixture(experts, **fields):
     return tiny.mixture(experts, **{**LOSS, **fields}).train()
 
 
+def layers(model) -> list[LoraMixerLayer]:
+    return [module for module in model.modules() if isinstance(module, LoraMixerLayer)]
+
+
 def router_gradients(model) -> torch.Tensor:
-    return torch.cat(
-        [
-            module.lora_mixer_router["default"].weight.grad.flatten()
-            for module in model.modules()
-            if isinstance(module, LoraMixerLayer)
-        ]
-    )
+    return torch.cat([layer.lora_mixer_router["default"].weight.grad.flatten() for layer in layers(model)])
 
 
 def test_the_routing_loss_is_added_in_training_only(experts):
@@ -91,6 +89,29 @@ def test_accumulation_does_not_multiply_the_routing_loss(experts, tmp_path):
     whole = one_step(training_mixture(experts, **terms), rows, tmp_path / "whole", 8, 1)
     accumulated = one_step(training_mixture(experts, **terms), rows, tmp_path / "parts", 2, 4)
     assert accumulated == pytest.approx(whole, rel=1e-3)
+
+
+def test_accumulated_forwards_of_unlike_rows_take_the_step_of_one_forward(experts, tmp_path):
+    """The task loss is a mean over answers, E[H] one over all tokens, of which long prompts have most."""
+    lengths, answers = (9, 4, 12, 6), (1, 3, 2, 5)
+    rows = [
+        {"input_ids": ids[:length].tolist(), "labels": [-100] * (length - answer) + ids[:length].tolist()[-answer:]}
+        for ids, length, answer in zip(tiny.token_ids(4, 12), lengths, answers, strict=True)
+    ]
+    found = []
+    for batch_size, accumulation in ((4, 1), (1, 4)):
+        model = training_mixture(experts, balance_weight=0.0, entropy_weight=1.0)
+        settings = LoopSettings(
+            learning_rate=1.0, batch_size=batch_size, accumulation=accumulation, warmup=0.0, log_steps=1
+        )
+        log = run_training(model, tiny.tokenizer(), rows, tmp_path / f"{accumulation}", settings, RunLog({}),
+                           optimizer=(torch.optim.SGD, {"lr": 1.0}), measure_speed=False)  # fmt: skip
+        assert log.steps[-1]["step"] == 1
+        found.append(torch.cat([layer.lora_mixer_router["default"].weight.flatten() for layer in layers(model)]))
+        assert model.base_model.tokens_of_step is None  # a loop of somebody else's begins without it
+    before = training_mixture(experts)
+    start = torch.cat([layer.lora_mixer_router["default"].weight.flatten() for layer in layers(before)])
+    torch.testing.assert_close(found[0] - start, found[1] - start, rtol=1e-3, atol=1e-5)
 
 
 def test_reentrant_checkpointing_is_refused_and_the_other_kind_counts_once(experts):

@@ -138,6 +138,38 @@ def test_a_claim_on_all_cells_falls_with_one_of_them():
     assert verdict.status == "undecided"
 
 
+@pytest.mark.parametrize(
+    ("loss", "information", "status"),
+    [(-0.1, 0.3, "held"), (0.0, 0.3, "undecided"), (0.1, 0.3, "not held"), (-0.1, -0.3, "not held")],
+)
+def test_all_at_once_is_held_when_each_part_is(loss, information, status):
+    parts = {"load_variance": -0.1, "mutual_information": information, "loss": loss}
+    rows = [row("RSL sharpen 1 / 0.3", name, value, 0.05, against="none") for name, value in parts.items()]
+    rows += [row("RSL sharpen 1 / 0.3", "loss", -9, 0.05, against="none", gate="top_3")]
+    found = [v for v in losses_verdicts([*FOUR_LOADS, *TOP, *rows]) if "at once" in v.claim]
+    assert [verdict.status for verdict in found] == [status]
+    assert not [v for v in losses_verdicts([*FOUR_LOADS, *TOP, *rows[1:]]) if "at once" in v.claim]
+
+
+@pytest.mark.parametrize(
+    ("values", "status"),
+    [
+        ({"a": (1.005, 0.5, 0.01), "b": (1.0, 0.4, 0.02)}, "held"),  # its loss lies inside the margin
+        ({"a": (1.015, 0.5, 0.01), "b": (1.0, 0.4, 0.02)}, "not held"),
+        ({"a": (1.0, 0.5, 0.03), "b": (1.1, 0.4, 0.02)}, "not held"),
+        ({"a": (1.0, 0.3, 0.01), "b": (1.1, 0.4, 0.02)}, "not held"),
+    ],
+)
+def test_one_cell_is_the_best_when_nobody_beats_it_in_anything(values, status):
+    names = ("loss", "mutual_information", "load_variance")
+    rows = [
+        row(setting, name, value, 0)
+        for setting, found in values.items() for name, value in zip(names, found, strict=True)
+    ]  # fmt: skip
+    (verdict,) = [v for v in grid_verdicts([*FOUR_LOADS, *TOP, *rows]) if "one cell" in v.claim]
+    assert verdict.status == status
+
+
 def test_the_other_rules():
     (verdict,) = top_k_verdicts([row("RSL", "loss", -0.1, 0.05, gate="top_2", against="top_1")])
     assert (verdict.status, verdict.claim) == ("held", "k = 2 has a lower test loss than k = 1")

@@ -31,6 +31,12 @@ def summary_rows(*quantities):
     ]  # fmt: skip
 
 
+def domain_share_rows():
+    return summary_rows(
+        "load_math", "load_code", "own_share_math", "own_share_code", "share_of_math_in_code", "share_of_code_in_math"
+    )
+
+
 def gates_as(rows, gate):
     return [row for row in rows if row["gate"].startswith(gate) and row["setting"] == "rsl"]
 
@@ -40,6 +46,7 @@ EXPERIMENTS = {
         summary_rows("loss", "own_share", "mutual_information"), "top_2"
     ),
     "loads": lambda: figures.loads_figure(summary_rows("load_math", "load_code")),
+    "domain_shares": lambda: figures.domain_shares_figure(domain_share_rows()),
     "oracle": lambda: figures.oracle_figure(gates_as(summary_rows("loss", "loss_math"), "soft")),
     "top_k": lambda: figures.top_k_figure(gates_as(summary_rows("loss", "loss_math"), "top"), {("rsl", 500): "rsl"}),
     "data_size": lambda: figures.data_size_figure(summary_rows("loss"), "top_2"),
@@ -63,8 +70,20 @@ EXPERIMENTS = {
           "band_undecided_low": 0.2,
           "band_undecided_high": 0.4, "band_balanced_low": 0.7, "band_balanced_high": 0.9, "band_tokens": 64}],
         [{"setting": "rsl", "seed": 0, "undecided": 0.9 - step / 9, "balanced": 0.95} for step in range(4)],
+        [{"setting": "grid", "examples": 500, "seed": 0, "undecided": 0.5, "balanced": 0.6}],
     ),
 }  # fmt: skip
+
+
+def test_each_cell_of_the_domain_shares_is_that_of_its_domain_and_expert():
+    rows = [row for row in domain_share_rows() if (row["setting"], row["gate"]) == ("rsl", "soft")]
+    values = {"own_share_math": 0.9, "share_of_code_in_math": 0.1, "share_of_math_in_code": 0.3, "own_share_code": 0.7}
+    for row in rows:
+        row["value"] = values.get(row["quantity"], 0.5)
+    without = {**rows[-1], "setting": "measured before shares were"}
+    (panel,) = figures.domain_shares_figure([*rows, without]).data
+    assert [list(line) for line in panel.z] == [[0.3, 0.7], [0.9, 0.1]]  # the first domain is on top
+    assert list(panel.x) == [0, 1]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

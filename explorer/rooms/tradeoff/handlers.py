@@ -108,13 +108,11 @@ class TradeoffHandlers:
         Raises:
             FigureError: the experiments have not been run.
         """
-        from loramixer.evaluation.csv_files import read_csv
-        from loramixer.viz.figures import plane_figure
+        from loramixer.evaluation.experiments.plane import picture
 
         if not (self.results / "plane.csv").is_file():
             raise FigureError(f"There is no measured plane to export yet; “{COMMAND}” makes it.")
-        paths = self.results / "plane-paths.csv"
-        return plane_figure(read_csv(self.results / "plane.csv"), read_csv(paths) if paths.is_file() else [])
+        return picture(self.results)
 
     def code(self) -> str:
         """Python that makes that figure.

@@ -15,14 +15,10 @@ NOT_MEASURED = (
 )
 _MEASURED_PYTHON = """from pathlib import Path
 
-from loramixer.evaluation.csv_files import read_csv
-from loramixer.viz.figures import plane_figure
+from loramixer.evaluation.experiments.plane import picture
 from loramixer.viz.svg import to_svg
 
-folder = Path("docs/results")
-paths = folder / "plane-paths.csv"
-figure = plane_figure(read_csv(folder / "plane.csv"), read_csv(paths) if paths.is_file() else [])
-Path("plane.svg").write_text(to_svg(figure), encoding="utf-8")
+Path("plane.svg").write_text(to_svg(picture(Path("docs/results"))), encoding="utf-8")
 """
 _LIVE_PYTHON = """import numpy as np
 

@@ -147,9 +147,39 @@ def _collapse_verdicts(rows: Sequence[Row]) -> list[Verdict]:
     return verdicts
 
 
+AT_ONCE: dict[str, tuple[str, Callable[[Row], Status]]] = {
+    "load_variance": ("load variance", below),
+    "mutual_information": ("I(token; expert)", above),
+    "loss": ("test loss", below),
+}
+"""What a routing loss should improve together, on soft gates, and the side on which it is better."""
+
+
+def _all_at_once_verdict(rows: Sequence[Row]) -> list[Verdict]:
+    """Whether RSL has a more even load, more mutual information and a lower loss than no routing loss, all of them."""
+    found = {
+        quantity: row
+        for quantity in AT_ONCE
+        for row in rows
+        if row["quantity"] == quantity and row["gate"] == "soft"
+        and str(row["setting"]).startswith("RSL sharpen") and _against_no_loss(row)
+    }  # fmt: skip
+    if len(found) < len(AT_ONCE):
+        return []
+    statuses = {quantity: AT_ONCE[quantity][1](row) for quantity, row in found.items()}
+    status: Status = (
+        "held" if set(statuses.values()) == {"held"}
+        else "not held" if "not held" in statuses.values()
+        else "undecided"
+    )  # fmt: skip
+    parts = [f"{AT_ONCE[quantity][0]} {printed(row)} ({statuses[quantity]})" for quantity, row in found.items()]
+    claim = f"{found['loss']['setting']} improves load, I(token; expert) and loss (soft gates) on none, all at once"
+    return [Verdict(claim, status, f"differences: {', '.join(parts)} ({sizes(found['loss'])})")]
+
+
 def losses_verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """Collapse of load balance, which sign specialises, and RSL's loss below that of every other loss, under the
-    shipped gate and under soft ones."""
+    """Collapse of load balance, which sign specialises, whether RSL improves load, mutual information and loss at
+    once, and RSL's loss below that of every other loss, under the shipped gate and under soft ones."""
     verdicts = _collapse_verdicts(rows)
     for row in rows:
         what = SPECIALISATION.get(row["quantity"])
@@ -161,6 +191,7 @@ def losses_verdicts(rows: Sequence[Row]) -> list[Verdict]:
                     f"difference {printed(row)} ({sizes(row)})",
                 )
             )
+    verdicts += _all_at_once_verdict(rows)
     for gate in (shipped_gate(rows), "soft"):
         for row in rows:
             ours = str(row["setting"]).startswith("RSL sharpen") and row["against"] is not None
@@ -222,9 +253,38 @@ def grid_verdicts(rows: Sequence[Row]) -> list[Verdict]:
             and row["gate"] == "soft"
         ]  # fmt: skip
         verdicts += _counted(claim, found, rule)
+    verdicts += _one_best_cell_verdict(rows)
     apart = [row for row in rows if "flatten" in str(row["against"]) and row["quantity"] == "mutual_information"]
     verdicts += _counted("sharpen has more I(token; expert) than flatten with the same weights", apart, above)
     return verdicts
+
+
+def _one_best_cell_verdict(rows: Sequence[Row]) -> list[Verdict]:
+    """Whether one cell has the evenest load, the most mutual information and the lowest loss, all on soft gates.
+
+    By the numbers alone, without their intervals; a loss within :data:`MARGIN` of the lowest counts as the lowest.
+    """
+    plain = [row for row in rows if row["against"] is None and row["gate"] == "soft"]
+    columns = {
+        quantity: {row["setting"]: row["value"] for row in plain if row["quantity"] == quantity}
+        for quantity in AT_ONCE
+    }
+    loss, variance, information = (columns[name] for name in ("loss", "load_variance", "mutual_information"))
+    if not (loss and variance and information):
+        return []
+    lowest, evenest = (min(found, key=found.__getitem__) for found in (loss, variance))
+    most = max(information, key=information.__getitem__)
+    is_one = evenest == most and loss[most] <= loss[lowest] + MARGIN
+    cells = [
+        f"{name} ({loss[name]:.3f}; {information[name]:.3f}; {variance[name]:.4f})" for name in (lowest, most, evenest)
+    ]
+    first = next(row for row in plain if row["quantity"] == "loss")
+    numbers = (
+        f"lowest loss {cells[0]}, most information {cells[1]}, evenest load {cells[2]}, in brackets loss, information "
+        f"and load variance ({sizes(first)})"
+    )
+    claim = "one cell is the best in load, I(token; expert) and loss (soft gates) at once"
+    return [Verdict(claim, "held" if is_one else "not held", numbers)]
 
 
 def _counted(claim: str, rows: Sequence[Row], rule: Callable[[Row], Status]) -> list[Verdict]:

@@ -32,6 +32,7 @@ from loramixer.training.same_run import refuse_other_run
 from loramixer.training.selective_scan import scan_by_hand
 from loramixer.training.settings import LoopSettings
 from loramixer.training.speed import measure_backbone
+from loramixer.tuner.model import LoraMixerModel
 from loramixer.versions import memory_allocator
 
 REPORTERS = ("trackio", "tensorboard")
@@ -120,7 +121,11 @@ def run_training(
     trainer.rows_per_forward = settings.batch_size
     in_line = attention_row_by_row(backbone) if collator.in_line else nullcontext()
     with survivable(checkpoints), in_line, scan_by_hand(backbone):
-        trainer.train(resume_from_checkpoint=last)
+        try:
+            trainer.train(resume_from_checkpoint=last)
+        finally:
+            if (tuner := mixture_of(model)) is not None:
+                tuner.tokens_of_step = None  # a loop of somebody else's may follow
         is_whole = trainer.state.global_step >= trainer.state.max_steps
         # Not the trainer's own count: a resumed run takes it from the last logged step, which may lie further back.
         in_all = int(sum(len(row["input_ids"]) for row in rows) * settings.epochs)
@@ -181,6 +186,12 @@ def training_arguments(checkpoints: Path, settings: LoopSettings, collator: RowC
     # shared state and cut lines of rows apart. One process for each GPU is for the launcher.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def mixture_of(model: Any) -> LoraMixerModel | None:
+    """The tuner of a mixture; None of another adapter or a backbone by itself."""
+    tuner = getattr(model, "base_model", None)
+    return tuner if isinstance(tuner, LoraMixerModel) else None
 
 
 def speed_text(summary: dict[str, Any]) -> str:
@@ -246,6 +257,14 @@ class _WatchedTrainer(Trainer):
                 parameter.data = parameter.data.to(dtype)
             parameter.requires_grad_(trains)
         return super().create_optimizer(*args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """Tell a mixture how many tokens the forwards of a step have, since its routing loss is a mean over these."""
+        batches, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if (tuner := mixture_of(self.model)) is not None:
+            own = torch.tensor(sum(token_count(batch) for batch in batches), device=device)
+            tuner.tokens_of_step = int(self.accelerator.reduce(own, "sum"))
+        return batches, labels
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         rows = inputs.pop("row").tolist()

@@ -30,6 +30,7 @@ from loramixer.tuner.routing_loss import (
     routing_loss,
     routing_statistics,
     share_of_step,
+    token_count,
 )
 from loramixer.tuner.runtime import GateSettings, MixtureRuntime, mixture_layers
 from loramixer.tuner.sharing import InputGroup, input_of
@@ -44,6 +45,10 @@ class LoraMixerModel(BaseTuner):
 
     In training, ``forward`` adds the routing loss of the configuration to the task loss that the backbone returns.
     ``routing_statistics`` then holds the terms of the last forward, detached.
+
+    Of several forwards of one optimiser step each counts by its share of the labels, which is all that the stock
+    Trainer says of the step. A loop that sets ``tokens_of_step``, the number of tokens of all its forwards and
+    processes, has the routing loss weighted by tokens, over which its means are.
     """
 
     prefix: str = "lora_mixer_"
@@ -193,6 +198,7 @@ class LoraMixerModel(BaseTuner):
             self._groups: dict[tuple[str, str, int, int | None], InputGroup] = {}
             self.routing_statistics: dict[str, torch.Tensor] = {}
             self.loss_warmup = 1.0
+            self.tokens_of_step: int | None = None
             self._recording: Recording | None = None
             self._hooks = [
                 self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
@@ -390,7 +396,6 @@ class LoraMixerModel(BaseTuner):
             return None
         sites, config = runtime.sites, runtime.config
         refuse_passed_over(model, sites, ran, {sites[call.site] for call in calls})
-        total = task_loss
         # A router without a choice in training changes nothing, so no loss has anything to say about it.
         calls = [call for call in calls if runtime.routes_in_training(call.site)] or calls
         if calls:
@@ -409,10 +414,12 @@ class LoraMixerModel(BaseTuner):
                 self.routing_statistics["preservation_loss"] = kept.detach()
                 addition = addition + kept.to(addition.device)
             self._warn_if_unused(addition)
-            total = task_loss + addition.to(task_loss.device)
-        share = share_of_step(model, recording.inputs).to(total.device)
+        share = share_of_step(model, recording.inputs).to(task_loss.device)
         # Without a single label the mean is no number, while its share of the step is nothing.
-        total = torch.where(share > 0, share * total, 0.0)
+        total = torch.where(share > 0, share * task_loss, 0.0)
+        if calls:
+            weight = share if self.tokens_of_step is None else token_count(groups[0]) / self.tokens_of_step
+            total = total + (weight * addition).to(total.device)
         if isinstance(outputs, tuple):
             return (total, *outputs[1:])
         outputs["loss"] = total

@@ -374,6 +374,11 @@ def share_of_step(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
     return torch.ones((), device=count.device) if items is None else count / items
 
 
+def token_count(group: TokenGroup) -> torch.Tensor:
+    """How many tokens the means of the routing loss are over."""
+    return torch.tensor(group.p.shape[1]) if group.mask is None else group.mask.sum()
+
+
 def label_count(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
     """How many labels the mean loss of this forward is over."""
     return (_counted_labels(model, inputs) != IGNORED_LABEL).sum()

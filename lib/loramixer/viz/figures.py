@@ -64,6 +64,42 @@ def loads_figure(summary: Sequence[Row]) -> go.Figure:
     return _dots(rows, panels, f"Load of the experts ({_sizes(summary)})", colours=expert_styles(experts))
 
 
+def domain_shares_figure(summary: Sequence[Row]) -> go.Figure:
+    """Where the tokens of each domain go: a heat map of domains by experts for every setting; darker is more.
+
+    The tokens of a text that routes to its own expert lie on the diagonal.
+    """
+    rows = _plain(summary, "soft")
+    cells = {(row["setting"], row["quantity"]): row["value"] for row in rows}
+    styles = expert_styles([name.removeprefix("load_") for name in _names(rows, "quantity") if _is_load(name)])
+    domains = [style for style in styles if any(quantity == f"own_share_{style.name}" for _, quantity in cells)]
+    shares: dict[str, list[list[Any]]] = {}
+    for setting in _names(rows, "setting"):
+        shares[setting] = [
+            [cells.get((setting, _share_in(domain.name, expert.name))) for expert in styles] for domain in domains
+        ]
+    shares = {name: values for name, values in shares.items() if all(None not in line for line in values)}
+    across, down = min(3, len(shares)), math.ceil(len(shares) / 3)
+    title = f"Share of each expert (across) in the tokens of each domain (down) ({_sizes(summary)})"
+    figure = canvas(title, 150 + across * 54 * len(styles), 130 + down * (40 + 30 * len(domains)), left=120, right=20)
+    highest = max(value for values in shares.values() for line in values for value in line)
+    letters = [style.letter for style in styles]
+    for number, (setting, values) in enumerate(shares.items()):
+        line, column = divmod(number, 3)
+        ends = (column / across + 0.01, (column + 1) / across - 0.01)
+        heights = (1 - (line + 1) / down + 0.035, 1 - line / down - 0.13 / down)
+        names = [f"{style.name} {style.letter}" if column == 0 else "" for style in domains]
+        texts = [[f"{value:.2f}" for value in row] for row in values]
+        _heat_map(figure, number + 1, values, texts, letters, names,
+                  ends=(0, highest), reverse=True, across=ends, up=heights)  # fmt: skip
+        _panel_title(figure, setting, ends, heights[1] + 0.03)
+    return figure
+
+
+def _share_in(domain: str, expert: str) -> str:
+    return f"own_share_{domain}" if expert == domain else f"share_of_{expert}_in_{domain}"
+
+
 def oracle_figure(summary: Sequence[Row]) -> go.Figure:
     """Loss of backbone, mean of all experts, router and oracle; all domains and each."""
     rows = [row for row in summary if not row["against"]]
@@ -230,16 +266,15 @@ def grid_figure(runs: Sequence[Row]) -> go.Figure:
             number = line * len(panels) + column + 1
             ends = min(flat), max(flat)  # one scale for both signs, so that their shades can be compared
             _heat_map(figure, number, values, _texts(values), *names, across=across, up=up, ends=ends)
-            figure.add_annotation(
-                x=sum(across) / 2,
-                y=up[1] + 0.04,
-                xref="paper",
-                yref="paper",
-                text=f"{sign}: {label}",
-                showarrow=False,
-                xanchor="center",
-            )
+            _panel_title(figure, f"{sign}: {label}", across, up[1] + 0.04)
     return figure
+
+
+def _panel_title(figure: go.Figure, text: str, across: tuple[float, float], up: float) -> None:
+    """A text over the middle of a panel."""
+    figure.add_annotation(
+        x=sum(across) / 2, y=up, xref="paper", yref="paper", text=text, showarrow=False, xanchor="center"
+    )
 
 
 def _cells(
@@ -253,8 +288,14 @@ def _cells(
     return [[_mean(found.get((alpha, weight), [])) for alpha in balance] for weight in entropy]
 
 
-def plane_figure(points: Sequence[Row], paths: Sequence[Row]) -> go.Figure:
-    """The entropy–balance plane: every router with intervals, its shuffled-token band, and its training path."""
+def plane_figure(points: Sequence[Row], paths: Sequence[Row], others: Sequence[Row] = ()) -> go.Figure:
+    """The entropy–balance plane: every setting with intervals, its shuffled-token band, and its training paths.
+
+    Args:
+        points: one row for each setting.
+        paths: steps of trainings, of settings in ``points``.
+        others: single routers with other settings and sizes, which are small dots.
+    """
     sizes = f"n = {points[0]['rows']:.0f} texts, {points[0]['tokens']:,.0f} tokens, {points[0]['seeds']:.0f} seed"
     sizes += "s" * (points[0]["seeds"] > 1)
     tokens = {row["band_tokens"] for row in points if row.get("band_tokens") is not None}
@@ -273,6 +314,19 @@ def plane_figure(points: Sequence[Row], paths: Sequence[Row]) -> go.Figure:
             steps = [row for row in paths if (row["setting"], row["seed"]) == (setting, seed)]
             places = [(row["undecided"], row["balanced"]) for row in steps]
             add_path(figure, places, style, f"{setting}, seed {seed:.0f}, while training", dash=dash)
+    if others:
+        texts = [
+            f"{row['setting']}, {row['examples']:,.0f} training rows, seed {row['seed']:.0f}: token entropy "
+            f"{row['undecided']:.3f}, load entropy {row['balanced']:.3f}"
+            for row in others
+        ]
+        figure.add_trace(
+            go.Scatter(
+                x=[row["undecided"] for row in others], y=[row["balanced"] for row in others], mode="markers",
+                marker={"color": NEUTRAL, "size": 5}, hovertext=texts, hoverinfo="text",
+                name=f"{len(others)} routers of other settings and sizes",
+            )
+        )  # fmt: skip
     for row in points:
         across = row["undecided"], row["undecided_low"], row["undecided_high"]
         add_point(figure, styles[row["setting"]], across, (row["balanced"], row["balanced_low"], row["balanced_high"]))

@@ -80,11 +80,21 @@ def loads(folder: Path) -> Any:
     return loads_figure(named(read_csv(folder / f"{NAME}-summary.csv")))
 
 
+def domain_shares(folder: Path) -> Any:
+    """Which experts the tokens of each domain go to, under each loss; files of former versions do not say it."""
+    from loramixer.viz.figures import domain_shares_figure
+
+    rows = named(read_csv(folder / f"{NAME}-summary.csv"))
+    if not any(str(row["quantity"]).startswith("share_of_") for row in rows):
+        raise FileNotFoundError(f"{folder / NAME}-summary.csv has no shares of experts in domains.")
+    return domain_shares_figure(rows)
+
+
 EXPERIMENT = Experiment(
     name=NAME,
     title="Routing losses on the same rows",
     mirrors="Table 8, Figures 3 and 4",
     plan=plan,
     write=write,
-    figures={NAME: dots, "loads": loads},
+    figures={NAME: dots, "loads": loads, "domain-shares": domain_shares},
 )

@@ -254,7 +254,11 @@ class _RoutingSums:
         self.all.append(p.astype(np.float32))
 
     def statistic(self, domains: Sequence[str], experts: Sequence[str]) -> Statistic:
-        """Numbers of the plane, load, and own-expert share; means over sites of each site's number."""
+        """Numbers of the plane, load, and each domain's share of each expert; means over sites of each site's number.
+
+        Shares are means over the rows of a domain: that of its own expert is ``own_share_DOMAIN``, that of another is
+        ``share_of_EXPERT_in_DOMAIN``.
+        """
         entropies, squares, sums = (np.stack(part) for part in (self.entropies, self.squares, self.sums))
         rows, sites, width = sums.shape
         flat = sums.reshape(rows, sites * width)
@@ -277,14 +281,18 @@ class _RoutingSums:
                 "load_variance": load_variance(load).mean(axis=1),
                 "domain_information": domain_information([loads(counts * own) for own in members.values()]),
             }
-            own_shares = {
-                f"own_share_{name}": counts @ (shares[:, experts.index(name)] * own) / (counts @ own.astype(float))
-                for name, own in members.items()
-                if name in experts
-            }
+            own_shares, other_shares = {}, {}
+            for name, own in members.items():
+                for i, expert in enumerate(experts):
+                    share = counts @ (shares[:, i] * own) / (counts @ own.astype(float))
+                    if expert == name:
+                        own_shares[f"own_share_{name}"] = share
+                    else:
+                        other_shares[f"share_of_{expert}_in_{name}"] = share
             if own_shares:
                 found["own_share"] = np.mean(list(own_shares.values()), axis=0)
-            return found | own_shares | {f"load_{name}": load[:, :, i].mean(axis=1) for i, name in enumerate(experts)}
+            all_loads = {f"load_{name}": load[:, :, i].mean(axis=1) for i, name in enumerate(experts)}
+            return found | own_shares | other_shares | all_loads
 
         return statistic
 

@@ -1,16 +1,18 @@
-"""All routers of the comparison of losses on the entropy–balance plane, with the paths of their training."""
+"""The routers of the comparison of losses on the entropy–balance plane with their training, among all others."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from loramixer.evaluation.csv_files import Row, read_csv, write_csv
-from loramixer.evaluation.experiments import balance_curve, losses
-from loramixer.evaluation.experiments.measure import ROUTING_GATE
-from loramixer.evaluation.experiments.plan import Experiment, Options, Plan
+from loramixer.evaluation.experiments import balance_curve, choice, data_size, grid, losses
+from loramixer.evaluation.experiments.measure import ROUTING_GATE, Measurement
+from loramixer.evaluation.experiments.plan import Experiment, Options, Plan, Run
 from loramixer.evaluation.experiments.results import Results
 
 NAME = "plane"
@@ -45,10 +47,36 @@ def point_rows(results: Results) -> list[Row]:
     return rows
 
 
+def other_rows(results: Results) -> list[Row]:
+    """One row for each router of another experiment that has been measured: its point, with intervals over rows."""
+    width = np.log(len(results.options.experts))
+    rows = []
+    for run in _other_runs(results.options):
+        path = results.workshop.measurement_file(results.key, run, ROUTING_GATE)
+        if run in results.measured or not path.is_file():
+            continue
+        found = Measurement.load(path)
+        row: Row = {"setting": run.setting, "examples": run.examples, "seed": run.seed}
+        for name, quantity in (("undecided", "token_entropy"), ("balanced", "load_entropy")):
+            low, high = found.interval(quantity)
+            row |= {name: found.values[quantity] / width, f"{name}_low": low / width, f"{name}_high": high / width}
+        rows.append({**row, "rows": results.rows, "data": results.data})
+    return rows
+
+
+def _other_runs(options: Options) -> Iterator[Run]:
+    """Of the experiments with other settings and sizes, as they are by default and as they are chosen."""
+    for examples in dict.fromkeys((None, options.examples)):
+        for experiment in (choice, data_size, grid):
+            yield from experiment.plan(replace(options, examples=examples)).runs
+
+
 def write(results: Results, folder: Path) -> None:
-    """The points, and the paths: means over the training rows of each logged step, over log E."""
+    """The points, those of other experiments, and the paths: means over the rows of each logged step, over log E."""
     width = np.log(len(results.options.experts))
     write_csv(folder / f"{NAME}.csv", point_rows(results))
+    if others := list({(row["setting"], row["examples"], row["seed"]): row for row in other_rows(results)}.values()):
+        write_csv(folder / f"{NAME}-others.csv", others)
     paths = [
         {
             **{name: row[name] for name in ("setting", "examples", "seed", "step", "share")},
@@ -63,11 +91,19 @@ def write(results: Results, folder: Path) -> None:
 
 
 def picture(folder: Path) -> Any:
-    """The plane with named corners."""
+    """The plane with named corners.
+
+    Args:
+        folder: of results.
+
+    Raises:
+        FileNotFoundError: the comparison of losses has not been measured.
+    """
     from loramixer.viz.figures import plane_figure
 
-    paths = folder / f"{NAME}-paths.csv"
-    return plane_figure(read_csv(folder / f"{NAME}.csv"), read_csv(paths) if paths.is_file() else [])
+    files = (folder / f"{NAME}-{part}.csv" for part in ("paths", "others"))
+    paths, others = (read_csv(file) if file.is_file() else [] for file in files)
+    return plane_figure(read_csv(folder / f"{NAME}.csv"), paths, others)
 
 
 EXPERIMENT = Experiment(NAME, "The entropy–balance plane", "no figure of the paper", plan, write, {NAME: picture},

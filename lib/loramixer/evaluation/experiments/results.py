@@ -22,7 +22,7 @@ def limits(quantity: str, experts: int) -> tuple[float, float]:
     """The smallest and the largest value that a quantity can have; differences have others."""
     if quantity in ("token_entropy", "load_entropy", "mutual_information", "domain_information"):
         return 0.0, float(np.log(experts))
-    shares = ("accuracy", "own_share", "load_")
+    shares = ("accuracy", "own_share", "share_of_", "load_")
     return 0.0, 1.0 if quantity.startswith(shares) and quantity != "load_variance" else float("inf")
 
 
