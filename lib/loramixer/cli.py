@@ -41,7 +41,9 @@ PresetName = Annotated[
         "paper (its Appendix A.6)."
     ),
 ]
-ReportTo = Annotated[str, typer.Option(help="Metrics besides the run log: none, trackio or tensorboard.")]
+ReportTo = Annotated[
+    str, typer.Option(help="Metrics besides the run log: none, trackio or tensorboard (OUTPUT/tensorboard).")
+]
 Rows = Annotated[
     list[str] | None,
     typer.Option(
@@ -319,13 +321,13 @@ def evaluate(
     table = Table("domain", "n", "loss per answer token", "accuracy", "own-expert share", "load", box=None)
     for row in results:
         table.add_row(
-            row.domain,
+            escape(row.domain),
             str(row.n),
             _with_interval(row.loss, row.loss_low, row.loss_high),
             _with_interval(row.accuracy, row.accuracy_low, row.accuracy_high)
             + (f" ({row.n_choices} rows)" if 0 < row.n_choices < row.n else ""),
             _with_interval(row.own_expert_share, row.own_expert_share_low, row.own_expert_share_high),
-            " ".join(f"{name} {share:.2f}" for name, share in (row.shares or {}).items()),
+            escape(" ".join(f"{name} {share:.2f}" for name, share in (row.shares or {}).items())),
         )
     console.print(table)
     words = "Square brackets: 95 % interval over rows, of accuracy Wilson's, of all else bootstrap. Losses in nats."
@@ -369,7 +371,7 @@ def expert_matrix(
     known = [name for name in found if source.has(name)]
     # All domains of the setting that the experts belong to, those without an expert of their own too.
     setting = source.domains()
-    tested = tuple(domains or (setting if set(known) <= set(setting) else known))
+    tested = tuple(dict.fromkeys(domains or (setting if set(known) <= set(setting) else known)))
     with _progress() as progress:
         task = progress.add_task("rows", total=None)
         results = run(
@@ -386,11 +388,14 @@ def expert_matrix(
     if as_json:
         print(json.dumps({name: [asdict(row) for row in rows] for name, rows in results.items()}, indent=1))
         return
-    table = Table("loss per answer token", *tested, box=None)
+    counts = {row.domain: row.n for rows in results.values() for row in rows}
+    heads = [f"{domain} (n = {counts.get(domain, 0)})" for domain in tested]
+    table = Table("loss per answer token", *map(escape, heads), box=None)
     for name, rows in results.items():
-        table.add_row(name, *(_with_interval(row.loss, row.loss_low, row.loss_high) for row in rows))
+        found = {row.domain: _with_interval(row.loss, row.loss_low, row.loss_high) for row in rows}
+        table.add_row(escape(name), *(found.get(domain, "–") for domain in tested))
     console.print(table)
-    console.print(f"n = {limit} test rows per domain, seed {seed}; 95 % bootstrap interval over rows.")
+    console.print(f"n: test rows, seed {seed}; square brackets: 95 % bootstrap interval over rows.", markup=False)
 
 
 @app.command()
@@ -507,12 +512,13 @@ _WITH_OPTION = {
 
 
 def _config_fields(given: list[str]) -> dict[str, Any]:
-    """``{"train_experts": True}`` from ``["train_experts=true"]``; values are JSON, or else texts."""
+    """``{"train_experts": True}`` from ``["train_experts=true"]``; values are JSON, Python's words, or else texts."""
     from dataclasses import fields
 
     from loramixer.tuner import LoraMixerConfig
 
-    known = sorted({field.name for field in fields(LoraMixerConfig)} - {"experts", "peft_type", *_WITH_OPTION})
+    usual = {field.name: field.default for field in fields(LoraMixerConfig)}
+    known = sorted(usual.keys() - {"experts", "peft_type", *_WITH_OPTION})
     found: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
@@ -521,10 +527,25 @@ def _config_fields(given: list[str]) -> dict[str, Any]:
         if not equals or name not in known:
             raise LoraMixerError(f"--field is '{text}'; it must be NAME=VALUE with a name of {', '.join(known)}.")
         try:
-            found[name] = json.loads(value)
+            found[name] = _PYTHON_WORDS[value] if value in _PYTHON_WORDS else json.loads(value)
         except json.JSONDecodeError:
             found[name] = value
+        wanted = next((words for kind, words in _VALUES.items() if type(usual[name]) is kind), None)
+        if wanted and not _is_like(found[name], usual[name]):
+            raise LoraMixerError(f"--field is '{text}'; {name} takes {wanted}.")
     return found
+
+
+_PYTHON_WORDS = {"True": True, "False": False, "None": None}
+_VALUES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+"""What a field takes, by the type of its default."""
+
+
+def _is_like(value: Any, usual: Any) -> bool:
+    """Whether a value is of the type of a default; a whole number is a number, and a truth value is neither."""
+    if isinstance(value, bool) or isinstance(usual, bool):
+        return isinstance(value, bool) and isinstance(usual, bool)
+    return isinstance(value, (int, float) if isinstance(usual, float) else type(usual))
 
 
 app.command()(experiment)

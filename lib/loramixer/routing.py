@@ -66,7 +66,8 @@ def straight_through_gates(
 ) -> torch.Tensor:
     """Forward :func:`top_k_gates`, backward :func:`soft_gates`: the paper's differentiable hard–soft top-k.
 
-    Every expert that is present receives a gradient, though only k of them change the output.
+    The router's gradient is that of soft gates: also the logits of experts that did not act have one. The weights of
+    these experts have none, since their gate was 0.
     """
     hard = top_k_gates(logits, k, temperature, renormalize).detach()
     soft = soft_gates(logits, temperature)

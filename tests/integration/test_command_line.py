@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import loramixer.evaluation.matrix
 import loramixer.mixers
-from loramixer import RoutingTrace, RunLog, cli, load_backbone, load_mixer, trace
+from loramixer import RoutingTrace, RunLog, cli, export_expert, load_backbone, load_mixer, trace
 from loramixer.data import Example, GeneratedSource, find_source
 from loramixer.errors import ExpertError
 from loramixer.mixers import ZOO
@@ -101,6 +102,25 @@ def test_joint_training_by_the_command(workshop, tmp_path):
     )  # fmt: skip
     assert status == 0, err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["code", "math"]
+
+
+def test_routers_and_experts_train_together_and_one_expert_is_held(workshop, trained, tmp_path):
+    status, _, err = run_command(
+        "train-router", "--mixer", trained["experts"], "--output", tmp_path / "mixture", "--examples", 48,
+        "--backbone", workshop / "backbone", "--dtype", "float32", "--field", "training_gate=straight_through",
+        "--field", "train_experts=True", "--field", 'preserve=["math"]', "--field", "preservation_weight=3",
+    )  # fmt: skip
+    assert status == 0, err
+    assert RunLog.load(tmp_path / "mixture").steps[-1]["preservation_loss"] > 0
+    model, _ = load_mixer(tmp_path / "mixture", backbone=str(workshop / "backbone"))
+    moved = {}
+    for name in ("math", "language"):
+        export_expert(model, name, tmp_path / name)
+        before, after = (
+            load_file(folder / name / "adapter_model.safetensors") for folder in (trained["experts"], tmp_path)
+        )
+        moved[name] = sum((after[key] - value).abs().sum() for key, value in before.items())
+    assert 0 < moved["math"] < moved["language"]
 
 
 def test_ones_own_rows_and_domains_from_a_file_to_a_router(workshop, tmp_path):
@@ -259,6 +279,8 @@ def test_evaluate_and_expert_matrix_take_the_test_rows_of_a_folder(workshop, tra
     for split, count in (("train", 3), ("test", 2)):
         with gzip.open(tmp_path / "sums" / f"{split}.jsonl.gz", "wt") as file:
             file.writelines(json.dumps({**row, "id": str(number)}) + "\n" for number in range(count))
+            if split == "train":  # of a domain without test rows
+                file.write(json.dumps({**row, "id": "law", "domain": "law[/eu]"}) + "\n")
     status, out, err = run_command("evaluate", "--mixer", trained["mixture"], "--data", tmp_path, "--json")
     assert status == 0
     assert f"Data: rows from {tmp_path}." in err
@@ -269,6 +291,14 @@ def test_evaluate_and_expert_matrix_take_the_test_rows_of_a_folder(workshop, tra
     )  # fmt: skip
     assert status == 0
     assert [(found["domain"], found["n"]) for found in json.loads(out)["language"]] == [("math", 2)]
+    status, out, _ = run_command(
+        "expert-matrix", "--experts", trained["experts"], "--data", tmp_path, "--backbone", workshop / "backbone",
+        "--domain", "law[/eu]", "--domain", "math", "--domain", "math",
+    )  # fmt: skip
+    assert status == 0
+    head, _, line, *_ = [" ".join(line.split()) for line in out.splitlines() if line.strip()]
+    assert head == "loss per answer token law[/eu] (n = 0) math (n = 2)"
+    assert line.startswith("math – ")
     status, _, err = run_command("evaluate", "--mixer", trained["mixture"], "--data", tmp_path / "none")
     assert (status, "which is no folder" in err) == (2, True)
 
@@ -365,6 +395,8 @@ def test_what_measures_runs_on_the_device_that_is_given(workshop, trained, tmp_p
         (["train-router", "--mixer", ".", "--output", "x", "--field", "gates=soft"], "--field is 'gates=soft'"),
         (["train-router", "--mixer", ".", "--output", "x", "--field", "title=mine"], "give --title instead"),
         (["train-router", "--mixer", ".", "--output", "x", "--field", "top_k=2"], "give --top-k instead"),
+        (["train-router", "--mixer", ".", "--output", "x", "--field", "renormalize=off"], "renormalize takes true or"),
+        (["train-router", "--mixer", ".", "--output", "x", "--field", "dropout=0,1"], "dropout takes a number"),
         (
             ["train-router", "--mixer", str(ZOO / "smollm2-135m/experts/math"), "--output", "x"],
             "is a plain LORA and no mixture; give a mixture, or the folder that holds your LoRAs",

@@ -28,7 +28,7 @@ from loramixer.evaluation.evidence import EVIDENCE, FEWER_EXPERTS
 from loramixer.evaluation.experiments import EXPERIMENTS, runner, workshop
 from loramixer.evaluation.experiments.losses import replayed
 from loramixer.evaluation.experiments.measure import Measurement, _resamples, domain_information, measure
-from loramixer.evaluation.experiments.plan import Options
+from loramixer.evaluation.experiments.plan import Options, Plan
 from loramixer.evaluation.experiments.runner import describe, kept_steps, measure_finished, perform
 from loramixer.evaluation.experiments.workshop import Workshop
 from loramixer.evaluation.harness import RowScore, evaluate
@@ -341,6 +341,28 @@ def test_numbers_say_how_many_rows_they_stand_on(output, shop):
     found = Measurement.load(next(shop.records.rglob("soft.npz")))
     judged = [replace(score, correct=index < 2 or None) for index, score in enumerate(found.scores)]
     assert replace(found, scores=judged).rows_of("accuracy") == 2
+    longer = [replace(score, domain="my_math" if index == 0 else score.domain) for index, score in enumerate(judged)]
+    assert replace(found, scores=longer).rows_of("loss_my_math") == 1
+
+
+def test_accuracies_of_few_judged_rows_have_an_interval():
+    """A sample of the rows may hold none with choices."""
+    scores = [RowScore("law", "cases" if correct is None else "quiz", 1.0, 1, correct, None)
+              for correct in (None, None, None, None, True, False)]  # fmt: skip
+    found = Measurement._of(scores, {}, {}, {})
+    assert found.values["accuracy_law"] == found.values["accuracy"] == 0.5
+    low, high = found.interval("accuracy")
+    assert 0 <= low < 0.5 < high <= 1
+
+
+def test_a_run_whose_weights_have_many_digits_is_one_run(shop, tmp_path):
+    options = replace(OPTIONS, seeds=(0,), balance_weight=1 / 3)
+    experiment = replace(EXPERIMENTS["choice"], plan=lambda options: Plan([options.rsl(8)], ("soft",)))
+    for _ in range(2):  # the second call reads the file of the first
+        perform(experiment, options, shop, tmp_path, say=str)
+    (run,) = read_csv(tmp_path / "choice.csv")
+    assert run["seed"] == 0
+    assert {row["seeds"] for row in read_csv(tmp_path / "choice-summary.csv")} == {1}
 
 
 def test_tasks_of_one_row_vary_with_their_domain():

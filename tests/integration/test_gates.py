@@ -72,6 +72,23 @@ def test_joint_training_by_domain_moves_the_experts_of_the_batch_only(experts, c
                     assert bool(gradient.any()) == (index == 1 and layout.ranks[1] > 0)
 
 
+def test_every_row_of_a_mixed_batch_moves_its_own_expert_alone(experts):
+    """In a batch of two domains an expert has the gradient of its rows, as if the others were not there."""
+    ids = tiny.token_ids(2, 7)
+    found = []
+    for rows, own in (([0, 1], [0, 1]), ([1], [1])):
+        model = tiny.mixture(experts, training_gate="domain", train_experts=True).train()
+        model(input_ids=ids[rows], labels=ids[rows], expert_index=torch.tensor(own)).loss.backward()
+        found.append([
+            matrix.grad[module.layouts["default"].slice_of(1)] * len(rows)
+            for module in model.modules() if isinstance(module, loramixer.tuner.LoraMixerLayer)
+            for matrix in (module.lora_mixer_A["default"], module.lora_mixer_B["default"])
+        ])  # fmt: skip
+    for together, alone in zip(*found, strict=True):  # half of the labels are those of the other row
+        torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-4)
+    assert any(part.any() for part in found[0])
+
+
 def test_rules_change_single_sites_and_the_first_one_counts(experts):
     rules = [
         {"sites": r".*layers\.0\..*q_proj", "gate": "off"},

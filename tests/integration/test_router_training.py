@@ -19,6 +19,7 @@ from loramixer import RunLog
 from loramixer.errors import MixerError
 from loramixer.training.checkpoints import last_whole_checkpoint
 from loramixer.training.loop import run_training
+from loramixer.training.routers import RoutingStatistics, _WarmUpRoutingLoss
 from loramixer.training.settings import LoopSettings
 from loramixer.tuner import LoraMixerLayer
 from tests import tiny
@@ -114,6 +115,20 @@ def test_accumulated_forwards_of_unlike_rows_take_the_step_of_one_forward(expert
     torch.testing.assert_close(found[0] - start, found[1] - start, rtol=1e-3, atol=1e-5)
 
 
+def test_the_routing_loss_grows_over_the_first_three_tenths(experts, tmp_path):
+    model = training_mixture(experts)
+    statistics = RoutingStatistics(model.base_model, list(experts))
+    settings = LoopSettings(learning_rate=1e-2, batch_size=8, epochs=4, log_steps=1)
+    watching = [_WarmUpRoutingLoss(model.base_model), statistics]
+    log = run_training(model, tiny.tokenizer(), rows(), tmp_path, settings, RunLog({}), watching, statistics.take,
+                       measure_speed=False)  # fmt: skip
+    assert [row["loss_warmup"] for row in log.steps] == [0, 0.2778, 0.5556, 0.8333, *[1] * 8]  # of 3.6 steps
+    for row in log.steps:
+        expected = row["task_loss"] + row["loss_warmup"] * row["routing_loss"]
+        assert row["loss"] == pytest.approx(expected, abs=2e-4)
+        assert row["routing_loss"] > 0.5
+
+
 def test_reentrant_checkpointing_is_refused_and_the_other_kind_counts_once(experts):
     ids = tiny.token_ids()
     reference = training_mixture(experts)
@@ -166,9 +181,11 @@ complete({name: f"{sys.argv[1]}/{name}" for name in tiny.EXPERT_SHAPES}, Path(sy
 
 
 def complete(experts: dict[str, str], folder: Path, callbacks: Sequence[TrainerCallback] = ()) -> None:
-    """Train and save; goes on where a run in ``folder`` was stopped."""
-    model = training_mixture(experts)
-    run_training(model, tiny.tokenizer(), rows(), folder, SETTINGS, RunLog({}), list(callbacks))
+    """Train routers with experts, one of them held, and save; goes on where a run in ``folder`` was stopped."""
+    model = training_mixture(experts, train_experts=True, preserve=["b"])
+    statistics = RoutingStatistics(model.base_model, list(experts))
+    watching = [_WarmUpRoutingLoss(model.base_model), statistics, *callbacks]
+    run_training(model, tiny.tokenizer(), rows(), folder, SETTINGS, RunLog({}), watching, statistics.take)
     model.save_pretrained(folder, save_embedding_layers=False)
 
 
@@ -203,8 +220,12 @@ def test_a_killed_run_resumes_to_the_same_weights_and_log(experts, tmp_path):
     assert whole == killed
     first, second = (RunLog.load(tmp_path / name).steps for name in ("whole", "killed"))
     assert [row["step"] for row in first] == [row["step"] for row in second] == [2, 4, 6, 8, 10, 12]
-    for term in ("loss", "tokens"):
-        assert [row[term] for row in first] == [row[term] for row in second]
+    of_time = {"seconds", "seconds_left", "tokens_per_second"}
+    for row, expected in zip(second, first, strict=True):
+        assert row.keys() == expected.keys() > {"loss", "preservation_loss", "mutual_information", "loss_warmup"}
+        assert {name: row[name] for name in row.keys() - of_time} == {
+            name: expected[name] for name in row.keys() - of_time
+        }
     # The killed part paused half a second at each of at least four steps, and its time is not forgotten.
     assert RunLog.load(tmp_path / "killed").summary["seconds"] > 1
 

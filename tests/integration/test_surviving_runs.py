@@ -447,6 +447,26 @@ def test_routers_and_experts_train_together_straight_through(experts, tmp_path):
         assert all(not torch.equal(before[name], after[name]) for name in names)
 
 
+def test_straight_through_acts_as_top_k_and_its_routers_learn_from_all_gates(experts):
+    ids, found = tiny.token_ids(), {}
+    for gate in ("top_k", "straight_through"):
+        model = training_mixture(experts, routing_loss="none", train_experts=True, training_gate=gate, top_k=1)
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        gradients = {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
+        found[gate] = loss.detach(), gradients
+    (loss, of_top_k), (same_loss, gradients) = found.values()
+    assert loss == same_loss
+    for name, gradient in gradients.items():
+        if "lora_mixer_router" in name:
+            assert gradient.any() or "q_proj" not in name  # some sites have one expert and no choice
+            assert not of_top_k[name].any()  # one expert's weight is 1 whatever the router says
+    last = [name for name in gradients if "layers.1.self_attn.o_proj.lora_mixer_" in name and "router" not in name]
+    assert len(last) == 2
+    for name in last:  # weights of experts learn from the tokens that went to them, and from no others
+        torch.testing.assert_close(gradients[name], of_top_k[name])
+
+
 def test_presets_are_the_papers_and_the_shipped_ones(experts):
     config = router_config(PAPER, experts, routing_loss="rsl")
     assert (config.balance_weight, config.entropy_weight, config.scale) == (0.1, 0.05, "paper")
@@ -484,6 +504,19 @@ def test_reporters_are_passed_on_or_named_when_missing(tmp_path, reporter):
     with pytest.raises(LoraMixerError, match="report_to is 'paper'; it can be none, trackio or tensorboard"):
         training_arguments(tmp_path, LoopSettings(1e-3, report_to="paper"), collator)
     assert training_arguments(tmp_path, LoopSettings(1e-3), collator).report_to == []
+
+
+def test_tensorboard_shows_every_number_of_the_log_and_its_files_stay(kept, experts, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.delenv("LORAMIXER_DATA", raising=False)
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    train_router(tmp_path / "router", experts, examples=40, backbone=str(kept.parent / "backbone"),
+                 dtype=torch.float32, report_to="tensorboard", measure_speed=False)  # fmt: skip
+    found = EventAccumulator(str(tmp_path / "router/tensorboard")).Reload()
+    row = RunLog.load(tmp_path / "router").steps[-1]
+    for name in ("loss", "task_loss", "token_entropy", "mutual_information", "tokens_per_second"):
+        assert found.Scalars(f"train/{name}")[-1].value == pytest.approx(row[name], rel=1e-5)
 
 
 def test_frozen_experts_are_held_as_the_backbone_only_where_nothing_is_rounded(experts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from loramixer.training.batches import RowCollator, SpreadRows, row_costs, sprea
 from loramixer.training.checkpoints import last_whole_checkpoint
 from loramixer.training.experts import train_experts
 from loramixer.training.loop import training_arguments
-from loramixer.training.presets import PAPER
+from loramixer.training.presets import CPU_SMALL, PAPER
 from loramixer.training.routers import find_experts, train_router
 from loramixer.training.settings import LoopSettings
 from tests import tiny
@@ -101,14 +102,22 @@ def test_one_of_them_speaks_and_writes(together):
 
 
 def test_a_stopped_run_goes_on_in_both_and_experts_train_too(workshop, tmp_path):
+    """It is stopped in its second epoch of three steps, whose order is another than that of the first."""
     words = "tests.scripts.training_in_processes", workshop / "experts", workshop / "backbone", tmp_path
-    stopped = run(*words, 3)
-    assert "stopped at step 3" in stopped.stderr
-    assert str(last_whole_checkpoint(tmp_path / "router/checkpoints")).endswith("checkpoint-2")
+    stopped = run(*words, 4)
+    assert "stopped at step 4" in stopped.stderr
+    assert str(last_whole_checkpoint(tmp_path / "router/checkpoints")).endswith("checkpoint-4")
     done = run(*words)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert RunLog.load(tmp_path / "router").summary["tokens"] == RunLog.load(workshop / "alone").summary["tokens"]
-    assert_same_routers(workshop / "alone", tmp_path / "router")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAMIXER_DATA", "generated")
+        settings = {"backbone": str(workshop / "backbone"), "dtype": torch.float32, "routers_only": True}
+        preset = replace(CPU_SMALL, routers=replace(CPU_SMALL.routers, epochs=2))
+        train_router(
+            tmp_path / "alone", find_experts(str(workshop / "experts")), examples=20, preset=preset, **settings
+        )
+    assert RunLog.load(tmp_path / "router").summary["tokens"] == RunLog.load(tmp_path / "alone").summary["tokens"]
+    assert_same_routers(tmp_path / "alone", tmp_path / "router")
     for folder in (tmp_path / "one by one/math", tmp_path / "jointly/language"):
         assert RunLog.load(folder).settings["processes"] == 2
         assert {"adapter_model.safetensors", "README.md"} <= {path.name for path in folder.iterdir()}

@@ -38,10 +38,10 @@ def main() -> None:
         Path(output) / "router",
         find_experts(experts),
         backbone=backbone,
-        examples=45,
+        examples=20,
         dtype=torch.float32,
         routers_only=True,
-        preset=replace(preset, routers=replace(preset.routers, save_steps=2)),
+        preset=replace(preset, routers=replace(preset.routers, save_steps=1, epochs=2)),
         callbacks=[StopAt(int(step[0]))] if step else [],
     )
     for jointly in (False, True):

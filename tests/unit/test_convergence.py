@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loramixer.evaluation.csv_files import read_csv
 from loramixer.evaluation.experiments.convergence import (
     Objective,
     divergence,
@@ -12,6 +13,7 @@ from loramixer.evaluation.experiments.convergence import (
     measure_convergence,
     minimiser,
     ratios,
+    write,
 )
 
 
@@ -49,6 +51,15 @@ def test_kl_shrinks_at_least_by_the_promised_factor(balance, entropy, seed):
     for setting in ("flatten", "flatten + task"):
         own = [row for row in rows if row["setting"] == setting]
         assert ratios(own).max() <= own[0]["bound"] + 1e-6
+
+
+def test_another_seed_is_added_to_those_that_are_there(tmp_path):
+    from types import SimpleNamespace
+
+    for seeds in ((0, 2), (1,)):
+        write(SimpleNamespace(options=SimpleNamespace(seeds=seeds)), tmp_path)
+    assert {row["seed"] for row in read_csv(tmp_path / "convergence.csv")} == {0, 1, 2}
+    assert {row["seeds"] for row in read_csv(tmp_path / "convergence-summary.csv")} == {3}
 
 
 def test_sharpening_ends_with_decided_tokens():

@@ -70,6 +70,14 @@ def test_reads_rows_and_names_the_domain_after_the_expert(tmp_path):
         ({**ROW, "spans": [[0, 3, "math"], [2, 4, "code"]]}, "line 2: field 'spans'"),
         ({**ROW, "spans": ["math"]}, "line 2: field 'spans'"),
         ("[1]", "line 2: a JSON list"),
+        ("[" * 100_000, "line 2: no valid JSON"),
+        ('{"id": ' + "1" * 5000 + "}", "line 2: no valid JSON"),
+        ({**ROW, "target": " "}, "line 2: field 'target' is empty"),
+        ({**ROW, "prompt": "another"}, "line 2: field 'id' is '1', as in line 1 of the same task"),
+        *(
+            ({name: value for name, value in ROW.items() if name != field}, f"line 2: field '{field}' is None")
+            for field in ("id", "task", "domain", "prompt", "target")
+        ),
     ],
 )
 def test_schema_errors_name_file_line_and_field(tmp_path, row, message):
@@ -105,6 +113,10 @@ def test_missing_empty_and_damaged_files(tmp_path):
     (tmp_path / "bad.jsonl.gz").write_bytes(b"no gzip")
     with pytest.raises(DataError, match="cannot be read"):
         read_examples(tmp_path / "bad.jsonl.gz")
+    whole = gzip.compress(json.dumps(ROW).encode())
+    (tmp_path / "damaged.jsonl.gz").write_bytes(whole[:10] + b"\xff" * 8 + whole[18:])  # after the head of 10 bytes
+    with pytest.raises(DataError, match="cannot be read"):
+        read_examples(tmp_path / "damaged.jsonl.gz")
 
 
 def test_a_wrong_data_folder_is_said(monkeypatch):

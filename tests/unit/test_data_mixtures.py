@@ -19,6 +19,7 @@ from loramixer.data import (
     token_counter,
     without_overlap,
 )
+from loramixer.data.mixtures import _merged
 from loramixer.errors import DataError
 from tests import tiny
 
@@ -152,6 +153,13 @@ def test_equal_prompts_are_found_through_case_spaces_and_punctuation():
     assert [found.prompt for found in kept] == ["A cat sat up"]
     assert (report.same, report.overlapping, report.kept) == ({"t": 1}, {}, {"t": 1})
     assert "1 of 2 rows left out: 1 are also" in str(report)
+
+
+def test_reports_of_two_domains_that_share_a_task_add_up():
+    _, law = without_overlap([row("a cat"), row("a dog")], [row("a cat", "other")])
+    _, tax = without_overlap([row("a cow"), row("a pig"), row("a hen")], [row("a pig", "other")])
+    merged = _merged([law, tax])
+    assert (merged.same, merged.overlapping, merged.kept) == ({"t": 2}, {}, {"t": 3})
 
 
 @given(

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from loramixer.data import (
-    DEFAULT_DOMAINS,
     FileSource,
     FolderSource,
     evaluation_examples,
@@ -110,7 +109,7 @@ def test_a_recipe_stands_where_its_data_sets_are(folder):
     source = FolderSource(folder)
     assert source.tasks("math") == ("gsm8k",)
     assert len(expert_examples("math", 0, source)) == 8
-    assert source.domains() == DEFAULT_DOMAINS
+    assert source.domains() == ("math",)
     assert source.has("law")
     assert [row.task for row in mixed_examples(2, 0, ["math", "poetry"], source)].count("cases") == 1
 

@@ -20,6 +20,12 @@ from loramixer.losses import (
     token_entropy,
 )
 
+
+def test_a_decided_token_has_no_entropy_in_any_type():
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        assert token_entropy(torch.tensor([[1.0, 0.0]], dtype=dtype)) == 0
+
+
 P = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]], dtype=torch.float64)
 """Mean load (0.6, 0.4); the likeliest expert is the first for two tokens of three."""
 

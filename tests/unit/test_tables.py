@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loramixer.accounting import parameter_table
-from loramixer.evaluation.csv_files import write_csv
+from loramixer.evaluation.csv_files import read_csv, write_csv
 from loramixer.evaluation.evidence import EVIDENCE, expert_count_table
 from loramixer.evaluation.tables import (
     expert_matrix_table,
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     write_csv(
         tmp_path / "losses-summary.csv",
         [
-            row(value, setting=setting, gate=gate, quantity=quantity, against=against, seeds=1)
+            row(value, setting=setting, gate=gate, quantity=quantity, against=against, seeds=1, examples=2000)
             for setting, (share, loss) in settings.items()
             for gate, quantity, value, against in (
                 ("soft", "own_share_math", share, None),
@@ -76,6 +76,17 @@ def test_tables_by_domain_have_a_line_for_each_setting(folder):
     ]
 
 
+def test_numbers_of_other_sizes_have_a_line_of_their_own(folder):
+    path = folder / "losses-summary.csv"
+    rows = read_csv(path)
+    few = [{**found, "examples": 500, "value": 7.0} for found in rows if found["setting"] == "RSL"]
+    for both in ([*few, *rows], [*rows, *few]):
+        write_csv(path, both)
+        lines = router_loss_table(folder).splitlines()[2:]
+        assert "| RSL, 2,000 training rows | 1.000 [0.900, 1.100] |" in lines
+        assert sum("| 7.000 [" in line and "500 training rows" in line for line in lines) == 1
+
+
 def test_numbers_of_experts_stand_beside_each_other_as_shares_of_log_k(folder):
     """Equal shares of log K are equal numbers, whatever K is."""
     two, four = folder / "two-experts", folder / "four-experts"
@@ -87,7 +98,15 @@ def test_numbers_of_experts_stand_beside_each_other_as_shares_of_log_k(folder):
         (folder / "grid-summary.csv", "abcdef"),
     ):
         rows = [
-            row(value, setting=f"RSL sharpen {alpha:g} / 0.3", gate="soft", quantity=quantity, against=None, seeds=1)
+            row(
+                value,
+                setting=f"RSL sharpen {alpha:g} / 0.3",
+                gate="soft",
+                quantity=quantity,
+                against=None,
+                seeds=1,
+                examples=500,
+            )
             for alpha in (1.0, 0.1)
             for quantity, value in (
                 *((f"load_{name}", 0.3) for name in experts),

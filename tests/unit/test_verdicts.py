@@ -186,6 +186,8 @@ def test_the_other_rules():
 def test_the_theorem_is_judged_by_its_bound(largest, status):
     rows = [row("flatten", "largest_ratio", largest, 0.001, bound=0.98, steps=400.0)]
     assert convergence_verdicts(rows)[0].status == status
+    one_seed = [{**rows[0], "covers": "nothing", "seeds": 1.0}]
+    assert convergence_verdicts(one_seed)[0].status == "undecided"
 
 
 def candidate(setting: str, loss: float, information: float) -> list[dict]:
@@ -205,6 +207,14 @@ def test_the_rsl_that_ships_has_the_most_information_among_those_near_the_lowest
     loss, information = chosen(rows)
     assert (loss["setting"], loss["gate"]) == (ships, "top_3")
     assert information["value"] == {"a": 0.1, "b": 0.2, "c": 0.3}[ships]
+
+
+def test_candidates_of_another_size_are_no_rivals():
+    few = [{**found, "examples": 500.0} for found in candidate("a", 0.5, 0.9)]
+    both = [*few, *candidate("a", 1.0, 0.1), *candidate("b", 1.005, 0.2)]
+    for rows in (both, both[::-1]):
+        loss, information = chosen(rows)
+        assert (loss["setting"], loss["examples"], information["value"]) == ("b", 2000.0, 0.2)
 
 
 def test_a_line_of_a_table_says_on_how_many_seeds_it_stands():

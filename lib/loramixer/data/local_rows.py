@@ -135,8 +135,11 @@ class FolderSource(LocalRows, RecipeDomains):
         self.folder = Path(folder)
 
     def domains(self) -> tuple[str, ...]:
-        """The paper's six where the folder has data sets of recipes, else its own."""
-        return DEFAULT_DOMAINS if any(map(self._by_recipe, RECIPES)) else self._own.names()
+        """Those of the paper's six that the folder has data sets of; where it has none, its own.
+
+        A folder of the recipes' sets may hold others, for evaluation: their domains are there for who names them.
+        """
+        return tuple(filter(self._by_recipe, DEFAULT_DOMAINS)) or self._own.names()
 
     def has(self, domain: str) -> bool:
         """Whether a recipe's data set is there, or a row that states the domain."""

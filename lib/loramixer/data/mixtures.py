@@ -313,9 +313,10 @@ def _merged(reports: Sequence[OverlapReport]) -> OverlapReport:
     """Reports of different tasks as one."""
     merged = OverlapReport()
     for report in reports:
-        merged.same.update(report.same)
-        merged.overlapping.update(report.overlapping)
-        merged.kept.update(report.kept)
+        for name in ("same", "overlapping", "kept"):
+            counts = getattr(merged, name)
+            for task, count in getattr(report, name).items():  # two own domains can share a task
+                counts[task] = counts.get(task, 0) + count
     return merged
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -71,30 +72,44 @@ def read_examples(path: str | Path, domains: Sequence[str] = ()) -> list[Example
     path = Path(path)
     if not path.is_file():
         raise DataError(f"There is no data file {path}; give a .jsonl or .jsonl.gz file.")
-    examples = []
+    examples: list[Example] = []
+    lines_of_ids: dict[tuple[str, str], int] = {}
     try:
         opener = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     examples.append(_example_from_line(line, f"{path}, line {number}", domains))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+                    _note_id(examples[-1], number, lines_of_ids, path)
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"The data file {path} cannot be read ({error}); it must be UTF-8 JSON lines.") from error
     if not examples:
         raise DataError(f"The data file {path} has no rows.")
     return examples
 
 
+def _note_id(example: Example, number: int, lines_of_ids: dict[tuple[str, str], int], path: Path) -> None:
+    """Rows are told apart by task and id, when they are drawn and when test rows are compared."""
+    former = lines_of_ids.setdefault((example.task, example.id), number)
+    if former != number:
+        raise DataError(
+            f"{path}, line {number}: field 'id' is {example.id!r}, as in line {former} of the same task; give "
+            "every row of a task an id of its own."
+        )
+
+
 def _example_from_line(line: str, where: str, domains: Sequence[str]) -> Example:
     try:
         row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: no valid JSON ({error.msg}); every line must hold one JSON object.") from error
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and brackets without end
+        raise DataError(f"{where}: no valid JSON ({error}); every line must hold one JSON object.") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: a JSON {type(row).__name__}; every line must hold one JSON object.")
     for field in ("id", "task", "domain", "prompt", "target"):
         if not isinstance(row.get(field), str) or not _is_text(row[field]):
             raise DataError(f"{where}: field '{field}' is {row.get(field)!r}; a text is needed.")
+        if not row[field].strip():
+            raise DataError(f"{where}: field '{field}' is empty; a text is needed.")
     choices, label = row.get("choices"), row.get("label")
     of_texts = isinstance(choices, list) and all(isinstance(choice, str) and _is_text(choice) for choice in choices)
     if choices is not None and not of_texts:

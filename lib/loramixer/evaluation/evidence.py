@@ -75,8 +75,9 @@ def token_shares_table(folder: Path) -> str:
     domains = [str(name).removeprefix("test_tokens_") for name in rows[0] if str(name).startswith("test_tokens_")]
     total = sum(rows[0][f"test_tokens_{name}"] for name in domains)
     lines = [["share of the test tokens", *(f"{rows[0][f'test_tokens_{name}'] / total:.3f}" for name in domains)]]
+    summary = verdicts.named([row for row in summary if row["against"] is None])
     for setting in dict.fromkeys(row["setting"] for row in summary):
-        found = [find(summary, setting=setting, quantity=f"load_{name}", against=None) for name in domains]
+        found = [find(summary, setting=setting, quantity=f"load_{name}") for name in domains]
         if any(found):
             lines.append(table_line(f"load, {setting}", found))
     return table(["", *domains], lines)
@@ -92,7 +93,7 @@ def choice_table(folder: Path) -> str:
 
 def chosen_text(folder: Path) -> str:
     """The rule, and what it gives."""
-    rows = read_csv(folder / "choice-summary.csv")
+    rows = verdicts.of_one_size(read_csv(folder / "choice-summary.csv"))
     found = verdicts.chosen(rows)
     candidates = list(dict.fromkeys(row["setting"] for row in rows))
     if found is None or len(candidates) < 2:
@@ -132,7 +133,7 @@ def expert_count_table(folder: Path) -> str:
     candidates = dict.fromkeys(row["setting"] for rows in fewer for row in rows)
     lines = []
     for rows in [*fewer, read_csv(folder / "grid-summary.csv")]:
-        plain = [row for row in rows if row["against"] is None]
+        plain = verdicts.of_one_size([row for row in rows if row["against"] is None])
         experts = verdicts.expert_count(plain)
         for setting in sorted(candidates, key=_balance_weight):
             found = [find(plain, setting=setting, quantity=name, gate="soft") for name in EXPERT_COUNT]

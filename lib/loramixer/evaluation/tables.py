@@ -20,7 +20,7 @@ from typing import Any
 from loramixer.evaluation.csv_files import read_csv
 from loramixer.evaluation.evidence import EVIDENCE
 from loramixer.evaluation.markdown import line
-from loramixer.evaluation.verdicts import find, shipped_gate, table_line
+from loramixer.evaluation.verdicts import find, named, shipped_gate, table_line
 
 
 def expert_matrix_table(folder: Path) -> str:
@@ -53,7 +53,7 @@ def router_loss_table(folder: Path) -> str:
 
 
 def _by_domain(folder: Path, prefix: str, gate_of: Callable[[list[dict[str, Any]]], str]) -> str:
-    rows = [row for row in read_csv(folder / "losses-summary.csv") if row["against"] is None]
+    rows = named([row for row in read_csv(folder / "losses-summary.csv") if row["against"] is None])
     gate = gate_of(rows)
     found = [row for row in rows if row["gate"] == gate and str(row["quantity"]).startswith(prefix)]
     quantities, settings = (list(dict.fromkeys(row[field] for row in found)) for field in ("quantity", "setting"))

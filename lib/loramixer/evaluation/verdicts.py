@@ -112,6 +112,18 @@ def named(rows: Sequence[Row]) -> list[Row]:
     return [{**row, "setting": names[row["setting"], row["examples"]]} for row in rows]
 
 
+def of_one_size(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the number of training rows that most settings have, the larger one where two have as many.
+
+    For rules that look for the best of several settings, which must have been trained on equally many rows.
+    """
+    settings: dict[float, set[str]] = {}
+    for row in rows:
+        settings.setdefault(row["examples"] or 0, set()).add(row["setting"])
+    most = max(settings, key=lambda examples: (len(settings[examples]), examples), default=None)
+    return [row for row in rows if (row["examples"] or 0) == most]
+
+
 def expert_count(rows: Sequence[Row]) -> int:
     """K, from the loads in a summary."""
     loads = {str(row["quantity"]) for row in rows if str(row["quantity"]).startswith("load_")}
@@ -225,7 +237,7 @@ CHOICE = (
 def chosen(rows: Sequence[Row]) -> tuple[Row, Row] | None:
     """The candidate that ships: its loss under the shipped gate and its mutual information; None without numbers."""
     gate = shipped_gate(rows)
-    plain = [row for row in rows if row["against"] is None]
+    plain = of_one_size([row for row in rows if row["against"] is None])
     losses = [row for row in plain if row["quantity"] == "loss" and row["gate"] == gate]
     found = [
         (loss, information)
@@ -264,7 +276,7 @@ def _one_best_cell_verdict(rows: Sequence[Row]) -> list[Verdict]:
 
     By the numbers alone, without their intervals; a loss within :data:`MARGIN` of the lowest counts as the lowest.
     """
-    plain = [row for row in rows if row["against"] is None and row["gate"] == "soft"]
+    plain = of_one_size([row for row in rows if row["against"] is None and row["gate"] == "soft"])
     columns = {
         quantity: {row["setting"]: row["value"] for row in plain if row["quantity"] == quantity}
         for quantity in AT_ONCE
@@ -362,11 +374,7 @@ def convergence_verdicts(rows: Sequence[Row]) -> list[Verdict]:
             verdicts.append(
                 Verdict(
                     f"{row['setting']}: KL(P* ‖ P) shrinks in every step at least by the factor of Theorem 1 (b)",
-                    "held"
-                    if row["high"] <= row["bound"]
-                    else "not held"
-                    if row["low"] > row["bound"]
-                    else "undecided",
+                    below(row, row["bound"]),
                     f"largest factor {row['value']:.5f} [{row['low']:.5f}, {row['high']:.5f}], "
                     f"promised {row['bound']:.5f} ({sizes(row)})",
                 )

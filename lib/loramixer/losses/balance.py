@@ -53,7 +53,8 @@ def load_balance(
 
     Canonical scale: the *unit* form, which is 1 when the load is even whatever the number of experts K. When one
     expert takes everything it is K with ``top_1`` and ``soft``, and K / k with ``top_k``, which counts k experts for
-    every token. The paper prints Σ p̄ f̄, which is 1/K when even; ``scale="paper"`` gives that form.
+    every token. The paper prints Σ p̄ f̄, which is 1/K when even; ``scale="paper"`` gives that form. K is the size of
+    the last axis: where only n of the experts are present, an even load over these is K / n.
 
     The unit form with ``top_1`` is the loss of Switch Transformer
     (`transformers/models/switch_transformers/modeling_switch_transformers.py`, ``load_balancing_loss_func``). With

@@ -8,7 +8,7 @@ import torch
 
 from loramixer.errors import RoutingError
 from loramixer.losses.balance import Scale, Usage, load_balance
-from loramixer.losses.tokens import SMALLEST, mean_of_tokens, mean_over_tokens
+from loramixer.losses.tokens import finite_log, mean_of_tokens, mean_over_tokens
 
 Entropy = Literal["sharpen", "flatten"]
 
@@ -77,4 +77,4 @@ def rsl(
 
 
 def _entropy(p: torch.Tensor) -> torch.Tensor:
-    return -(p * p.clamp_min(SMALLEST).log()).sum(dim=-1)
+    return -(p * finite_log(p)).sum(dim=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from loramixer.losses.tokens import SMALLEST, mean_of_tokens
+from loramixer.losses.tokens import finite_log, mean_of_tokens
 
 
 def supervised(
@@ -25,6 +25,4 @@ def supervised(
     own_expert = own_expert.to(p.device).expand(p.shape[:-1])
     p_own = p.gather(-1, own_expert.clamp_min(0).unsqueeze(-1)).squeeze(-1)
     counts = (own_expert >= 0) & (p_own > 0)
-    return mean_of_tokens(
-        -p_own.clamp_min(SMALLEST).log(), counts if mask is None else counts & mask, across_processes
-    )
+    return mean_of_tokens(-finite_log(p_own), counts if mask is None else counts & mask, across_processes)

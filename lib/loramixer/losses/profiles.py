@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import torch
 
-from loramixer.losses.tokens import SMALLEST, Form, check_form, mean_of_tokens, mean_over_tokens
+from loramixer.losses.tokens import SMALLEST, Form, check_form, finite_log, mean_of_tokens, mean_over_tokens
 
 POISSON_RATE = 1.5
 """Initial λ of the released code, which keeps it between 1 and 2."""
@@ -109,5 +109,5 @@ def gmoe(
 
 def _distance(log_profile: torch.Tensor, found: torch.Tensor, form: Form) -> torch.Tensor:
     check_form(form)
-    log_ratio = log_profile - found.clamp_min(SMALLEST).log()
+    log_ratio = log_profile - finite_log(found)
     return (log_profile.exp() * (log_ratio.abs() if form == "code" else log_ratio)).sum(dim=-1)

@@ -17,6 +17,11 @@ SMALLEST = 1e-9
 """Keeps log finite where a probability underflows to 0."""
 
 
+def finite_log(p: torch.Tensor) -> torch.Tensor:
+    """log p of probabilities, finite at 0; float16 has no number as small as :data:`SMALLEST`."""
+    return p.clamp_min(max(SMALLEST, torch.finfo(p.dtype).tiny)).log()
+
+
 def mean_over_tokens(values: torch.Tensor, mask: torch.Tensor | None, across_processes: bool = False) -> torch.Tensor:
     """Mean over the token axis of ``[..., N, E]`` where the mask is true: ``[..., E]``."""
     across_processes = across_processes and process_count() > 1

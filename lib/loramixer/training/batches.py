@@ -144,7 +144,8 @@ class SpreadRows(BatchRebalanceSampler):
     """The batches that one process would see, each spread over the processes so that all of them have equal work.
 
     The Trainer's own rule (``train_sampling_strategy="batch_rebalance"``) reckons with padding, sets all accumulated
-    forwards of a step together, and shuffles with one seed for all runs.
+    forwards of a step together, and shuffles with one seed for all runs. Where the last batch of an epoch has fewer
+    rows than there are processes, rows of its beginning fill it, since every process must have one.
 
     Args:
         costs: of every row, as by :func:`row_costs`.

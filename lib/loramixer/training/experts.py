@@ -255,7 +255,7 @@ def _train_jointly(output: Path, domains: list[str], run: _Run) -> list[Path]:
     config = joint_config(domains, run.lora)
     peft_model = get_peft_model(model, config)
     optimizer = joint_optimizer(peft_model, run.settings)
-    run_training(peft_model, tokenizer, found.rows, run_folder, run.settings, log, optimizer=optimizer)
+    run_training(peft_model, tokenizer, found.rows, run_folder, run.settings, log, optimizer=optimizer, reports=output)
     files.name_in(config)
 
     def write() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 
 from loramixer.distributed import is_main_process, launched_processes, say, stack_on_first
 from loramixer.errors import LoraMixerError
@@ -35,7 +36,10 @@ from loramixer.training.speed import measure_backbone
 from loramixer.tuner.model import LoraMixerModel
 from loramixer.versions import memory_allocator
 
-REPORTERS = ("trackio", "tensorboard")
+TENSORBOARD = "tensorboard"
+"""Reporter, and the folder of its files inside that of a run."""
+
+REPORTERS = ("trackio", TENSORBOARD)
 """Where metrics can go besides the run log."""
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -65,6 +69,7 @@ def run_training(
     statistics: Statistics | None = None,
     optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
     measure_speed: bool = True,
+    reports: Path | None = None,
 ) -> RunLog:
     """Train ``model`` on encoded rows with the stock Trainer; resumes from the last whole checkpoint in ``folder``.
 
@@ -84,6 +89,7 @@ def run_training(
         statistics: joins every row of the log.
         optimizer: class and arguments of another optimiser than AdamW.
         measure_speed: whether a few batches at the end time the backbone alone.
+        reports: folder that receives ``tensorboard/`` where that was asked for; ``folder`` by default.
 
     Raises:
         LoraMixerError: the loss or a gradient is not finite, or the disk is full; the last checkpoint stays good. Or
@@ -116,6 +122,7 @@ def run_training(
         optimizer_cls_and_kwargs=optimizer,
     )
     trainer.remove_callback(PrinterCallback)
+    _keep_tensorboard(trainer, (reports or folder) / TENSORBOARD)
     trainer.add_callback(_StopOnBadGradient(trainer))
     trainer.row_names, trainer.statistics = names, statistics
     trainer.rows_per_forward = settings.batch_size
@@ -175,6 +182,7 @@ def training_arguments(checkpoints: Path, settings: LoopSettings, collator: RowC
         save_steps=settings.save_steps,
         save_total_limit=2,
         report_to=settings.report_to,
+        run_name=checkpoints.parent.name,
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings.seed,
@@ -186,6 +194,13 @@ def training_arguments(checkpoints: Path, settings: LoopSettings, collator: RowC
     # shared state and cut lines of rows apart. One process for each GPU is for the launcher.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _keep_tensorboard(trainer: Trainer, folder: Path) -> None:
+    """Have its files written where they stay: by default they lie with the checkpoints, which go at the end."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:  # no TENSORBOARD_LOGGING_DIR
+            callback.logging_dir = str(folder)
 
 
 def mixture_of(model: Any) -> LoraMixerModel | None:
@@ -233,6 +248,7 @@ class _WatchedTrainer(Trainer):
         self.rows_of_step: list[int] = []
         self.former_log = (0.0, 0)
         self.next_line = 0.0
+        self.spread: SpreadRows | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         """Of several processes each takes its part of every batch, of about equally much work."""
@@ -243,7 +259,9 @@ class _WatchedTrainer(Trainer):
             rows_of_step = self.rows_per_forward * self.args.gradient_accumulation_steps
             return RowsOfLikeLength([len(row["input_ids"]) for row in rows], rows_of_step, self.args.seed)
         costs = row_costs(backbone_of(self.model), rows)
-        return SpreadRows(costs, self.rows_per_forward, self.args.world_size, self.args.process_index, self.args.seed)
+        processes, rank = self.args.world_size, self.args.process_index
+        self.spread = SpreadRows(costs, self.rows_per_forward, processes, rank, self.args.seed)
+        return self.spread
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Of the parameters that were to train when the run was set up, in the types that they had then.
@@ -379,7 +397,7 @@ def _nested(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class _StopOnBadGradient(TrainerCallback):
-    """Starts the clock, and stops before a gradient that is no number reaches the weights."""
+    """Starts the clock and each epoch, and stops before a gradient that is no number reaches the weights."""
 
     def __init__(self, trainer: _WatchedTrainer) -> None:
         self.trainer = trainer
@@ -388,6 +406,13 @@ class _StopOnBadGradient(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.begin()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Where a run resumes inside an epoch, the wrapper that skips its batches keeps the epoch from the sampler.
+        if self.trainer.spread is not None:
+            self.trainer.spread.set_epoch(int(state.epoch or 0))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -84,8 +84,9 @@ def train_router(
 ) -> Path:
     """Train fresh routers over given experts and save the mixture; resumes when ``output`` holds checkpoints.
 
-    Experts are frozen. With ``train_experts=True`` they train along, ``training_gate="straight_through"`` gives all of
-    them a gradient while k of them act, and ``preserve=[…]`` holds some near where they were (Eq. 11).
+    Experts are frozen. With ``train_experts=True`` they train along, ``training_gate="straight_through"`` lets k of
+    them act while the routers have the gradient of soft gates, and ``preserve=[…]`` holds some experts near where they
+    were (Eq. 11).
 
     Args:
         output: folder that receives the mixture, its run log and model card.

@@ -11,7 +11,7 @@ from typing import Any
 
 from loramixer.evaluation.csv_files import read_csv
 from loramixer.evaluation.experiments import losses
-from loramixer.evaluation.experiments.measure import ROUTING_GATE
+from loramixer.evaluation.experiments.measure import ROUTING_GATE, Measurement
 from loramixer.evaluation.experiments.plan import Experiment, Options, Plan, Run
 from loramixer.evaluation.experiments.results import Results
 from loramixer.evaluation.verdicts import named, shipped_gate
@@ -32,11 +32,14 @@ def plan(options: Options) -> Plan:
 
 
 def write(results: Results, folder: Path) -> None:
-    """Every number of every candidate over the seeds that all of them have, so that no seed favours one."""
-    seeds = [{run.seed for run in runs} for runs in results.groups().values()]
-    shared = set.intersection(*seeds) if seeds else set()
-    fair = {run: found for run, found in results.measured.items() if run.seed in shared}
-    results.write(folder, NAME, replace(results, measured=fair or results.measured).plain_rows())
+    """Every number of every candidate over the seeds that all of its size have, so that no seed favours one."""
+    fair: dict[Run, dict[str, Measurement]] = {}
+    for size in dict.fromkeys(run.examples for run in results.measured):
+        own = {run: found for run, found in results.measured.items() if run.examples == size}
+        seeds = [{run.seed for run in runs} for (_, examples), runs in results.groups().items() if examples == size]
+        shared = set.intersection(*seeds)
+        fair |= {run: found for run, found in own.items() if run.seed in shared} or own
+    results.write(folder, NAME, replace(results, measured=fair).plain_rows())
 
 
 def dots(folder: Path) -> Any:

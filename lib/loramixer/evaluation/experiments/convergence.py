@@ -204,9 +204,11 @@ def summarise(rows: list[Row]) -> list[Row]:
 
 
 def write(results: Results, folder: Path) -> None:
-    """Run it; write every fourth step, and the summary of all steps."""
-    rows = measure_convergence(results.options.seeds)
-    write_csv(folder / f"{NAME}.csv", [row for row in rows if row["step"] % EVERY == 0])
+    """Run it; write every fourth step, and the summary of all steps. Seeds that are there already stay."""
+    path = folder / f"{NAME}.csv"
+    former = [int(row["seed"]) for row in read_csv(path)] if path.is_file() else []
+    rows = measure_convergence(tuple(sorted({*former, *results.options.seeds})))
+    write_csv(path, [row for row in rows if row["step"] % EVERY == 0])
     write_csv(folder / f"{NAME}-summary.csv", summarise(rows))
 
 

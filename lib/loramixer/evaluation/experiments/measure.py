@@ -22,6 +22,7 @@ from loramixer.data import Example
 from loramixer.evaluation.harness import Progress, RowScore, score_rows
 from loramixer.metrics import entropy, load_variance, row_resamples, shuffled_token_band
 from loramixer.tuner.runtime import active_runtime, set_gate
+from loramixer.whole_files import scratch_file
 
 ROUTING_GATE = "soft"
 """The gate under which routing is recorded: the one that routers train with."""
@@ -57,7 +58,8 @@ class Measurement:
 
     def rows_of(self, quantity: str) -> int:
         """The number of rows that a quantity stands on: of a domain its own, of an accuracy those with choices."""
-        domain = next((name for name in _domains(self.scores) if quantity.endswith(f"_{name}")), None)
+        named = (name for name in _domains(self.scores) if quantity.endswith(f"_{name}"))
+        domain = max(named, key=len, default=None)  # one name can end another
         if quantity == f"load_{domain}":  # all rows load every expert
             domain = None
         return sum(
@@ -72,7 +74,7 @@ class Measurement:
         from their number, so that the files of many runs can lie in a repository.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.tmp")
+        scratch = scratch_file(path)
         routing = [name for name in self.values if name not in _task_statistic(self.scores)(_once(self.scores))]
         with scratch.open("wb") as file:
             np.savez_compressed(
@@ -223,7 +225,7 @@ def _task_statistic(scores: Sequence[RowScore]) -> Statistic:
     def statistic(counts: np.ndarray) -> dict[str, np.ndarray]:
         losses = {f"loss_{name}": counts @ (loss * own) / (counts @ (tokens * own)) for name, own in members.items()}
         accuracies = {
-            f"accuracy_{name}": counts @ (correct * (judged & own)) / (counts @ (judged & own).astype(float))
+            f"accuracy_{name}": _share(counts, correct, judged & own)
             for name, own in members.items()
             if (judged & own).any()
         }
@@ -233,6 +235,13 @@ def _task_statistic(scores: Sequence[RowScore]) -> Statistic:
         return means | losses | accuracies
 
     return statistic
+
+
+def _share(counts: np.ndarray, correct: np.ndarray, judged: np.ndarray) -> np.ndarray:
+    """``[B]``: share of the judged rows that are correct; a sample without any says nothing, and has that of all."""
+    drawn = counts @ judged.astype(float)
+    found = counts @ (correct & judged).astype(float) / np.maximum(drawn, 1)
+    return np.where(drawn > 0, found, correct[judged].mean())
 
 
 class _RoutingSums:
@@ -292,7 +301,8 @@ class _RoutingSums:
             if own_shares:
                 found["own_share"] = np.mean(list(own_shares.values()), axis=0)
             all_loads = {f"load_{name}": load[:, :, i].mean(axis=1) for i, name in enumerate(experts)}
-            return found | own_shares | other_shares | all_loads
+            # Once more at the end: an expert may have the name of a number, such as `entropy`.
+            return found | own_shares | other_shares | all_loads | found
 
         return statistic
 

@@ -77,7 +77,8 @@ def perform(
     if plan is None:
         experiment.write(results, output)
         return draw(experiment, output, say)
-    runs = list(dict.fromkeys([*former, *plan.runs]))
+    # By name, since a file rounds the numbers of a run that is planned exactly.
+    runs = list({run.name: run for run in [*former, *plan.runs]}.values())
     if stored_only:
         runs = [run for run in runs if workshop.log(run) is not None]
     for number, run in enumerate(runs, start=1):
@@ -90,7 +91,7 @@ def perform(
             continue
         with _alone(workshop, f"{experiment.name}.csv"):
             for other in _runs_there(experiment, plan, output, workshop, key):
-                if other not in runs:  # of a process that was started with other seeds
+                if other.name not in {run.name for run in runs}:  # of a process that was started with other seeds
                     _finish(other, plan, rows, results, True, say)
             experiment.write(results, output)
     return draw(experiment, output, say)
