@@ -132,6 +132,10 @@ base = mixed.unload()
 # Rows of the two domains; *blank* has no rows of its own and must find its place from the task alone. The folder that
 # comes out holds the experts too (`routers_only=True` would name them by hash instead).
 # For rows of your own give `source="rows.jsonl"`; [this is their form](../docs/data.md#your-own-rows).
+#
+# Here the experts stay as they are. They would train along with `train_experts=True`; with
+# `training_gate="straight_through"` k of them act while the routers learn from the gates of all, and with
+# `preserve=["sentiment"]` that one is held near where it was (Eq. 11 of the paper).
 
 # %%
 rows = draw_mixture(ROUTER_ROWS, SEED, ["acceptability", "sentiment"]).rows

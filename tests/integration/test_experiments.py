@@ -321,6 +321,22 @@ def test_points_and_curves_never_become_fewer(output, shop, tmp_path):
         assert read_csv(tmp_path / f"results/{name}.csv") == read_csv(output / f"{name}.csv")
 
 
+def test_the_routers_of_all_other_experiments_are_dots_on_the_plane(output, shop, tmp_path):
+    shutil.copytree(output, tmp_path / "results")
+    perform(EXPERIMENTS["plane"], OPTIONS, shop, tmp_path / "results", stored_only=True, say=str)
+    rows = read_csv(tmp_path / "results/plane-others.csv")
+    found = {(row["setting"], row["examples"], row["seed"]) for row in rows}
+    assert len(found) == len(rows)
+    assert ("RSL sharpen 4 / 0.3", 80, 1) in found  # a candidate
+    assert not {run.setting for run in EXPERIMENTS["losses"].plan(OPTIONS).runs} & {
+        name for name, n, _ in found if n == 80
+    }
+    for row in rows:
+        assert 0 <= row["undecided"] <= row["balanced"] <= 1
+        assert row["undecided_low"] <= row["undecided"] <= row["undecided_high"]
+    assert f"{len(rows)} routers of other settings" in (tmp_path / "results/figures/plane.svg").read_text()
+
+
 def test_what_another_kind_of_device_measured_never_meets_it(shop, tmp_path):
     rows = shop.test_rows()
     there = replace(shop, device="cuda", archive=tmp_path)
@@ -357,9 +373,10 @@ def test_accuracies_of_few_judged_rows_have_an_interval():
 
 def test_a_run_whose_weights_have_many_digits_is_one_run(shop, tmp_path):
     options = replace(OPTIONS, seeds=(0,), balance_weight=1 / 3)
-    experiment = replace(EXPERIMENTS["choice"], plan=lambda options: Plan([options.rsl(8)], ("soft",)))
+    experiment = replace(EXPERIMENTS["choice"], plan=lambda options: Plan([options.rsl(8)], ("top_2",)))
+    apart = replace(shop, work=tmp_path / "work", archive=tmp_path / "archive")
     for _ in range(2):  # the second call reads the file of the first
-        perform(experiment, options, shop, tmp_path, say=str)
+        perform(experiment, options, apart, tmp_path, say=str)
     (run,) = read_csv(tmp_path / "choice.csv")
     assert run["seed"] == 0
     assert {row["seeds"] for row in read_csv(tmp_path / "choice-summary.csv")} == {1}

@@ -83,6 +83,31 @@ def token_shares_table(folder: Path) -> str:
     return table(["", *domains], lines)
 
 
+def domain_shares_table(folder: Path) -> str:
+    """Share of every expert in the tokens of each domain, under what is called ``rsl``; files may not have it yet.
+
+    Raises:
+        FileNotFoundError: nothing was measured since shares are recorded.
+    """
+    rows = [row for row in read_csv(folder / "losses-summary.csv") if row["against"] is None and row["gate"] == "soft"]
+    rows = [row for row in verdicts.named(rows) if row["setting"] == rows[0]["setting"]]
+    experts = [name for name in _parts(rows, "load_") if name not in ("entropy", "variance")]
+    domains = [name for name in experts if find(rows, quantity=f"own_share_{name}")]
+    cells = {
+        domain: [
+            find(rows, quantity=f"own_share_{domain}" if expert == domain else f"share_of_{expert}_in_{domain}")
+            for expert in experts
+        ]
+        for domain in domains
+    }
+    if not all(
+        any(found is not None and "share_of" in found["quantity"] for found in line) for line in cells.values()
+    ):
+        raise FileNotFoundError(folder / "losses-summary.csv")
+    lines = [table_line(domain, line) for domain, line in cells.items()]
+    return table([f"{rows[0]['setting']}, tokens of", *experts], lines)
+
+
 def choice_table(folder: Path) -> str:
     """Loss under the shipped gate, and routing, one line per candidate."""
     rows = read_csv(folder / "choice-summary.csv")
@@ -303,6 +328,10 @@ EVIDENCE: dict[str, Maker] = {
     "losses-domains": losses_domains_table,
     "losses-differences": losses_differences_table,
     "token-shares": token_shares_table,
+    "domain-shares": domain_shares_table,
+    "domain-shares-figure": _figure(
+        "domain-shares", "Share of every expert in the tokens of each domain, for every loss"
+    ),
     "losses-verdicts": _verdict_list("losses-summary.csv", verdicts.losses_verdicts),
     "losses-figure": _figure("losses", "Test loss, own-expert share and mutual information of every routing loss"),
     "loads-figure": _figure("loads", "Load of every expert under every routing loss"),
