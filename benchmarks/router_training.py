@@ -38,7 +38,9 @@ def main(words: Sequence[str] | None = None) -> None:
     options = _parse(words)
     found = [(path.stem, RunLog.load(path)) for path in sorted(options.logs.glob("[!.]*.json"))]
     former = _alone_before(options)
-    alone = {*options.alone, *(row["run"] for row in former)}
+    # A run that was trained again under its name is another training.
+    same = {name for name, log in found if any(row == row_of(name, log, True) for row in former)}
+    alone = {*options.alone, *same}
     rows = [row_of(name, log, name in alone) for name, log in found if f"-n{options.examples}-" in name]
     if unknown := set(options.alone) - {row["run"] for row in rows}:
         raise SystemExit(f"{options.logs} holds no training {unknown.pop()} with {options.examples} rows.")

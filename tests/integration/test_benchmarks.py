@@ -151,6 +151,10 @@ def test_an_archived_training_can_have_been_alone(benchmark_module, tmp_path):
     table = router_training_table(tmp_path)
     assert table.count("task loss only: alone, 2 processes × 1 thread |") == 1
     assert "beside other work: fastest, median, slowest | 1 |" in table
+    log = RunLog(settings, [], {"seconds": 900.0, "tokens": 210_000, "tokens_per_second": 233.3})
+    log.save_small(tmp_path / "logs/none-n2000-s1.json")  # trained again, beside something else
+    benchmark_module("router_training").main(words)
+    assert "beside other work: fastest, median, slowest | 2 |" in router_training_table(tmp_path)
     with pytest.raises(SystemExit, match="no training none-n2000-s7 with 2000 rows"):
         benchmark_module("router_training").main([*words, "--alone", "none-n2000-s7"])
 

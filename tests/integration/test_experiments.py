@@ -334,7 +334,7 @@ def test_the_routers_of_all_other_experiments_are_dots_on_the_plane(output, shop
     for row in rows:
         assert 0 <= row["undecided"] <= row["balanced"] <= 1
         assert row["undecided_low"] <= row["undecided"] <= row["undecided_high"]
-    assert f"{len(rows)} routers of other settings" in (tmp_path / "results/figures/plane.svg").read_text()
+    assert f"{len(rows)} other routers" in (tmp_path / "results/figures/plane.svg").read_text()
 
 
 def test_what_another_kind_of_device_measured_never_meets_it(shop, tmp_path):

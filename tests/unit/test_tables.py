@@ -228,14 +228,6 @@ def test_the_page_of_results_prints_the_result_files():
     assert fill(text, RESULTS) == text
 
 
-def test_the_page_of_seeds_that_were_trained_again_prints_its_files():
-    folder = RESULTS / "clean-seeds"
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    names = ["losses-state", "losses", "losses-differences", "losses-verdicts"]
-    assert re.findall(r"<!-- table (\S+) -->", text) == names
-    assert fill(text, folder) == text
-
-
 def test_the_readme_prints_the_result_files():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text.count("<!-- table ") == 4

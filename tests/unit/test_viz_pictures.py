@@ -77,13 +77,18 @@ EXPERIMENTS = {
 
 def test_each_cell_of_the_domain_shares_is_that_of_its_domain_and_expert():
     rows = [row for row in domain_share_rows() if (row["setting"], row["gate"]) == ("rsl", "soft")]
-    values = {"own_share_math": 0.9, "share_of_code_in_math": 0.1, "share_of_math_in_code": 0.3, "own_share_code": 0.7}
+    values = {"share_of_code_in_math": 0.1, "share_of_math_in_code": 0.3}
     for row in rows:
         row["value"] = values.get(row["quantity"], 0.5)
-    without = {**rows[-1], "setting": "measured before shares were"}
-    (panel,) = figures.domain_shares_figure([*rows, without]).data
+    without = {**rows[0], "setting": "measured before shares were"}
+    figure = figures.domain_shares_figure([*rows, without])
+    (panel,) = figure.data
     assert [list(line) for line in panel.z] == [[0.3, 0.7], [0.9, 0.1]]  # the first domain is on top
     assert list(panel.x) == [0, 1]
+    assert figure.layout.title.text == "Where the tokens of each domain go (n = 40 rows, 2 seeds)"
+    other = [{**row, "setting": "of one seed", "seeds": 1} for row in rows]
+    texts = [found.text for found in figures.domain_shares_figure([*rows, *other]).layout.annotations]
+    assert texts == ["rsl, 2 seeds", "of one seed, 1 seed"]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

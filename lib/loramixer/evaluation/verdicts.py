@@ -179,14 +179,15 @@ def _all_at_once_verdict(rows: Sequence[Row]) -> list[Verdict]:
     if len(found) < len(AT_ONCE):
         return []
     statuses = {quantity: AT_ONCE[quantity][1](row) for quantity, row in found.items()}
-    status: Status = (
-        "held" if set(statuses.values()) == {"held"}
-        else "not held" if "not held" in statuses.values()
-        else "undecided"
-    )  # fmt: skip
     parts = [f"{AT_ONCE[quantity][0]} {printed(row)} ({statuses[quantity]})" for quantity, row in found.items()]
     claim = f"{found['loss']['setting']} improves load, I(token; expert) and loss (soft gates) on none, all at once"
-    return [Verdict(claim, status, f"differences: {', '.join(parts)} ({sizes(found['loss'])})")]
+    numbers = f"differences: {', '.join(parts)} ({sizes(found['loss'])})"
+    return [Verdict(claim, _of_all(list(statuses.values())), numbers)]
+
+
+def _of_all(statuses: Sequence[Status]) -> Status:
+    """Held when each of several claims is, and not held when any is not."""
+    return "held" if set(statuses) == {"held"} else "not held" if "not held" in statuses else "undecided"
 
 
 def losses_verdicts(rows: Sequence[Row]) -> list[Verdict]:
@@ -304,13 +305,12 @@ def _counted(claim: str, rows: Sequence[Row], rule: Callable[[Row], Status]) -> 
     if not rows:
         return []
     found = [rule(row) for row in rows]
-    status: Status = "held" if set(found) == {"held"} else "not held" if "not held" in found else "undecided"
     low, high = min(row["value"] for row in rows), max(row["value"] for row in rows)
     counts = ", ".join(f"{name} in {found.count(name)}" for name in ("held", "not held", "undecided"))
     return [
         Verdict(
             claim,
-            status,
+            _of_all(found),
             f"{counts} of {len(rows)} cells; differences from {low:.3f} to {high:.3f} ({sizes(rows[0])})",
         )
     ]

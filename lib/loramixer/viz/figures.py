@@ -67,20 +67,25 @@ def loads_figure(summary: Sequence[Row]) -> go.Figure:
 def domain_shares_figure(summary: Sequence[Row]) -> go.Figure:
     """Where the tokens of each domain go: a heat map of domains by experts for every setting; darker is more.
 
-    The tokens of a text that routes to its own expert lie on the diagonal.
+    The tokens of a text that routes to its own expert lie on the diagonal, which is what the other shares leave.
     """
     rows = _plain(summary, "soft")
-    cells = {(row["setting"], row["quantity"]): row["value"] for row in rows}
+    cells = {(row["setting"], row["quantity"]): row for row in rows if str(row["quantity"]).startswith("share_of_")}
     styles = expert_styles([name.removeprefix("load_") for name in _names(rows, "quantity") if _is_load(name)])
-    domains = [style for style in styles if any(quantity == f"own_share_{style.name}" for _, quantity in cells)]
-    shares: dict[str, list[list[Any]]] = {}
-    for setting in _names(rows, "setting"):
+    domains = [style for style in styles if f"own_share_{style.name}" in _names(rows, "quantity")]
+    seeds = {setting: f"{row['seeds']:.0f} seed{'s' * (row['seeds'] > 1)}" for (setting, _), row in cells.items()}
+    shares: dict[str, list[list[float]]] = {}
+    for setting in seeds:
         shares[setting] = [
-            [cells.get((setting, _share_in(domain.name, expert.name))) for expert in styles] for domain in domains
-        ]
-    shares = {name: values for name, values in shares.items() if all(None not in line for line in values)}
+            [cells[setting, f"share_of_{expert.name}_in_{domain.name}"]["value"] if expert != domain else 0.0
+             for expert in styles]
+            for domain in domains
+        ]  # fmt: skip
+        for values, domain in zip(shares[setting], domains, strict=True):
+            values[styles.index(domain)] = 1 - sum(values)
     across, down = min(3, len(shares)), math.ceil(len(shares) / 3)
-    title = f"Share of each expert (across) in the tokens of each domain (down) ({_sizes(summary)})"
+    alike = next(iter(seeds.values())) if len(set(seeds.values())) == 1 else "seeds as named"
+    title = f"Where the tokens of each domain go (n = {rows[0]['rows']:.0f} rows, {alike})"
     figure = canvas(title, 150 + across * 54 * len(styles), 130 + down * (40 + 30 * len(domains)), left=120, right=20)
     highest = max(value for values in shares.values() for line in values for value in line)
     letters = [style.letter for style in styles]
@@ -92,12 +97,9 @@ def domain_shares_figure(summary: Sequence[Row]) -> go.Figure:
         texts = [[f"{value:.2f}" for value in row] for row in values]
         _heat_map(figure, number + 1, values, texts, letters, names,
                   ends=(0, highest), reverse=True, across=ends, up=heights)  # fmt: skip
-        _panel_title(figure, setting, ends, heights[1] + 0.03)
+        text = setting if alike in seeds.values() else f"{setting}, {seeds[setting]}"
+        _panel_title(figure, text, ends, heights[1] + 0.03)
     return figure
-
-
-def _share_in(domain: str, expert: str) -> str:
-    return f"own_share_{domain}" if expert == domain else f"share_of_{expert}_in_{domain}"
 
 
 def oracle_figure(summary: Sequence[Row]) -> go.Figure:
@@ -324,7 +326,7 @@ def plane_figure(points: Sequence[Row], paths: Sequence[Row], others: Sequence[R
             go.Scatter(
                 x=[row["undecided"] for row in others], y=[row["balanced"] for row in others], mode="markers",
                 marker={"color": NEUTRAL, "size": 5}, hovertext=texts, hoverinfo="text",
-                name=f"{len(others)} routers of other settings and sizes",
+                name=f"{len(others)} other routers",
             )
         )  # fmt: skip
     for row in points:
