@@ -81,8 +81,8 @@ def domain_shares_figure(summary: Sequence[Row]) -> go.Figure:
              for expert in styles]
             for domain in domains
         ]  # fmt: skip
-        for values, domain in zip(shares[setting], domains, strict=True):
-            values[styles.index(domain)] = 1 - sum(values)
+        for row_of_domain, domain in zip(shares[setting], domains, strict=True):
+            row_of_domain[styles.index(domain)] = 1 - sum(row_of_domain)
     across, down = min(3, len(shares)), math.ceil(len(shares) / 3)
     alike = next(iter(seeds.values())) if len(set(seeds.values())) == 1 else "seeds as named"
     title = f"Where the tokens of each domain go (n = {rows[0]['rows']:.0f} rows, {alike})"
