@@ -530,22 +530,20 @@ def _config_fields(given: list[str]) -> dict[str, Any]:
             found[name] = _PYTHON_WORDS[value] if value in _PYTHON_WORDS else json.loads(value)
         except json.JSONDecodeError:
             found[name] = value
-        wanted = next((words for kind, words in _VALUES.items() if type(usual[name]) is kind), None)
-        if wanted and not _is_like(found[name], usual[name]):
-            raise LoraMixerError(f"--field is '{text}'; {name} takes {wanted}.")
+        types, words = _VALUES.get(type(usual[name]), ((type(found[name]),), ""))
+        if type(found[name]) not in types:
+            raise LoraMixerError(f"--field is '{text}'; {name} takes {words}.")
     return found
 
 
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}
-_VALUES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-"""What a field takes, by the type of its default."""
-
-
-def _is_like(value: Any, usual: Any) -> bool:
-    """Whether a value is of the type of a default; a whole number is a number, and a truth value is neither."""
-    if isinstance(value, bool) or isinstance(usual, bool):
-        return isinstance(value, bool) and isinstance(usual, bool)
-    return isinstance(value, (int, float) if isinstance(usual, float) else type(usual))
+_VALUES: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a text"),
+}
+"""What a field takes, by the type of its default; one whose default is None or a collection takes anything."""
 
 
 app.command()(experiment)

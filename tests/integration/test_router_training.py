@@ -36,6 +36,10 @@ def layers(model) -> list[LoraMixerLayer]:
     return [module for module in model.modules() if isinstance(module, LoraMixerLayer)]
 
 
+def router_weights(model) -> torch.Tensor:
+    return torch.cat([layer.lora_mixer_router["default"].weight.flatten() for layer in layers(model)])
+
+
 def router_gradients(model) -> torch.Tensor:
     return torch.cat([layer.lora_mixer_router["default"].weight.grad.flatten() for layer in layers(model)])
 
@@ -108,10 +112,9 @@ def test_accumulated_forwards_of_unlike_rows_take_the_step_of_one_forward(expert
         log = run_training(model, tiny.tokenizer(), rows, tmp_path / f"{accumulation}", settings, RunLog({}),
                            optimizer=(torch.optim.SGD, {"lr": 1.0}), measure_speed=False)  # fmt: skip
         assert log.steps[-1]["step"] == 1
-        found.append(torch.cat([layer.lora_mixer_router["default"].weight.flatten() for layer in layers(model)]))
+        found.append(router_weights(model))
         assert model.base_model.tokens_of_step is None  # a loop of somebody else's begins without it
-    before = training_mixture(experts)
-    start = torch.cat([layer.lora_mixer_router["default"].weight.flatten() for layer in layers(before)])
+    start = router_weights(training_mixture(experts))
     torch.testing.assert_close(found[0] - start, found[1] - start, rtol=1e-3, atol=1e-5)
 
 

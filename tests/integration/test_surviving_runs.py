@@ -27,7 +27,7 @@ from loramixer.tuner import LoraMixerLayer
 from loramixer.tuner.runtime import active_runtime
 from tests import tiny
 from tests.architectures import ARCHITECTURES
-from tests.integration.test_router_training import SETTINGS, complete, rows, start, training_mixture
+from tests.integration.test_router_training import SETTINGS, complete, router_weights, rows, start, training_mixture
 
 
 def labelled_rows() -> list[dict]:
@@ -370,13 +370,7 @@ def kept(experts, tmp_path_factory) -> Path:
 
 def routers_of(folder: Path) -> torch.Tensor:
     model, _ = load_mixer(folder)
-    return torch.cat(
-        [
-            module.lora_mixer_router["default"].weight.flatten()
-            for module in model.modules()
-            if isinstance(module, LoraMixerLayer)
-        ]
-    )
+    return router_weights(model)
 
 
 def test_routers_kept_along_the_way_are_small_mixtures(kept):

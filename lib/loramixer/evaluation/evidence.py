@@ -91,7 +91,9 @@ def domain_shares_table(folder: Path) -> str:
     """
     rows = [row for row in read_csv(folder / "losses-summary.csv") if row["against"] is None and row["gate"] == "soft"]
     rows = [row for row in verdicts.named(rows) if row["setting"] == rows[0]["setting"]]
-    experts = [name for name in _parts(rows, "load_") if name not in ("entropy", "variance")]
+    if not any(str(row["quantity"]).startswith("share_of_") for row in rows):
+        raise FileNotFoundError(folder / "losses-summary.csv")
+    experts = verdicts.expert_names(rows)
     domains = [name for name in experts if find(rows, quantity=f"own_share_{name}")]
     cells = {
         domain: [
@@ -100,10 +102,6 @@ def domain_shares_table(folder: Path) -> str:
         ]
         for domain in domains
     }
-    if not all(
-        any(found is not None and "share_of" in found["quantity"] for found in line) for line in cells.values()
-    ):
-        raise FileNotFoundError(folder / "losses-summary.csv")
     lines = [table_line(domain, line) for domain, line in cells.items()]
     return table([f"{rows[0]['setting']}, tokens of", *experts], lines)
 

@@ -124,10 +124,15 @@ def of_one_size(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if (row["examples"] or 0) == most]
 
 
+def expert_names(rows: Sequence[Row]) -> list[str]:
+    """The experts, from the loads in a summary."""
+    loads = dict.fromkeys(str(row["quantity"]) for row in rows if str(row["quantity"]).startswith("load_"))
+    return [name.removeprefix("load_") for name in loads if name not in ("load_entropy", "load_variance")]
+
+
 def expert_count(rows: Sequence[Row]) -> int:
     """K, from the loads in a summary."""
-    loads = {str(row["quantity"]) for row in rows if str(row["quantity"]).startswith("load_")}
-    return len(loads - {"load_entropy", "load_variance"})
+    return len(expert_names(rows))
 
 
 def shipped_gate(rows: Sequence[Row]) -> str:
@@ -169,20 +174,21 @@ AT_ONCE: dict[str, tuple[str, Callable[[Row], Status]]] = {
 
 def _all_at_once_verdict(rows: Sequence[Row]) -> list[Verdict]:
     """Whether RSL has a more even load, more mutual information and a lower loss than no routing loss, all of them."""
-    found = {
-        quantity: row
-        for quantity in AT_ONCE
-        for row in rows
-        if row["quantity"] == quantity and row["gate"] == "soft"
-        and str(row["setting"]).startswith("RSL sharpen") and _against_no_loss(row)
-    }  # fmt: skip
-    if len(found) < len(AT_ONCE):
-        return []
-    statuses = {quantity: AT_ONCE[quantity][1](row) for quantity, row in found.items()}
-    parts = [f"{AT_ONCE[quantity][0]} {printed(row)} ({statuses[quantity]})" for quantity, row in found.items()]
-    claim = f"{found['loss']['setting']} improves load, I(token; expert) and loss (soft gates) on none, all at once"
-    numbers = f"differences: {', '.join(parts)} ({sizes(found['loss'])})"
-    return [Verdict(claim, _of_all(list(statuses.values())), numbers)]
+    verdicts = []
+    for loss in rows:
+        ours = str(loss["setting"]).startswith("RSL sharpen") and _against_no_loss(loss)
+        if not ours or loss["quantity"] != "loss" or loss["gate"] != "soft":
+            continue
+        same = {name: loss[name] for name in ("setting", "examples", "gate", "against")}
+        found = [(words, rule, find(rows, quantity=name, **same)) for name, (words, rule) in AT_ONCE.items()]
+        judged = [(words, row, rule(row)) for words, rule, row in found if row is not None]
+        if len(judged) < len(AT_ONCE):
+            continue
+        claim = f"{loss['setting']} improves load, I(token; expert) and loss (soft gates) on none, all at once"
+        parts = ", ".join(f"{words} {printed(row)} ({status})" for words, row, status in judged)
+        numbers = f"differences: {parts} ({sizes(loss)})"
+        verdicts.append(Verdict(claim, _of_all([status for *_, status in judged]), numbers))
+    return verdicts
 
 
 def _of_all(statuses: Sequence[Status]) -> Status:

@@ -277,11 +277,13 @@ class _WatchedTrainer(Trainer):
         return super().create_optimizer(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """Tell a mixture how many tokens the forwards of a step have, since its routing loss is a mean over these."""
+        """Count the tokens of a step, and tell a mixture, since its routing loss is a mean over these."""
         batches, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
+        tokens = sum(token_count(batch) for batch in batches)
+        self.own_tokens[0] += tokens
+        self.own_tokens[1] += sum(batch["input_ids"].numel() for batch in batches)
         if (tuner := mixture_of(self.model)) is not None:
-            own = torch.tensor(sum(token_count(batch) for batch in batches), device=device)
-            tuner.tokens_of_step = int(self.accelerator.reduce(own, "sum"))
+            tuner.tokens_of_step = int(self.accelerator.reduce(torch.tensor(tokens, device=device), "sum"))
         return batches, labels
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -289,8 +291,6 @@ class _WatchedTrainer(Trainer):
         if getattr(self, "_step", None) != self.state.global_step:
             self._step, self.rows_of_step = self.state.global_step, []
         self.rows_of_step += rows
-        self.own_tokens[0] += token_count(inputs)
-        self.own_tokens[1] += inputs["input_ids"].numel()
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(loss):
             self.stop(f"The loss is {float(loss)}", rows)

@@ -51,7 +51,7 @@ def other_rows(results: Results) -> list[Row]:
     """One row for each router of another experiment that has been measured: its point, with intervals over rows."""
     width = np.log(len(results.options.experts))
     rows = []
-    for run in _other_runs(results.options):
+    for run in dict.fromkeys(_other_runs(results.options)):
         path = results.workshop.measurement_file(results.key, run, ROUTING_GATE)
         if run in results.measured or not path.is_file():
             continue
@@ -75,7 +75,7 @@ def write(results: Results, folder: Path) -> None:
     """The points, those of other experiments, and the paths: means over the rows of each logged step, over log E."""
     width = np.log(len(results.options.experts))
     write_csv(folder / f"{NAME}.csv", point_rows(results))
-    if others := list({(row["setting"], row["examples"], row["seed"]): row for row in other_rows(results)}.values()):
+    if others := other_rows(results):
         write_csv(folder / f"{NAME}-others.csv", others)
     paths = [
         {
